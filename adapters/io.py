@@ -1,0 +1,203 @@
+"""An adapted model in, a folder in PEFT's layout out; and back, strictly.
+
+`adapter_config.json` tells the method; `adapter_model.safetensors` holds the tensors of the adapter
+and of the modules that trained with it. What PEFT has no place for is JSON in one metadata entry,
+`adapters` (safetensors writes several in random order): `base_fingerprint`, and `classes` where
+`model.classes` is a tuple of names.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from adapters.base import AdapterConfig
+from adapters.inject import Injection, eject, inject, injection, set_classes
+from adapters.methods import METHODS
+from adapters.targets import matching
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+LINEAR = "LINEAR"  # peft_type where only modules_to_save trained; PEFT has no such method
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """What stands in an adapter's folder."""
+
+    config: dict[str, Any]  # adapter_config.json
+    tensors: dict[str, Tensor]  # by PEFT's names
+    fingerprint: str | None  # of the base; None where PEFT wrote the folder
+    classes: tuple[str, ...] | None  # what the logits stand for
+
+
+def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write the adapter and the trained modules to `folder`, each file whole or not at all.
+
+    Raises:
+        ValueError: the model is not adapted, or its adapters are switched off.
+        OSError: the folder can't be written.
+    """
+    record = injection(model)
+    written = record.config.to_peft() if record.config else {"peft_type": LINEAR}
+    written |= {"modules_to_save": [*record.trained] or None, "task_type": None}
+    ours: dict[str, Any] = {"base_fingerprint": record.fingerprint}
+    if isinstance(classes := getattr(model, "classes", None), tuple):
+        ours["classes"] = classes
+    tensors = {key: t.contiguous().cpu() for key, t in _tensors(model, record).items()}
+    _write(Path(folder, TENSORS), save(tensors, {"adapters": json.dumps(ours, sort_keys=True)}))
+    _write(Path(folder, CONFIG), (json.dumps(written, indent=2, sort_keys=True) + "\n").encode())
+
+
+def load_adapter(model: Model, folder: str | os.PathLike[str], *, train: bool = False) -> Model:
+    """Adapt the base `model` in place as `folder` says, and return it.
+
+    Trained modules, the head above all, come with the adapter: an `nn.Linear` gets as many outputs
+    as the file has. `model.classes` becomes the adapter's, where the file names any.
+
+    Args:
+        model: the base, in the dtype and on the device to compute in.
+        folder: written by `save_adapter`, or by PEFT.
+        train: False returns the model frozen and in eval mode; True as `inject` would, to train on.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, an option is unknown or not supported, a tensor is missing,
+            unexpected, of another shape or not finite, or the adapter belongs to another base.
+            The model is then what it was.
+    """
+    saved = read_adapter(folder)
+    try:
+        inject(model, _config(model, saved.config), saved.config.get("modules_to_save") or ())
+    except ValueError as error:
+        raise ValueError(f"{Path(folder, CONFIG)}: {error}") from error
+    try:
+        _fill(model, saved)
+    except Exception as error:
+        eject(model)
+        raise ValueError(f"{Path(folder, TENSORS)}: {error}") from error
+    if saved.classes is not None:
+        set_classes(model, saved.classes)
+    return model if train else model.requires_grad_(False).eval()
+
+
+def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
+    """Return what stands in `folder`, without a model to judge it by.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken.
+    """
+    for name in (CONFIG, TENSORS):
+        if not Path(folder, name).is_file():
+            raise FileNotFoundError(f"{folder} holds no adapter: {name} is missing")
+    try:
+        config = json.loads(Path(folder, CONFIG).read_bytes())
+        for key in ("modules_to_save", "target_modules"):
+            if not isinstance(config.get(key), (list, str, NoneType)):
+                raise ValueError(f"{key} is {config[key]!r}, not a list")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{Path(folder, CONFIG)} is broken: {error}") from error
+    try:
+        with safe_open(Path(folder, TENSORS), framework="pt") as file:
+            ours = json.loads((file.metadata() or {}).get("adapters", "{}"))
+            classes = tuple(ours["classes"]) if "classes" in ours else None
+            tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+            return AdapterFolder(config, tensors, ours.get("base_fingerprint"), classes)
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{Path(folder, TENSORS)} is broken: {error}") from error
+
+
+def _config(model: nn.Module, written: Mapping[str, Any]) -> AdapterConfig | None:
+    """Return the config that `written` tells, its targets as PEFT finds them in `model`."""
+    kind, targets = written.get("peft_type"), written.get("target_modules")
+    if kind == LINEAR:
+        return None
+    method = next((method for method in METHODS.values() if method.reads(written)), None)
+    if method is None:
+        raise ValueError(f"peft_type={kind!r} is none that is known: {', '.join(METHODS)}")
+    if isinstance(targets, str):
+        try:
+            pattern = re.compile(targets)
+        except re.error as error:
+            raise ValueError(f"target_modules={targets!r} is no regular expression") from error
+        targets = [name for name, _ in model.named_modules() if pattern.fullmatch(name)]
+    trained = matching(model, written.get("modules_to_save") or (), "modules_to_save")
+    targets = [name for name in targets or () if name not in trained]  # PEFT trains those only
+    return method.from_peft({**written, "target_modules": targets})
+
+
+def _fill(model: nn.Module, saved: AdapterFolder) -> None:
+    """Copy the saved tensors into the adapted model."""
+    record = injection(model)
+    if saved.fingerprint not in (None, record.fingerprint):
+        raise ValueError(
+            f"trained on the base {saved.fingerprint}, but this one is {record.fingerprint}; "
+            "load that base, and cast it to another dtype only afterwards"
+        )
+    for name in record.trained:
+        _resize(model, name, saved.tensors.get(f"{PREFIX}{name}.weight"))
+    places = _tensors(model, record)
+    for key in sorted(places.keys() | saved.tensors.keys()):
+        if key not in saved.tensors:
+            raise ValueError(f"tensor {key} is missing")
+        if key not in places:
+            raise ValueError(f"tensor {key} is unexpected")
+        value, place = saved.tensors[key], places[key]
+        if value.shape != place.shape:
+            raise ValueError(f"tensor {key} has shape {[*value.shape]}, not {[*place.shape]}")
+        if value.is_floating_point() != place.is_floating_point():
+            raise ValueError(f"tensor {key} is of {value.dtype}, not {place.dtype}")
+        if not value.isfinite().all():
+            raise ValueError(f"tensor {key} has values that are not finite")
+        place.copy_(value)
+
+
+def _resize(model: nn.Module, name: str, weight: Tensor | None) -> None:
+    """Give a trained `nn.Linear` as many outputs as the saved `weight` (O, I) has."""
+    head = model.get_submodule(name)
+    if type(head) is nn.Linear and weight is not None and weight.shape[1:] == (head.in_features,):
+        head.out_features = len(weight)
+        head.weight = nn.Parameter(head.weight.new_empty(weight.shape))
+        if head.bias is not None:
+            head.bias = nn.Parameter(head.bias.new_empty(len(weight)))
+
+
+def _tensors(model: nn.Module, record: Injection) -> dict[str, Tensor]:
+    """Return what a file holds, by PEFT's names, as views of the model's own tensors."""
+    found: dict[str, Tensor] = {}
+    for name in record.adapted:
+        own = model.get_submodule(name).state_dict()
+        names = record.config.peft_tensors if record.config else {}
+        found |= {f"{PREFIX}{name}.{names[key]}": own[key] for key in own.keys() & names.keys()}
+    for name in record.trained:
+        state = model.get_submodule(name).state_dict()
+        found |= {f"{PREFIX}{name}.{key}": tensor for key, tensor in state.items()}
+    return found
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary.is_file():
+            temporary.unlink()

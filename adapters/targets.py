@@ -1,0 +1,101 @@
+"""Names in, modules out; and the modules that an adapter would silently not reach, refused."""
+
+import difflib
+from collections.abc import Collection, Mapping
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+# These read their children's weights without calling the children.
+BYPASSING = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+# These put a prefix before every name.
+WRAPPERS = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
+
+
+def matching(model: nn.Module, names: Collection[str], what: str) -> dict[str, nn.Module]:
+    """Return the modules whose name is one of `names` or ends in a dot and one of them.
+
+    Raises:
+        ValueError: `names` is one string, or one of them matches nothing.
+    """
+    if isinstance(names, str):
+        raise ValueError(f"{what} {names!r} is one string; write ({names!r},)")
+    modules = _named_modules(model)
+    found: dict[str, nn.Module] = {}
+    for wanted in names:
+        hits = {n: m for n, m in modules.items() if n == wanted or n.endswith(f".{wanted}")}
+        if not hits:
+            raise ValueError(f"{what} {wanted!r} matches no module; {_choice(wanted, modules)}")
+        found |= hits
+    return found
+
+
+def refuse(
+    model: nn.Module, adapted: Mapping[str, nn.Module], trained: Mapping[str, nn.Module]
+) -> None:
+    """Check that adapting and training these modules does what it seems to.
+
+    Raises:
+        ValueError: it would not, with the reason.
+    """
+    if (kind := type(model).__name__) in WRAPPERS:
+        raise ValueError(
+            f"the model is wrapped in {kind}; adapt first, model.compile() and DDP last"
+        )
+    modules = _named_modules(model)
+    for name, module in adapted.items():
+        if name in trained:
+            raise ValueError(f"{name!r} is both a target and trainable; choose one")
+        for outer in _outer(name):
+            if isinstance(modules[outer], BYPASSING):
+                kind = type(modules[outer]).__name__
+                raise ValueError(f"{name!r} is never called: nn.{kind} reads its weight directly")
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            raise ValueError(f"{name!r} has hooks, which an adapter would lose; remove them first")
+    for name, module in (*adapted.items(), *trained.items()):
+        if inside := [outer for outer in _outer(name) if outer in trained]:
+            raise ValueError(f"{name!r} lies inside {inside[0]!r}, which is trainable; choose one")
+        if twin := [n for n, m in modules.items() if m is module and n != name]:
+            raise ValueError(f"{name!r} and {twin[0]!r} are one module; it can't be replaced")
+    _refuse_tied(model, trained)
+    _refuse_statistics(modules, trained)
+
+
+def _refuse_tied(model: nn.Module, trained: Mapping[str, nn.Module]) -> None:
+    """Refuse to train a copy of a parameter that is used elsewhere too."""
+    seen: dict[int, tuple[str, str]] = {}
+    for key, parameter in model.named_parameters(remove_duplicate=False):
+        home = next((name for name in trained if key.startswith(f"{name}.")), "")
+        first, first_home = seen.setdefault(id(parameter), (key, home))
+        if home != first_home:
+            raise ValueError(f"{first!r} and {key!r} are one parameter; a trained copy unties them")
+
+
+def _refuse_statistics(modules: Mapping[str, nn.Module], trained: Mapping[str, nn.Module]) -> None:
+    """Refuse a frozen batch norm: in training mode it goes on changing."""
+    for name, module in modules.items():
+        frozen = not any(outer in trained for outer in (name, *_outer(name)))
+        if frozen and isinstance(module, _NormBase) and module.track_running_stats:
+            raise ValueError(
+                f"{name!r} keeps running statistics, which training changes though the base is "
+                "frozen; name it in trainable"
+            )
+
+
+def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every module below `model` under every name that it has."""
+    return {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
+
+
+def _outer(name: str) -> list[str]:
+    """Return the names of the modules around `name`: "a" and "a.b" for "a.b.c"."""
+    parts = name.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+def _choice(wanted: str, modules: Mapping[str, nn.Module]) -> str:
+    """Return a hint at what could have been meant."""
+    last = sorted({name.rpartition(".")[2] for name in modules} - set(map(str, range(1000))))
+    close = difflib.get_close_matches(wanted.rpartition(".")[2], last, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}There are: {', '.join(last[:30])}"

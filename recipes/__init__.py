@@ -1,0 +1,1 @@
+"""One dataclass of options, one function and one command for each thing that `vitft` does."""

@@ -1,0 +1,28 @@
+"""List the data sets that have a name: `vitft data`."""
+
+from dataclasses import dataclass
+
+import click
+
+from vitft import options as cli
+from vitft.data import DATASETS, data_folder
+from vitft.shapes import CLASSES
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """List the data sets that have a name, and where they are or come from."""
+
+
+def run(options: DataOptions) -> None:
+    """Print a line a set."""
+    for name, classes in CLASSES.items():
+        click.echo(f"{name:<14} drawn by the program, {len(classes)} classes")
+    for name, (torchvision_name, *_) in DATASETS.items():
+        folder = data_folder() / name
+        place = f"in {folder}" if folder.is_dir() else f"downloaded to {folder} when first used"
+        click.echo(f"{name:<14} torchvision's {torchvision_name}, {place}")
+    click.echo("FOLDER         your own: FOLDER/train/CLASS/* and FOLDER/test/CLASS/*")
+
+
+command = cli.command("data", DataOptions, run)

@@ -1,0 +1,141 @@
+"""Freeze a base, train an adapter and a new head: `vitft finetune --adapter lora --base BASE --data DATA --out DIR`."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+import adapters
+from recipes.training import (
+    TrainOptions,
+    finish,
+    make_plan,
+    make_splits,
+    open_run,
+    pick_device,
+    say,
+    train,
+)
+from vitft import options as cli
+from vitft.checkpoint import load_model, save_model
+from vitft.data import load_data
+from vitft.options import option
+
+BASELINES = ("linear", "full")  # train only the head, or everything
+LR = {"linear": 3e-3, "full": 3e-4}  # what a method without a line here gets is 3e-3
+PRESETS: dict[str, dict[str, Any]] = {"default": {}}
+METHOD_OPTIONS = ("rank", "alpha", "dropout", "targets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(TrainOptions):
+    """Freeze a base, put on a head for the new classes and train only that head and an adapter."""
+
+    adapter: str = option(help=f"Method: {', '.join([*adapters.METHODS, *BASELINES])}.")
+    base: str = option(help="A .safetensors file, or the name of a bundled base.")
+    preset: str = option("default", f"Values for what is not given: {', '.join(PRESETS)}.")
+    lr: float | None = option(None, "Highest learning rate.  [default: 0.003, full: 0.0003]")
+    weight_decay: float = option(0.0, "Decoupled weight decay of matrices.")
+    epochs: int = option(10, "Passes over the training images.")
+    batch_size: int = option(64, "Images in a step.")
+    rank: int | None = option(None, "Rank of the update.  [default: 8]")
+    alpha: float | None = option(None, "The update is scaled by alpha / rank.  [default: 16]")
+    dropout: float | None = option(None, "Of the adapter's input.  [default: 0]")
+    targets: tuple[str, ...] = option((), "Names of the linears to adapt.  [default: wq,wk,wv,wo]")
+
+
+def finetune(options: FinetuneOptions) -> dict[str, Any]:
+    """Train an adapter, write the files of the run and return its summary.
+
+    The order is fixed: build, load, inject (which freezes), move to the device, compile, optimize.
+
+    Raises:
+        ValueError, OSError: what the user can mend.
+        KeyboardInterrupt: stopped, with the state saved.
+    """
+    device = pick_device(options.device)
+    config = method_config(options)
+    if options.lr is None:
+        options = replace(options, lr=LR.get(options.adapter, 3e-3))
+    plan = make_plan(options, device)
+    model = load_model(options.base)
+    data = load_data(
+        options.data, image_size=model.config.image_size, n_channels=model.config.n_channels
+    )
+    torch.manual_seed(options.seed)
+    model.new_head(data.classes)
+    if options.adapter != "full":
+        adapters.inject(model, config, trainable=("head",))
+    folder = open_run(options)
+    splits = make_splits(data, options, device)
+    model.to(device)
+    n_trainable, n_all = (
+        sum(p.numel() for p in ps) for ps in (_trainable(model), model.parameters())
+    )
+    say(
+        f"{options.adapter}: {n_trainable:,} of {n_all:,} parameters train on {len(splits.train):,} images, on {device}"
+    )
+    fit = train(model, splits, plan, options, folder)
+    if options.adapter == "full":
+        file = folder / "model.safetensors"
+        save_model(model, file)
+    else:
+        file = folder / "adapter_model.safetensors"
+        adapters.save_adapter(model, folder)
+    facts = {
+        "adapter": options.adapter,
+        "base": options.base,
+        "file": file.name,
+        "file_bytes": file.stat().st_size,
+    }
+    return finish(fit, splits, options, folder, facts)
+
+
+def method_config(options: FinetuneOptions) -> Any:
+    """Return the adapter's config, None for a baseline.
+
+    Raises:
+        ValueError: an unknown method, a value out of its range, or an option that the method does not have.
+    """
+    known = [*adapters.METHODS, *BASELINES]
+    if options.adapter not in known:
+        raise ValueError(f"unknown adapter {options.adapter!r}; choose from {', '.join(known)}")
+    method = adapters.METHODS.get(options.adapter)
+    given = {
+        name: getattr(options, name)
+        for name in METHOD_OPTIONS
+        if getattr(options, name) not in (None, ())
+    }
+    has = {field.name for field in fields(method)} if method else set()
+    if unused := sorted(given.keys() - has):
+        raise ValueError(
+            f"--{unused[0]} means nothing to --adapter {options.adapter}; leave it out"
+        )
+    return method(**given) if method else None
+
+
+def run(options: FinetuneOptions) -> None:
+    """Train and print what a person wants to know."""
+    summary = finetune(options)
+    out, trained, n_all = options.out, summary["n_trainable"], summary["n_parameters"]
+    full = options.adapter == "full"
+    model = f"--base {out}/model.safetensors" if full else f"--base {options.base} --adapter {out}"
+    click.echo(f"test accuracy   {summary['test_accuracy']:.2%}")
+    click.echo(f"trained         {trained:,} of {n_all:,} parameters ({trained / n_all:.2%})")
+    click.echo(
+        f"file            {Path(out, summary['file'])} ({summary['file_bytes'] / 1000:,.0f} kB)"
+    )
+    click.echo(f"report          {out}/report.html")
+    click.echo(f"evaluate it     vitft evaluate {model} --data {options.data}")
+    click.echo(f"use it          vitft predict {model} IMAGE")
+    if not full:
+        click.echo(f"bake it in      vitft merge {model} --out {out}/merged.safetensors")
+
+
+def _trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+command = cli.command("finetune", FinetuneOptions, run, PRESETS)

@@ -1,0 +1,88 @@
+"""Show what a base or an adapter holds: `vitft inspect PATH`."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+import adapters
+from adapters.io import read_adapter
+from vitft import options as cli
+from vitft.checkpoint import load_model
+from vitft.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """Show the config, parameters, classes and fingerprint of a base, or what an adapter adapts."""
+
+    path: str = option(
+        help="A base file, a bundled base's name, or the folder of a run.", argument=True
+    )
+    json: bool = option(False, "Print JSON.")
+
+
+def inspect(path: str) -> dict[str, Any]:
+    """Return what stands in a base file, a bundled base, an adapter's folder or a run's.
+
+    Raises:
+        ValueError, OSError: nothing there that can be read.
+    """
+    folder = Path(path)
+    if (folder / "adapter_config.json").is_file():
+        return inspect_adapter(folder)
+    if folder.is_dir() and (folder / "model.safetensors").is_file():
+        return inspect_base(str(folder / "model.safetensors"))
+    if folder.is_dir():
+        raise ValueError(
+            f"{folder} holds neither an adapter nor a base (adapter_config.json, model.safetensors)"
+        )
+    return inspect_base(path)
+
+
+def inspect_base(path: str) -> dict[str, Any]:
+    """Return what stands in a base file."""
+    model = load_model(path)
+    return {
+        "kind": "base",
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "config": asdict(model.config),
+        "mean": model.mean,
+        "std": model.std,
+        "fingerprint": adapters.fingerprint(model, exclude=("head",)),
+        "classes": model.classes,
+    }
+
+
+def inspect_adapter(folder: Path) -> dict[str, Any]:
+    """Return what stands in an adapter's folder."""
+    saved = read_adapter(folder)
+    return {
+        "kind": "adapter",
+        "n_parameters": sum(tensor.numel() for tensor in saved.tensors.values()),
+        "config": saved.config,
+        "base_fingerprint": saved.fingerprint,
+        "classes": saved.classes,
+        "tensors": {name: list(tensor.shape) for name, tensor in saved.tensors.items()},
+    }
+
+
+def run(options: InspectOptions) -> None:
+    """Print what stands in a file or folder."""
+    facts = inspect(options.path)
+    if options.json:
+        click.echo(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            click.echo(name)
+            for key, entry in value.items():
+                click.echo(f"  {key:<40} {entry}")
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            click.echo(f"{name:<18} {f'{shown:,}' if isinstance(shown, int) else shown}")
+
+
+command = cli.command("inspect", InspectOptions, run)

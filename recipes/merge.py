@@ -1,0 +1,52 @@
+"""Bake an adapter into a plain base: `vitft merge --base BASE --adapter DIR --out FILE`."""
+
+from dataclasses import dataclass
+
+import click
+import torch
+
+import adapters
+from recipes.evaluate import ModelOptions, open_model
+from vitft import options as cli
+from vitft.checkpoint import load_model, save_model
+from vitft.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions(ModelOptions):
+    """Write a plain base with the adapter baked in, as fast as the base itself."""
+
+    adapter: str = option(help="Folder of an adapter for that base.")
+    out: str = option(help="The .safetensors file to write.")
+
+
+def merge(options: MergeOptions) -> float:
+    """Write the merged base and return the largest difference between its logits and the adapted base's.
+
+    Measured on 64 images of uniform noise, from the file as written.
+
+    Raises:
+        ValueError, OSError: a file is missing, broken or cannot be written, or the method can't be merged.
+    """
+    model = open_model(options)
+    shape = (64, model.config.n_channels, model.config.image_size, model.config.image_size)
+    images = torch.randint(
+        0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    with torch.inference_mode():
+        before = model(model.normalize(images))
+    save_model(adapters.merge(model), options.out)
+    merged = load_model(options.out)
+    with torch.inference_mode():
+        return (merged(merged.normalize(images)) - before).abs().max().item()
+
+
+def run(options: MergeOptions) -> None:
+    """Merge and print the largest difference."""
+    difference = merge(options)
+    click.echo(f"merged base     {options.out}")
+    click.echo(f"largest logit difference on 64 images of noise   {difference:.2e}")
+    click.echo(f"use it          vitft predict --base {options.out} IMAGE")
+
+
+command = cli.command("merge", MergeOptions, run)

@@ -1,0 +1,159 @@
+"""Train a base from scratch: `vitft pretrain --data cifar10 --out runs/base`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import torch
+
+from recipes.training import (
+    TrainOptions,
+    finish,
+    make_plan,
+    make_splits,
+    open_run,
+    pick_device,
+    say,
+    train,
+)
+from vitft import options as cli
+from vitft.checkpoint import save_model
+from vitft.data import load_data
+from vitft.images import channel_statistics
+from vitft.model import VisionTransformer, ViTConfig
+from vitft.options import option
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # flips and crops; for few epochs
+    "default": {},
+    # the same on two cores: most of the epochs on small images, which cost a quarter
+    "cpu": {"sizes": ("16:0.7", "24:0.2")},
+    # the tutorial's recipe, to compare with
+    "article": {
+        "epochs": 150,
+        "batch_size": 16,
+        "lr": 3e-4,
+        "weight_decay": 0.0,
+        "optimizer": "adam",
+        "schedule": "multistep",
+        "warmup": 0.0,
+        "clip": 0.0,
+        "dropout": 0.2,
+        "label_smoothing": 0.0,
+        "shift": 0,
+        "min_area": 0.8,
+        "pooling": "cls",
+        "init": "article",
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(TrainOptions):
+    """Train a Vision Transformer from scratch and save it as OUT/model.safetensors."""
+
+    preset: str = option("default", f"Values for what is not given: {', '.join(PRESETS)}.")
+    label_smoothing: float = option(0.05, "Probability that a target leaves to the other classes.")
+    flip: bool = option(
+        True, "Mirror half of the training images; wrong where left and right differ, as in signs."
+    )
+    shift: int = option(4, "Move training images by up to so many pixels.")
+    dropout: float = option(0.0, "Of the tokens, after the positions and in the feed-forward.")
+    sizes: tuple[str, ...] = option(
+        (), "Train on smaller images first: SIZE:SHARE of the epochs, e.g. 16:0.6,24:0.3."
+    )
+    init: str = option(
+        "small", "Of positions, class token and head: small (0.02, 0) or article (normal)."
+    )
+    pooling: str = option(
+        "mean", "What the head reads: the mean of the tokens, or cls, the class token."
+    )
+    image_size: int = option(32, "Side of the images, in pixels; other images are scaled and cut.")
+    patch_size: int = option(4, "Side of a patch, in pixels.")
+    dim: int = option(256, "Width of a token.")
+    hidden_dim: int = option(512, "Width inside a feed-forward.")
+    n_heads: int = option(8, "Attention heads.")
+    n_layers: int = option(6, "Blocks.")
+    n_channels: int = option(3, "3 for colour, 1 for grey.")
+
+
+def pretrain(options: PretrainOptions) -> dict[str, Any]:
+    """Train a base, write the files of the run and return its summary.
+
+    Raises:
+        ValueError, OSError: what the user can mend.
+        KeyboardInterrupt: stopped, with the state saved.
+    """
+    device = pick_device(options.device)
+    config = {
+        name: getattr(options, name)
+        for name in ViTConfig.__dataclass_fields__
+        if name != "n_classes"
+    }
+    plan = make_plan(options, device, parse_sizes(options.sizes))
+    ViTConfig(**config)  # what cannot be built is said before anything is read or written
+    data = load_data(options.data, image_size=options.image_size, n_channels=options.n_channels)
+    folder = open_run(options)
+    splits = make_splits(data, options, device)
+    torch.manual_seed(options.seed)
+    model = VisionTransformer(ViTConfig(**config, n_classes=len(data.classes)))
+    initialise(model, options.init)
+    model.classes = data.classes
+    model.mean, model.std = channel_statistics(splits.train)
+    model.to(device)
+    n_parameters = sum(p.numel() for p in model.parameters())
+    say(
+        f"{n_parameters:,} parameters, {len(splits.train):,} training images of {len(data.classes)} classes, on {device}"
+    )
+    fit = train(model, splits, plan, options, folder)
+    save_model(model, folder / "model.safetensors")
+    return finish(fit, splits, options, folder, {"preset": options.preset})
+
+
+def initialise(model: VisionTransformer, name: str) -> None:
+    """Set the tensors that PyTorch's defaults leave to us: "article" keeps N(0, 1), "small" is usual for ViTs.
+
+    Raises:
+        ValueError: neither.
+    """
+    if name not in ("article", "small"):
+        raise ValueError(f"unknown init {name!r}; choose from article, small")
+    if name == "small":
+        with torch.no_grad():
+            model.pos_embedding.mul_(0.02)
+            model.head.weight.zero_()
+            if model.cls_token is not None:
+                model.cls_token.mul_(0.02)
+
+
+def parse_sizes(sizes: tuple[str, ...]) -> tuple[tuple[int, float], ...]:
+    """Return (image size, share of the epochs) for each SIZE:SHARE.
+
+    Raises:
+        ValueError: not of that form, or shares that add up to more than 1.
+    """
+    try:
+        parsed = tuple(
+            (int(size), float(share)) for size, share in (part.split(":") for part in sizes)
+        )
+    except ValueError:
+        raise ValueError(
+            f"sizes={','.join(sizes)} is not SIZE:SHARE,SIZE:SHARE, e.g. 16:0.6,24:0.3"
+        ) from None
+    if sum(share for _, share in parsed) > 1 or any(share < 0 for _, share in parsed):
+        raise ValueError(f"the shares in sizes={','.join(sizes)} add up to more than 1")
+    return parsed
+
+
+def run(options: PretrainOptions) -> None:
+    """Train and print what a person wants to know."""
+    summary = pretrain(options)
+    click.echo(f"test accuracy   {summary['test_accuracy']:.2%}")
+    click.echo(f"base            {options.out}/model.safetensors")
+    click.echo(f"report          {options.out}/report.html")
+    click.echo(
+        f"use it          vitft finetune --adapter lora --base {options.out}/model.safetensors --data DATA --out DIR"
+    )
+
+
+command = cli.command("pretrain", PretrainOptions, run, PRESETS)

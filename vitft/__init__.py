@@ -1,0 +1,28 @@
+"""A Vision Transformer whose named linears take adapters: model, data, training and command line.
+
+Names are imported on first use, so that `vitft --help` needs no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vitft.version import __version__
+
+if TYPE_CHECKING:
+    from vitft.checkpoint import load_model, save_model
+    from vitft.model import VisionTransformer, ViTConfig
+
+__all__ = ["VisionTransformer", "ViTConfig", "__version__", "load_model", "save_model"]
+
+_HOME = {
+    "VisionTransformer": "model",
+    "ViTConfig": "model",
+    "load_model": "checkpoint",
+    "save_model": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vitft' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"vitft.{_HOME[name]}"), name)

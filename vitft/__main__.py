@@ -1,0 +1,5 @@
+"""`python -m vitft` is `vitft`."""
+
+from vitft.cli import main
+
+main()

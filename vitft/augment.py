@@ -1,0 +1,84 @@
+"""Augmentation of whole batches on their device: normalised images (B, C, height, width) in, the same shape out."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training batch; the default is nothing.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    flip: bool = False  # mirror half of the images
+    shift: int = 0  # move by up to so many pixels, edges reflected
+    min_area: float = (
+        1.0  # cut out a rectangle of at least this share of the area, sides within 9:10 and 10:9
+    )
+    mixup: float = 0.0  # share of images blended with another (arXiv:1710.09412)
+    cutmix: float = 0.0  # share of images that get a rectangle of another (arXiv:1905.04899)
+
+    def __post_init__(self) -> None:
+        if self.shift < 0:
+            raise ValueError(f"shift={self.shift} is negative; 0 switches it off")
+        if not 0 < self.min_area <= 1:
+            raise ValueError(
+                f"min_area={self.min_area} is not in 0 < min_area <= 1; 1 switches it off"
+            )
+        if min(self.mixup, self.cutmix) < 0 or self.mixup + self.cutmix > 1:
+            raise ValueError(
+                f"mixup={self.mixup} and cutmix={self.cutmix} are shares, and add up to 1 at most"
+            )
+
+    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the batch changed: images (B, C, height, width), target probabilities (B, n_classes)."""
+        if self.flip or self.shift or self.min_area < 1:
+            images = self.move(images)
+        if self.mixup or self.cutmix:
+            images, targets = self.mix(images, targets)
+        return images, targets
+
+    def move(self, images: Tensor) -> Tensor:
+        """Return each image cut, shifted and mirrored at random, in one resampling."""
+        n, height, width = len(images), *images.shape[-2:]
+
+        def rand(low: float, high: float) -> Tensor:
+            return torch.empty(n, device=images.device).uniform_(low, high)
+
+        area, ratio = rand(self.min_area, 1), rand(-0.1054, 0.1054).exp()  # log(10/9) = 0.1054
+        ratio = ratio if self.min_area < 1 else torch.ones_like(ratio)
+        scale_x, scale_y = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+        shift_x = rand(-self.shift - 0.5, self.shift + 0.5).round() * (2 / width)
+        shift_y = rand(-self.shift - 0.5, self.shift + 0.5).round() * (2 / height)
+        theta = images.new_zeros(n, 2, 3)
+        theta[:, 0, 0] = torch.where(rand(0, 1) < 0.5 * self.flip, -scale_x, scale_x)
+        theta[:, 1, 1] = scale_y
+        theta[:, 0, 2] = shift_x + rand(-1, 1) * (1 - scale_x)
+        theta[:, 1, 2] = shift_y + rand(-1, 1) * (1 - scale_y)
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+    def mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images mixed with the batch in reverse order, each by a share of its own, and targets to match."""
+        n, height, width = len(images), *images.shape[-2:]
+        rand = torch.rand(5, n, 1, 1, 1, device=images.device)
+        share = rand[0]  # of the other image
+        half_height, half_width = share.sqrt() * height / 2, share.sqrt() * width / 2
+        y = torch.arange(height, device=images.device).view(-1, 1) + 0.5 - rand[1] * height
+        x = torch.arange(width, device=images.device) + 0.5 - rand[2] * width
+        box = ((y.abs() < half_height) & (x.abs() < half_width)).to(
+            images.dtype
+        )  # (B, 1, height, width)
+        blend = torch.where(
+            rand[3] * (self.mixup + self.cutmix) < self.mixup, share.expand_as(box), box
+        )
+        blend = blend * (rand[4] < self.mixup + self.cutmix)
+        share = blend.mean(dim=(1, 2, 3)).view(-1, 1)
+        return images + blend * (images.flip(0) - images), targets + share * (
+            targets.flip(0) - targets
+        )

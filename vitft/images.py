@@ -1,0 +1,192 @@
+"""Labelled images as uint8 (n, C, height, width): read, held whole or streamed, split and cut into batches."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+MAX_BYTES = 4 * 2**30  # a set larger than this is streamed
+
+
+def to_tensor(image: Image.Image, *, image_size: int, n_channels: int) -> Tensor:
+    """Return an image as uint8 (n_channels, image_size, image_size): upright, covering the square, centre cut."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
+        image = image.point(lambda value: value / 256, "L")
+    image = image.convert({1: "L", 3: "RGB"}.get(n_channels, "CMYK"))
+    if image.size != (image_size, image_size):
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image_size, image_size, n_channels).permute(2, 0, 1).contiguous()
+
+
+def read_image(path: str | Path, fit: Callable[[Image.Image], Tensor]) -> Tensor:
+    """Return the image file at `path` through `fit`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, or a broken one.
+    """
+    try:
+        with Image.open(path) as image:
+            return fit(image)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no image {path}") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path} is no readable image ({error}); mend or remove it") from error
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    decode: Callable[[int], Tensor]
+    indices: list[int]
+
+    def __call__(self, i: int) -> Tensor:
+        return self.decode(self.indices[i])
+
+
+@dataclass(frozen=True)
+class _Decoded(Dataset[tuple[Tensor, Tensor]]):
+    decode: Callable[[int], Tensor]
+    labels: Tensor
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.decode(i), self.labels[i]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Images:
+    """Images with labels: `decode(i)` gives image i as uint8 (C, height, width); held whole or streamed.
+
+    Attributes:
+        labels: class indices (n,).
+        sources: for each image what it was cut from (a video's track, say), or its own number.
+    """
+
+    def __init__(
+        self, decode: Callable[[int], Tensor], labels: Tensor, sources: Sequence[str] = ()
+    ) -> None:
+        self.decode = decode
+        self.labels = labels
+        self.sources = list(sources) or [str(i) for i in range(len(labels))]
+        self.pixels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor) -> "Images":
+        """Return the images at `indices` (m,), in that order."""
+        chosen = indices.tolist()
+        subset = Images(
+            _Chosen(self.decode, chosen),
+            self.labels[indices.cpu()],
+            [self.sources[i] for i in chosen],
+        )
+        if self.pixels is not None:
+            subset.pixels = self.pixels[indices.to(self.pixels.device)]
+        return subset
+
+    def to(self, device: torch.device, max_bytes: int = MAX_BYTES) -> "Images":
+        """Hold the images whole on `device` if they fit into `max_bytes`; otherwise leave them to be streamed."""
+        if self.pixels is None and len(self) and len(self) * self.decode(0).numel() <= max_bytes:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                self.pixels = torch.stack(list(pool.map(self.decode, range(len(self)))))
+        if self.pixels is not None:
+            self.pixels, self.labels = self.pixels.to(device), self.labels.to(device)
+        return self
+
+    def batches(
+        self, order: Tensor, batch_size: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images (B, C, height, width) uint8, labels (B,)) in the given order (m,), on `device`."""
+        if self.pixels is not None:
+            for chosen in order.to(self.pixels.device).split(batch_size):
+                yield self.pixels[chosen], self.labels[chosen]
+            return
+        pin = device.type == "cuda"
+        n_workers = min(8, os.cpu_count() or 1)
+        source = _Decoded(self.decode, self.labels.cpu())
+        loader = DataLoader(
+            source,
+            batch_size,
+            sampler=order.tolist(),
+            num_workers=n_workers,
+            pin_memory=pin,
+            prefetch_factor=4,
+        )
+        for images, labels in loader:
+            yield images.to(device, non_blocking=pin), labels.to(device, non_blocking=pin)
+
+
+def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images]:
+    """Return (training, validation) images: `fraction` of each class for validation, whole sources only.
+
+    A class of a single source is split by image; a class of a single image stays in training.
+
+    Raises:
+        ValueError: `fraction` is not in 0 <= fraction < 1.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(
+            f"val_fraction={fraction} is not in 0 <= val_fraction < 1; 0 trains on every image"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    train: list[int] = []
+    validation: list[int] = []
+    for label in images.labels.unique().tolist():
+        groups: dict[str, list[int]] = {}
+        for i in (images.labels == label).nonzero().flatten().tolist():
+            groups.setdefault(images.sources[i], []).append(i)
+        if len(groups) == 1:
+            groups = {str(i): [i] for group in groups.values() for i in group}
+        wanted = fraction * sum(map(len, groups.values()))
+        members = list(groups.values())
+        order = torch.randperm(len(members), generator=generator).tolist()
+        n_taken = 0
+        for place, group in enumerate(order):
+            chosen = n_taken < wanted and place < len(members) - 1
+            (validation if chosen else train).extend(members[group])
+            n_taken += chosen * len(members[group])
+    return images.subset(torch.tensor(sorted(train))), images.subset(
+        torch.tensor(sorted(validation)).long()
+    )
+
+
+def limit(images: Images, n: int, *, seed: int) -> Images:
+    """Return `n` of the images, drawn at random with as equal a number from each class as there is.
+
+    Raises:
+        ValueError: `n` is not positive.
+    """
+    if n < 1:
+        raise ValueError(f"limit={n} is not positive; leave it out to train on every image")
+    shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    labels = images.labels.cpu()[shuffled]
+    rank_in_class = torch.zeros_like(labels)
+    for label in labels.unique():
+        rank_in_class[labels == label] = torch.arange(int((labels == label).sum()))
+    chosen = shuffled[rank_in_class.sort(stable=True).indices[:n]]
+    return images.subset(chosen.sort().values)
+
+
+def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation of each channel, pixels in 0..1, over at most 50,000 images."""
+    order = torch.arange(len(images))[:: len(images) // 50_000 + 1]
+    total, squares, n_pixels = torch.zeros(1), torch.zeros(1), 0
+    for batch, _ in images.batches(order, 1000, torch.device("cpu")):
+        pixels = batch.cpu().transpose(0, 1).flatten(1).double() / 255  # (C, B * height * width)
+        total, squares = total + pixels.sum(dim=1), squares + pixels.square().sum(dim=1)
+        n_pixels += pixels.shape[1]
+    mean = total / n_pixels
+    std = (squares / n_pixels - mean.square()).clamp(min=1e-6).sqrt()
+    return tuple(round(value, 4) for value in mean.tolist()), tuple(
+        round(value, 4) for value in std.tolist()
+    )

@@ -1,0 +1,91 @@
+"""A dataclass of options in, a click command out: names, defaults and help texts stand once, in the dataclass."""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+
+def option(default: Any = dataclasses.MISSING, help: str = "", *, argument: bool = False) -> Any:
+    """Return a dataclass field that is also a command-line option, required where it has no default.
+
+    Args:
+        default: what holds when the option is not given; a tuple is written with commas.
+        help: one line for `--help`.
+        argument: positional instead, any number of values for a tuple, else one.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "argument": argument})
+
+
+def command(
+    name: str,
+    options: type[Any],
+    run: Callable[[Any], None],
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> click.Command:
+    """Return the command `name` that calls `run` with an `options` made of what the user gave.
+
+    With `presets`, the field `preset` names one; its values stand behind what is given and before the defaults.
+    """
+
+    def callback(**given: Any) -> None:
+        given = {key: value for key, value in given.items() if value is not None and value != ()}
+        run(resolve(options, given, presets or {}))
+
+    types = typing.get_type_hints(options)
+    fields = [field for field in dataclasses.fields(options) if field.init]
+    parameters = [_parameter(field, types[field.name]) for field in fields]
+    return click.Command(name, callback=callback, params=parameters, help=options.__doc__)
+
+
+def resolve(
+    options: type[Any], given: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]
+) -> Any:
+    """Return `options` from what was given, then the preset's values, then the defaults.
+
+    Raises:
+        ValueError: an unknown preset.
+    """
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    values: dict[str, Any] = {}
+    if "preset" in fields:
+        preset = given.get("preset", fields["preset"].default)
+        if preset not in presets:
+            raise ValueError(f"unknown preset {preset!r}; choose from {', '.join(presets)}")
+        values |= presets[preset]
+    return options(**{**values, **given})
+
+
+def comma_separated(value: str) -> tuple[str, ...]:
+    """Return the parts of `value` between its commas."""
+    return tuple(part.strip() for part in value.split(","))
+
+
+def _parameter(field: "dataclasses.Field[Any]", kind: Any) -> click.Parameter:
+    required = field.default is dataclasses.MISSING
+    many = typing.get_origin(kind) is tuple
+    if field.metadata["argument"]:
+        return click.Argument([field.name], nargs=-1 if many else 1, required=required)
+    flag = "--" + field.name.replace("_", "-")
+    text = field.metadata["help"]
+    if kind is bool:
+        text += f"  [default: {flag if field.default else 'no'}]"
+        return click.Option([f"{flag}/--no-{flag[2:]}", field.name], default=None, help=text)
+    if not required and field.default not in (None, "", ()):
+        shown = ",".join(field.default) if many else f"{field.default}"
+        text += f"  [default: {shown}]"
+    if many:
+        kind, metavar = comma_separated, "A,B,..."
+    else:  # X of X | None
+        kind = next((part for part in typing.get_args(kind) if part is not type(None)), kind)
+        metavar = None
+    return click.Option(
+        [flag, field.name],
+        type=kind,
+        default=None,
+        required=required,
+        help=text,
+        metavar=metavar,
+    )

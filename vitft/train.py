@@ -1,0 +1,256 @@
+"""The one training loop: a model, images and a plan in; a trained model and its metrics out."""
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from vitft.augment import Augmentation
+from vitft.evaluate import evaluate, resample
+from vitft.files import write_bytes
+from vitft.images import Images
+from vitft.model import VisionTransformer
+from vitft.optim import build_optimizers, lr_factor, set_lr
+from vitft.state import STATE, load_state, save_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to train.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    warmup: float = 0.05  # share of the run over which the learning rate rises
+    clip: float = 1.0  # largest norm of the gradient; 0: any
+    label_smoothing: float = 0.0
+    sizes: tuple[tuple[int, float], ...] = ()  # (image size, share of the epochs), then in full
+    augmentation: Augmentation = Augmentation()
+    bf16: bool = False  # compute in bfloat16; the weights stay float32
+    seed: int = 0
+    save_seconds: float = 60.0  # between saved states
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} is not positive")
+        for name in ("weight_decay", "clip", "save_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} is negative; 0 switches it off")
+        for name in ("warmup", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not in 0 <= {name} < 1")
+        lr_factor(self.schedule, 0, warmup=self.warmup)
+
+    def image_size(self, epoch: int, full: int) -> int:
+        """Return the side of the images to train on in this epoch, where they are `full` pixels."""
+        done = 0.0
+        for size, share in self.sizes:
+            done += share * self.epochs
+            if epoch < round(done):
+                return size
+        return full
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop, and its state is saved."""
+
+
+class Fit:
+    """A training run: the model, its optimizers, the place in the data and what was measured.
+
+    Attributes:
+        history: a row an epoch, as in metrics.jsonl.
+    """
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        train: Images,
+        validation: Images,
+        plan: Plan,
+        folder: Path,
+    ) -> None:
+        self.model, self.train, self.validation, self.plan = model, train, validation, plan
+        self.folder = folder
+        self.device = next(model.parameters()).device
+        self.trainable = [p for p in model.parameters() if p.requires_grad]
+        self.optimizers = build_optimizers(
+            model, name=plan.optimizer, lr=plan.lr, weight_decay=plan.weight_decay
+        )
+        self.steps_per_epoch = max(1, len(train) // plan.batch_size)
+        self.epoch, self.step = 0, 0  # step: in this epoch
+        self.seconds = 0.0  # trained in this epoch, without validation and saving
+        self.sums = torch.zeros(3, device=self.device)  # of loss, right answers, images
+        self.history: list[dict[str, Any]] = []
+
+    def run(self) -> list[dict[str, Any]]:
+        """Train to the end and return the history.
+
+        Raises:
+            Interrupted: after SIGINT or SIGTERM, with the state saved.
+            ValueError: the loss is no longer finite.
+        """
+        with _stop_signals() as stop, self._bar() as bar:
+            self.save()
+            while self.epoch < self.plan.epochs:
+                self._run_epoch(stop, bar)
+                self._finish_epoch(bar)
+            self.save()
+        return self.history
+
+    def save(self) -> None:
+        """Write what `restore` needs, whole or not at all."""
+        names = ("epoch", "step", "seconds", "history")
+        place = {name: getattr(self, name) for name in names} | {"sums": self.sums.tolist()}
+        save_state(self.folder / STATE, self.model, self.optimizers, place)
+
+    def restore(self) -> None:
+        """Go back to the state that was saved last.
+
+        Raises:
+            FileNotFoundError: nothing was saved.
+            ValueError: the saved state is broken or belongs to another model.
+        """
+        place = load_state(self.folder / STATE, self.model, self.optimizers)
+        self.sums.copy_(torch.tensor(place.pop("sums")))
+        for name, value in place.items():
+            setattr(self, name, value)
+
+    def _run_epoch(self, stop: list[int], bar: "tqdm[Any]") -> None:
+        self.model.train()
+        self.model.resize(self.plan.image_size(self.epoch, self.model.config.image_size))
+        saved = shown = now = time.perf_counter()
+        started = saved - self.seconds
+        for images, labels in self.train.batches(self._order(), self.plan.batch_size, self.device):
+            self._train_step(images, labels)
+            self.step += 1
+            bar.update(len(labels))
+            now = time.perf_counter()
+            if now - shown > 0.5 and not bar.disable:
+                shown = now
+                self._show(bar)
+            if stop or now - saved > self.plan.save_seconds > 0:
+                self.seconds = now - started
+                self.save()
+                saved = time.perf_counter()
+                started += saved - now
+            if stop:
+                raise Interrupted(f"stopped by {signal.Signals(stop[0]).name}")
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - started
+
+    def _order(self) -> Tensor:
+        """Return the indices still to come in this epoch; only whole batches, where there is one."""
+        generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.train), generator=generator)
+        first = self.step * self.plan.batch_size
+        return order[first : self.steps_per_epoch * self.plan.batch_size]
+
+    def _train_step(self, images: Tensor, labels: Tensor) -> None:
+        plan = self.plan
+        progress = (self.epoch + self.step / self.steps_per_epoch) / plan.epochs
+        set_lr(self.optimizers, plan.lr * lr_factor(plan.schedule, progress, warmup=plan.warmup))
+        targets = F.one_hot(labels, self.model.head.out_features).float()
+        images, targets = plan.augmentation(self.model.normalize(images), targets)
+        images = resample(images, self.model.image_size)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=plan.bf16):
+            logits = self.model(images)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=plan.label_smoothing)
+        loss.backward()
+        if plan.clip:
+            torch.nn.utils.clip_grad_norm_(self.trainable, plan.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        right = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
+        n = len(labels)
+        self.sums += torch.stack([loss.detach() * n, right, torch.full_like(right, n)])
+
+    def _finish_epoch(self, bar: "tqdm[Any]") -> None:
+        loss, n_images = (self.sums[0] / self.sums[2]).item(), int(self.sums[2])
+        if not -torch.inf < loss < torch.inf:
+            raise ValueError(f"the loss is {loss} in epoch {self.epoch + 1}; try a smaller --lr")
+        result = None
+        if len(self.validation):
+            result = evaluate(self.model, self.validation, bf16=self.plan.bf16)
+        self.epoch += 1
+        row = {
+            "epoch": self.epoch,
+            "train_loss": loss,
+            "val_loss": result.loss if result else None,
+            "val_accuracy": result.accuracy if result else None,
+            "lr": self.optimizers[0].param_groups[0]["lr"],
+            "images_per_second": n_images / self.seconds,
+            "seconds": self.seconds,
+        }
+        self.history.append(row)
+        lines = "".join(json.dumps(row) + "\n" for row in self.history)
+        write_bytes(self.folder / "metrics.jsonl", lines.encode())
+        bar.write(_line(row), file=sys.stderr)
+        self.step, self.seconds = 0, 0.0
+        self.sums.zero_()
+
+    def _bar(self) -> "tqdm[Any]":
+        per_epoch = min(len(self.train), self.steps_per_epoch * self.plan.batch_size)
+        return tqdm(
+            total=self.plan.epochs * per_epoch,
+            initial=self.epoch * per_epoch + self.step * self.plan.batch_size,
+            unit=" images",
+            disable=None,
+            dynamic_ncols=True,
+        )
+
+    def _show(self, bar: "tqdm[Any]") -> None:
+        loss, accuracy, _ = (self.sums / self.sums[2]).tolist()
+        bar.set_postfix_str(
+            f"epoch {self.epoch + 1}/{self.plan.epochs}, loss {loss:.3f}, accuracy {accuracy:.1%}"
+        )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; the second one is not waited for."""
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # signals are not ours there
+        yield received
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _line(row: dict[str, Any]) -> str:
+    validation = ""
+    if row["val_loss"] is not None:
+        validation = f"  validation {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.2%}"
+    speed = f"{row['images_per_second']:,.0f} images/s, {row['seconds']:.1f} s"
+    return f"epoch {row['epoch']:>3}  loss {row['train_loss']:.3f}{validation}  {speed}"
