@@ -1,4 +1,4 @@
-"""Measure a base, with an adapter or without, on a test split: `vitft evaluate --base BASE --data DATA`."""
+"""Measure a base, or an adapted one, on a test split: `vitft evaluate --base BASE --data DATA`."""
 
 import json
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from recipes.training import pick_bf16, pick_device
 from vitft import options as cli
 from vitft.checkpoint import load_model
 from vitft.data import ImageSet, load_data
+from vitft.evaluate import evaluate
 from vitft.model import VisionTransformer
 from vitft.options import option
-from vitft.evaluate import evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,8 @@ class EvaluateOptions(ModelOptions):
     """Measure accuracy on the test split of DATA."""
 
     data: str = option(
-        help="Data set: a name that `vitft data` lists, or a folder with train/CLASS and test/CLASS."
+        help="Data set: a name that `vitft data` lists, "
+        "or a folder with train/CLASS and test/CLASS."
     )
     batch_size: int = option(500, "Images at a time.")
     device: str = option("auto", "auto, cpu, cuda or mps.")

@@ -1,4 +1,7 @@
-"""Freeze a base, train an adapter and a new head: `vitft finetune --adapter lora --base BASE --data DATA --out DIR`."""
+"""Freeze a base, train an adapter and a new head.
+
+`vitft finetune --adapter lora --base BASE --data DATA --out DIR`
+"""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -75,7 +78,8 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         sum(p.numel() for p in ps) for ps in (_trainable(model), model.parameters())
     )
     say(
-        f"{options.adapter}: {n_trainable:,} of {n_all:,} parameters train on {len(splits.train):,} images, on {device}"
+        f"{options.adapter}: {n_trainable:,} of {n_all:,} parameters train "
+        f"on {len(splits.train):,} images, on {device}"
     )
     fit = train(model, splits, plan, options, folder)
     if options.adapter == "full":
@@ -97,7 +101,8 @@ def method_config(options: FinetuneOptions) -> Any:
     """Return the adapter's config, None for a baseline.
 
     Raises:
-        ValueError: an unknown method, a value out of its range, or an option that the method does not have.
+        ValueError: an unknown method, a value out of its range, or an option that the method
+            does not have.
     """
     known = [*adapters.METHODS, *BASELINES]
     if options.adapter not in known:

@@ -21,12 +21,13 @@ class MergeOptions(ModelOptions):
 
 
 def merge(options: MergeOptions) -> float:
-    """Write the merged base and return the largest difference between its logits and the adapted base's.
+    """Write the merged base; return the largest difference of its logits from the adapted base's.
 
     Measured on 64 images of uniform noise, from the file as written.
 
     Raises:
-        ValueError, OSError: a file is missing, broken or cannot be written, or the method can't be merged.
+        ValueError, OSError: a file is missing, broken or cannot be written, or the method
+            can't be merged.
     """
     model = open_model(options)
     shape = (64, model.config.n_channels, model.config.image_size, model.config.image_size)

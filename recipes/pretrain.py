@@ -1,6 +1,6 @@
 """Train a base from scratch: `vitft pretrain --data cifar10 --out runs/base`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import click
@@ -85,25 +85,22 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
         KeyboardInterrupt: stopped, with the state saved.
     """
     device = pick_device(options.device)
-    config = {
-        name: getattr(options, name)
-        for name in ViTConfig.__dataclass_fields__
-        if name != "n_classes"
-    }
-    plan = make_plan(options, device, parse_sizes(options.sizes))
-    ViTConfig(**config)  # what cannot be built is said before anything is read or written
+    names = [field.name for field in fields(ViTConfig) if field.name != "n_classes"]
+    config = ViTConfig(**{name: getattr(options, name) for name in names})
+    plan = make_plan(options, device, parse_sizes(options.sizes, config))
     data = load_data(options.data, image_size=options.image_size, n_channels=options.n_channels)
     folder = open_run(options)
     splits = make_splits(data, options, device)
     torch.manual_seed(options.seed)
-    model = VisionTransformer(ViTConfig(**config, n_classes=len(data.classes)))
+    model = VisionTransformer(replace(config, n_classes=len(data.classes)))
     initialise(model, options.init)
     model.classes = data.classes
     model.mean, model.std = channel_statistics(splits.train)
     model.to(device)
     n_parameters = sum(p.numel() for p in model.parameters())
     say(
-        f"{n_parameters:,} parameters, {len(splits.train):,} training images of {len(data.classes)} classes, on {device}"
+        f"{n_parameters:,} parameters, {len(splits.train):,} training images "
+        f"of {len(data.classes)} classes, on {device}"
     )
     fit = train(model, splits, plan, options, folder)
     save_model(model, folder / "model.safetensors")
@@ -111,7 +108,9 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
 
 
 def initialise(model: VisionTransformer, name: str) -> None:
-    """Set the tensors that PyTorch's defaults leave to us: "article" keeps N(0, 1), "small" is usual for ViTs.
+    """Set the tensors that PyTorch's defaults leave to us.
+
+    "article" keeps N(0, 1), "small" is usual for ViTs.
 
     Raises:
         ValueError: neither.
@@ -126,23 +125,24 @@ def initialise(model: VisionTransformer, name: str) -> None:
                 model.cls_token.mul_(0.02)
 
 
-def parse_sizes(sizes: tuple[str, ...]) -> tuple[tuple[int, float], ...]:
+def parse_sizes(sizes: tuple[str, ...], config: ViTConfig) -> tuple[tuple[int, float], ...]:
     """Return (image size, share of the epochs) for each SIZE:SHARE.
 
     Raises:
-        ValueError: not of that form, or shares that add up to more than 1.
+        ValueError: not of that form, a size that patches do not fill, or shares beyond 0..1.
     """
+    text = f"sizes={','.join(sizes)}"
     try:
-        parsed = tuple(
-            (int(size), float(share)) for size, share in (part.split(":") for part in sizes)
-        )
+        parsed = [(int(size), float(share)) for size, share in (part.split(":") for part in sizes)]
     except ValueError:
-        raise ValueError(
-            f"sizes={','.join(sizes)} is not SIZE:SHARE,SIZE:SHARE, e.g. 16:0.6,24:0.3"
-        ) from None
-    if sum(share for _, share in parsed) > 1 or any(share < 0 for _, share in parsed):
-        raise ValueError(f"the shares in sizes={','.join(sizes)} add up to more than 1")
-    return parsed
+        raise ValueError(f"{text} is not SIZE:SHARE,SIZE:SHARE, e.g. 16:0.6,24:0.3") from None
+    for size, share in parsed:
+        replace(config, image_size=size)  # says what is wrong with a size
+        if not 0 <= share <= 1:
+            raise ValueError(f"{text}: share {share} is not in 0..1")
+    if sum(share for _, share in parsed) > 1:
+        raise ValueError(f"{text}: the shares add up to more than 1")
+    return tuple(parsed)
 
 
 def run(options: PretrainOptions) -> None:
@@ -152,7 +152,8 @@ def run(options: PretrainOptions) -> None:
     click.echo(f"base            {options.out}/model.safetensors")
     click.echo(f"report          {options.out}/report.html")
     click.echo(
-        f"use it          vitft finetune --adapter lora --base {options.out}/model.safetensors --data DATA --out DIR"
+        f"use it          vitft finetune --adapter lora --base {options.out}/model.safetensors "
+        "--data DATA --out DIR"
     )
 
 

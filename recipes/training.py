@@ -1,4 +1,4 @@
-"""What `pretrain` and `finetune` share: options, device, resuming, the test figures and the files of a run."""
+"""What `pretrain` and `finetune` share: options, device, resuming, test figures, a run's files."""
 
 import json
 import sys
@@ -14,14 +14,26 @@ import torch
 
 from vitft.augment import Augmentation
 from vitft.data import ImageSet
+from vitft.evaluate import evaluate
 from vitft.files import write_json
 from vitft.images import Images, limit, split
 from vitft.model import VisionTransformer
 from vitft.options import option
 from vitft.report import write_report
-from vitft.evaluate import Evaluation, evaluate
 from vitft.state import STATE
 from vitft.train import Fit, Plan
+
+# What a run leaves beside config.json.
+OUTPUTS = (
+    STATE,
+    "metrics.jsonl",
+    "model.safetensors",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "summary.json",
+    "report.html",
+)
+MAY_DIFFER = ("out", "device", "save_seconds")  # between a run's start and its resumption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +41,8 @@ class TrainOptions:
     """The options that both training commands have."""
 
     data: str = option(
-        help="Data set: a name that `vitft data` lists, or a folder with train/CLASS and test/CLASS."
+        help="Data set: a name that `vitft data` lists, "
+        "or a folder with train/CLASS and test/CLASS."
     )
     out: str = option(help="Folder for what the run writes.")
     epochs: int = option(20, "Passes over the training images.")
@@ -69,7 +82,7 @@ class Splits:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device by name; "auto" is the GPU where there is one.
+    """Return the device by name; "auto" is CUDA where there is one, else the CPU.
 
     Raises:
         ValueError: an unknown device, or one that is not there.
@@ -104,38 +117,55 @@ def pick_bf16(name: str, device: torch.device) -> bool:
 
 
 def open_run(options: TrainOptions) -> Path:
-    """Return the folder of the run, made if need be, after checking it against --resume and --overwrite.
+    """Return the run's folder, made if need be, once --resume and --overwrite allow its use.
 
     Raises:
-        ValueError: a run stands there already, or there is none to resume, or it was started with other options.
+        ValueError: a run stands there already, or there is none to resume, or it was started
+            with other options.
         OSError: the folder cannot be written to.
     """
     folder = Path(options.out)
-    config = folder / "config.json"
-    ours = {"resume", "overwrite", "device", "out", "save_seconds"}
-    wanted = json.loads(
-        json.dumps(asdict(options))
-    )  # as it reads when it comes back: lists for tuples
     if options.resume:
-        if not config.is_file() or not (folder / STATE).is_file():
-            raise ValueError(f"there is no run to resume in {folder}; start it without --resume")
-        started = json.loads(config.read_text())
-        for name in wanted.keys() - ours:
-            if started.get(name) != wanted[name]:
-                given = f"{name} {started.get(name)}, not {wanted[name]}"
-                raise ValueError(
-                    f"the run in {folder} was started with {given}; resume with the same options"
-                )
+        check_same(options, folder)
         return folder
-    if config.exists() and not options.overwrite:
+    here = [folder / name for name in OUTPUTS if (folder / name).exists()]
+    if here and not options.overwrite:
         raise ValueError(
             f"{folder} holds a run already; use --resume, --overwrite or another --out"
         )
-    (folder / STATE).unlink(missing_ok=True)
-    write_json(
-        config, {key: value for key, value in wanted.items() if key not in ("resume", "overwrite")}
-    )
+    write_json(folder / "config.json", _written(options))
+    for path in here:
+        path.unlink()
     return folder
+
+
+def check_same(options: TrainOptions, folder: Path) -> None:
+    """Check that there is a run to resume, and that it was started with these options.
+
+    Raises:
+        ValueError: there is none, or it was started with others.
+    """
+    if options.overwrite:
+        raise ValueError("--resume goes on with a run and --overwrite removes it; choose one")
+    config = folder / "config.json"
+    if not config.is_file() or not (folder / STATE).is_file():
+        raise ValueError(f"there is no run to resume in {folder}; start it without --resume")
+    try:
+        started = dict(json.loads(config.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{config} is broken ({error}); start again with --overwrite") from error
+    for name, value in _written(options).items():
+        if name not in MAY_DIFFER and started.get(name) != value:
+            raise ValueError(
+                f"the run in {folder} was started with {name} {started.get(name)}, not {value}; "
+                "resume it with the same options"
+            )
+
+
+def _written(options: TrainOptions) -> dict[str, Any]:
+    """Return the options as they read when they come back from a file: lists for tuples."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(options)))
+    return {name: value for name, value in values.items() if name not in ("resume", "overwrite")}
 
 
 def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> Splits:
@@ -158,8 +188,18 @@ def make_plan(
         cutmix=options.cutmix,
     )
     same = (
-        "epochs batch_size lr weight_decay optimizer schedule warmup clip label_smoothing seed save_seconds"
-    ).split()
+        "epochs",
+        "batch_size",
+        "lr",
+        "weight_decay",
+        "optimizer",
+        "schedule",
+        "warmup",
+        "clip",
+        "label_smoothing",
+        "seed",
+        "save_seconds",
+    )
     return Plan(
         **{name: getattr(options, name) for name in same},
         bf16=pick_bf16(options.precision, device),
@@ -220,35 +260,17 @@ def finish(
         },
     }
     write_json(folder / "summary.json", summary)
-    report(folder, summary, fit, splits.test, result, model.classes)
-    return summary
-
-
-def report(
-    folder: Path,
-    summary: Mapping[str, Any],
-    fit: Fit,
-    test: Images,
-    result: Evaluation,
-    classes: tuple[str, ...],
-) -> None:
-    """Write report.html of a finished run."""
-    images = torch.cat(
-        [
-            batch.cpu()
-            for batch, _ in test.batches(torch.arange(len(test)), 500, torch.device("cpu"))
-        ]
-    )
     write_report(
         folder / "report.html",
-        title=f"{folder.name}: {summary['data']}",
+        title=f"{folder.name}: {options.data}",
         facts=summary,
         history=fit.history,
-        classes=classes,
-        images=images,
+        classes=model.classes,
+        image=splits.test.decode,
         labels=result.labels,
         probabilities=result.probabilities,
     )
+    return summary
 
 
 def device_name(device: torch.device) -> str:

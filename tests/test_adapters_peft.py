@@ -4,22 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from adapters_toy import Toy, X, adapted, config, fit, toy
 from torch import Tensor, nn
 
 from adapters import METHODS, inject, load_adapter, save_adapter
-
-try:
-    import torchvision  # noqa: F401
-except (
-    RuntimeError
-):  # PyPI's torchvision beside a torch for CPU lacks its operators; PEFT imports it
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-peft = pytest.importorskip("peft")
 
 every_method = pytest.mark.parametrize("method", METHODS)
 OPTIONS = {"lora": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": True}}

@@ -1,5 +1,9 @@
-"""Augmentation of whole batches on their device: normalised images (B, C, height, width) in, the same shape out."""
+"""Augmentation of whole batches on their device: normalised images in, images of that shape out.
 
+Images are (B, C, height, width).
+"""
+
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +21,8 @@ class Augmentation:
 
     flip: bool = False  # mirror half of the images
     shift: int = 0  # move by up to so many pixels, edges reflected
-    min_area: float = (
-        1.0  # cut out a rectangle of at least this share of the area, sides within 9:10 and 10:9
-    )
+    # cut out a rectangle of at least this share of the area, sides within 9:10 and 10:9
+    min_area: float = 1.0
     mixup: float = 0.0  # share of images blended with another (arXiv:1710.09412)
     cutmix: float = 0.0  # share of images that get a rectangle of another (arXiv:1905.04899)
 
@@ -36,7 +39,7 @@ class Augmentation:
             )
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the batch changed: images (B, C, height, width), target probabilities (B, n_classes)."""
+        """Return images (B, C, height, width) and target probabilities (B, n_classes), changed."""
         if self.flip or self.shift or self.min_area < 1:
             images = self.move(images)
         if self.mixup or self.cutmix:
@@ -50,9 +53,10 @@ class Augmentation:
         def rand(low: float, high: float) -> Tensor:
             return torch.empty(n, device=images.device).uniform_(low, high)
 
-        area, ratio = rand(self.min_area, 1), rand(-0.1054, 0.1054).exp()  # log(10/9) = 0.1054
-        ratio = ratio if self.min_area < 1 else torch.ones_like(ratio)
-        scale_x, scale_y = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+        area = rand(self.min_area, 1)
+        widest = (-area.log()).clamp(max=math.log(10 / 9))  # so that no side exceeds the image's
+        ratio = (rand(-1, 1) * widest).exp()
+        scale_x, scale_y = (area * ratio).sqrt(), (area / ratio).sqrt()
         shift_x = rand(-self.shift - 0.5, self.shift + 0.5).round() * (2 / width)
         shift_y = rand(-self.shift - 0.5, self.shift + 0.5).round() * (2 / height)
         theta = images.new_zeros(n, 2, 3)
@@ -64,21 +68,18 @@ class Augmentation:
         return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
     def mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images mixed with the batch in reverse order, each by a share of its own, and targets to match."""
+        """Return images mixed with the batch in reverse, each by its own share, and the targets."""
         n, height, width = len(images), *images.shape[-2:]
-        rand = torch.rand(5, n, 1, 1, 1, device=images.device)
+        rand = torch.rand(4, n, 1, 1, 1, device=images.device)
         share = rand[0]  # of the other image
         half_height, half_width = share.sqrt() * height / 2, share.sqrt() * width / 2
         y = torch.arange(height, device=images.device).view(-1, 1) + 0.5 - rand[1] * height
         x = torch.arange(width, device=images.device) + 0.5 - rand[2] * width
-        box = ((y.abs() < half_height) & (x.abs() < half_width)).to(
-            images.dtype
-        )  # (B, 1, height, width)
-        blend = torch.where(
-            rand[3] * (self.mixup + self.cutmix) < self.mixup, share.expand_as(box), box
-        )
-        blend = blend * (rand[4] < self.mixup + self.cutmix)
+        box = (y.abs() < half_height) & (x.abs() < half_width)  # (B, 1, height, width)
+        box = box.to(images.dtype)
+        even = (rand[3] < self.mixup).to(images.dtype) * share
+        inside = ((rand[3] >= self.mixup) & (rand[3] < self.mixup + self.cutmix)) * box
+        blend = even + inside  # (B, 1, height, width)
         share = blend.mean(dim=(1, 2, 3)).view(-1, 1)
-        return images + blend * (images.flip(0) - images), targets + share * (
-            targets.flip(0) - targets
-        )
+        mixed = images + blend * (images.flip(0) - images)
+        return mixed, targets + share * (targets.flip(0) - targets)

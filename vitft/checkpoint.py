@@ -1,4 +1,4 @@
-"""A base as one .safetensors file: the tensors, and the config, class names and preprocessing in its metadata."""
+"""A base as one .safetensors file: its tensors; config, class names, preprocessing as metadata."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +21,8 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
     config = replace(model.config, n_classes=model.head.out_features)
     if len(model.classes) != config.n_classes:
         raise ValueError(
-            f"{len(model.classes)} class names do not fit {config.n_classes} logits; set model.classes"
+            f"{len(model.classes)} class names do not fit {config.n_classes} logits; "
+            "set model.classes"
         )
     expected = _empty(config).state_dict().keys()
     state = model.state_dict()
@@ -36,11 +37,14 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
 
 
 def load_model(path: str | Path) -> VisionTransformer:
-    """Return the model saved at `path`, or the bundled base of that name, in float32 and ready for evaluation.
+    """Return the model saved at `path`, or the bundled base of that name.
+
+    It is in float32 and ready for evaluation.
 
     Raises:
         FileNotFoundError: neither a file nor a bundled base.
-        ValueError: no safetensors, cut short, no vitft base, or a tensor missing, unexpected or of another shape.
+        ValueError: no safetensors, cut short, no vitft base, or a tensor missing, unexpected or
+            of another shape.
     """
     path = find_base(path)
     tensors, metadata = read_tensors(path)
@@ -60,6 +64,8 @@ def load_model(path: str | Path) -> VisionTransformer:
         if expected[name].shape != tensors[name].shape:
             shapes = f"{tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
             raise ValueError(f"{path}: tensor {name} has shape {shapes}")
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"{path}: tensor {name} has values that are not finite")
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
     model.classes = tuple(metadata["classes"])
@@ -69,14 +75,15 @@ def load_model(path: str | Path) -> VisionTransformer:
 
 
 def find_base(name: str | Path) -> Path:
-    """Return the path of a base: `name` itself where it is a file, else the bundled base of that name.
+    """Return the path of a base: `name` where it is a file, else the bundled base of that name.
 
     Raises:
         FileNotFoundError: neither; lists the bundled bases.
     """
     bundled = BUNDLED / f"{name}.safetensors"
-    if Path(name).is_file():
-        return Path(name)
+    for path in (Path(name), Path(name, "model.safetensors")):
+        if path.is_file():
+            return path
     if bundled.is_file():
         return bundled
     known = ", ".join(sorted(path.stem for path in BUNDLED.glob("*.safetensors"))) or "none yet"

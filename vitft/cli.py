@@ -1,7 +1,8 @@
-"""The command line: a lazy group whose commands import their recipe, and torch, only when one runs."""
+"""The command line: a lazy group; a command imports its recipe, and torch, only when it runs."""
 
 import importlib
 import importlib.util
+import os
 import signal
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands' names and one-line helps, and imports a command when it is asked for."""
+    """A group that knows its commands' names and one-line helps, and imports one when asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands."""
@@ -51,28 +52,29 @@ class LazyGroup(click.Group):
 def cli(traceback: bool) -> None:
     """Train Vision Transformers and fine-tune them with adapters.
 
-    Results go to standard output, progress to standard error. Exit status: 0 done, 2 something you can mend,
-    130 interrupted (training goes on with --resume).
+    Results go to standard output, progress to standard error. Exit status: 0 done, 2 something
+    you can mend, 130 interrupted (training goes on with --resume).
     """
 
 
 def main() -> NoReturn:
-    """Run the command line; what the user can mend is one line and exit status 2, an interruption is 130."""
+    """Run the command line; what the user can mend: a line and status 2; an interruption: 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        cli(standalone_mode=False)
+        cli(sys.argv[1:] or ["--help"], standalone_mode=False)
         code = 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        code = 2
     except click.ClickException as error:
         code = _fail(error.format_message())
     except click.exceptions.Exit as error:
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
-        text = str(error.__cause__ or error) or "interrupted"  # click wraps the former in the latter
+        # click wraps the former in the latter
+        text = str(error.__cause__ or error) or "interrupted"
         click.echo(f"Stopped: {text}", err=True)
         code = 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        code = 0
     except (ValueError, OSError) as error:
         if "--traceback" in sys.argv:
             raise
@@ -86,13 +88,14 @@ def _fail(message: str) -> int:
 
 
 def _check_packages() -> None:
-    """Refuse packages of the same name from elsewhere; torchtune has a `recipes`, AdapterHub an `adapters`."""
+    """Refuse a foreign `recipes` or `adapters`; torchtune has the one, AdapterHub the other."""
     home = Path(__file__).resolve().parents[1]
     for name in ("adapters", "recipes"):
         spec = importlib.util.find_spec(name)
         place: Any = Path(spec.origin).resolve().parents[1] if spec and spec.origin else None
         if place != home:
             raise click.ClickException(
-                f"the package {name!r} in {place or 'this environment'} is not vitft's, which stands in {home}; "
-                f"another distribution has taken its name: install vitft into an environment of its own"
+                f"the package {name!r} in {place or 'this environment'} is not vitft's, "
+                f"which stands in {home}; another distribution has taken its name: "
+                "install vitft into an environment of its own"
             )

@@ -1,4 +1,4 @@
-"""Data sets by name or from a folder: what `--data` says in, images and class names of both splits out."""
+"""Data sets by name or from a folder: what `--data` says in, both splits and class names out."""
 
 import importlib
 import os
@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tarfile import TarError
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from PIL import Image
@@ -61,12 +63,14 @@ class ImageSet:
 
 
 def load_data(data: str, *, image_size: int = 32, n_channels: int = 3) -> ImageSet:
-    """Return the set named `data` in DATASETS or drawn by the program, or the folder with train/CLASS and test/CLASS.
+    """Return the set that `data` names.
 
+    It names one of DATASETS, one drawn by the program, or a folder with train/CLASS and test/CLASS.
     Images of another size are scaled to cover `image_size` and cut at the centre.
 
     Raises:
-        ValueError: unknown name, or a folder without images, with other classes in its two splits, or a broken image.
+        ValueError: unknown name, or a folder without images, with other classes in its two
+            splits, or a broken image.
         OSError: a named set is neither there nor could be downloaded.
     """
     fit = partial(to_tensor, image_size=image_size, n_channels=n_channels)
@@ -82,13 +86,14 @@ def load_data(data: str, *, image_size: int = 32, n_channels: int = 3) -> ImageS
     if only := sorted(set(classes) ^ set(test_classes)):
         where = "train" if only[0] in classes else "test"
         raise ValueError(
-            f"{data}: class {only[0]} stands only in {where}; both splits need the same class folders"
+            f"{data}: class {only[0]} stands only in {where}; "
+            "both splits need the same class folders"
         )
     return ImageSet(Path(data).name, classes, train, test)
 
 
 def data_folder() -> Path:
-    """Return the folder where named sets are kept: $VITFT_DATA, or `vitft` in the platform's cache folder."""
+    """Return the folder of named sets: $VITFT_DATA, or `vitft` in the platform's cache folder."""
     from platformdirs import user_cache_path
 
     return Path(os.environ.get("VITFT_DATA") or user_cache_path("vitft"))
@@ -137,18 +142,16 @@ def _load_folder(
     )
     paths, labels, sources = [], [], []
     for label, name in enumerate(classes):
-        found = sorted(
-            path for path in Path(folder, name).rglob("*") if path.suffix.lower() in SUFFIXES
-        )
+        files = (path for path in Path(folder, name).rglob("*") if path.name[0] != ".")
+        found = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
         if not found:
             raise ValueError(
                 f"{folder / name} holds no images; remove the folder or put images into it"
             )
         for path in found:
-            track = re.fullmatch(r"(.*\d)_\d+", path.stem)
             paths.append(path)
             labels.append(label)
-            sources.append(f"{name}/{track[1] if track else path.stem}")
+            sources.append(_source(path))
     if not paths:
         raise ValueError(
             f"{folder} holds no images; put them into {folder}/CLASS/, a folder for each class"
@@ -156,22 +159,32 @@ def _load_folder(
     return tuple(classes), Images(_Files(paths, fit), torch.tensor(labels), sources)
 
 
+def _source(path: Path) -> str:
+    """Return what an image was cut from: TRACK for a file called TRACK_FRAME, else the file."""
+    track = re.fullmatch(r"(.*\d)_\d+", path.stem)
+    return f"{path.parent}/{track[1] if track else path.stem}"
+
+
 def _load_torchvision(name: str, fit: Callable[[Image.Image], Tensor]) -> ImageSet:
     class_name, *splits = DATASETS[name]
     root = data_folder() / name
     train, test = (
-        _open(getattr(_torchvision().datasets, class_name), root, split) for split in splits
+        _open(getattr(import_torchvision().datasets, class_name), root, split) for split in splits
     )
     labels = [torch.tensor(_labels(dataset)) for dataset in (train, test)]
     names = getattr(train, "classes", None) or range(int(labels[0].max()) + 1)
     classes = tuple(str(name if isinstance(name, (str, int)) else name[0]) for name in names)
-    return ImageSet(
-        name, classes, Images(_Items(train, fit), labels[0]), Images(_Items(test, fit), labels[1])
-    )
+    samples = getattr(train, "_samples", None) or ()
+    sources = [_source(Path(path)) for path, _ in samples if isinstance(path, (str, Path))]
+    images = Images(_Items(train, fit), labels[0], sources)
+    return ImageSet(name, classes, images, Images(_Items(test, fit), labels[1]))
 
 
-def _torchvision() -> Any:
-    """Return torchvision; also where its compiled operators were built for another torch: data sets need none."""
+def import_torchvision() -> Any:
+    """Return torchvision, also where its compiled operators were built for another torch.
+
+    Data sets need none of them.
+    """
     try:
         return importlib.import_module("torchvision")
     except RuntimeError as error:
@@ -184,9 +197,8 @@ def _torchvision() -> Any:
     return importlib.import_module("torchvision")
 
 
-_OPERATORS = torch.library.Library(
-    "torchvision", "FRAGMENT"
-)  # what it defines lasts as long as it does
+# what it defines lasts as long as it does
+_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
 
 
 def _open(dataset: Callable[..., Any], root: Path, arguments: dict[str, Any]) -> Any:
@@ -199,18 +211,22 @@ def _open(dataset: Callable[..., Any], root: Path, arguments: dict[str, Any]) ->
         return dataset(root, download=True, **arguments)
     except ImportError as error:
         raise ValueError(f"the set needs another package: {error}") from error
-    except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, OSError, EOFError, BadZipFile, TarError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise OSError(
-            f"could not download to {root} ({reason}); put the files there on a machine with a network, "
-            "or use --data FOLDER with train/CLASS and test/CLASS, or --data shapes, which needs none"
+            f"could not download to {root} ({reason}); put the files there on a machine "
+            "with a network, or use --data FOLDER with train/CLASS and test/CLASS, "
+            "or --data shapes, which needs none"
         ) from error
 
 
 def _labels(dataset: Any) -> list[int]:
     for name in ("targets", "labels", "_labels"):
         if (labels := getattr(dataset, name, None)) is not None:
-            return torch.as_tensor(labels).long().flatten().tolist()
+            labels = torch.as_tensor(labels).long()
+            return (
+                labels[:, 0].tolist() if labels.ndim == 2 else labels.tolist()
+            )  # QMNIST: 8 columns
     if samples := getattr(dataset, "_samples", None):
         return [label for _, label in samples]
     return [int(dataset[i][1]) for i in range(len(dataset))]

@@ -1,4 +1,4 @@
-"""Files written whole or not at all: a temporary file beside the target, flushed to disk, then renamed."""
+"""Files written whole or not at all: a temporary one beside the target, flushed, then renamed."""
 
 import json
 import os
@@ -13,10 +13,13 @@ from torch import Tensor
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Replace the file at `path` by `content`; after a crash it holds either all of it or what it held before.
+    """Replace the file at `path` by `content`.
+
+    After a crash it holds either all of `content` or what it held before.
 
     Raises:
-        OSError: the folder cannot be made or written to, or the disk is full; says which file was meant.
+        OSError: the folder cannot be made or written to, or the disk is full; says which file
+            was meant.
     """
     path = Path(path)
     temporary = ""
@@ -48,9 +51,10 @@ def write_json(path: str | Path, content: Any) -> None:
 def write_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 ) -> None:
-    """Write tensors as safetensors, whole or not at all, with `metadata` as JSON in one entry, `vitft`.
+    """Write tensors as safetensors, whole or not at all, with `metadata` as JSON in one entry.
 
-    One entry, because safetensors writes several in random order, and the same model is to give the same bytes.
+    The entry is `vitft`. One, because safetensors writes several in random order, and the same
+    model is to give the same bytes.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, save(contiguous, {"vitft": json.dumps(metadata)}))

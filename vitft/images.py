@@ -1,4 +1,4 @@
-"""Labelled images as uint8 (n, C, height, width): read, held whole or streamed, split and cut into batches."""
+"""Labelled images as uint8 (n, C, height, width): read, held or streamed, split and batched."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,15 +11,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+MODES = {1: "L", 3: "RGB"}  # of Pillow, by number of channels
 MAX_BYTES = 4 * 2**30  # a set larger than this is streamed
 
 
 def to_tensor(image: Image.Image, *, image_size: int, n_channels: int) -> Tensor:
-    """Return an image as uint8 (n_channels, image_size, image_size): upright, covering the square, centre cut."""
+    """Return an image as uint8 (n_channels, image_size, image_size).
+
+    It is turned upright, scaled to cover the square and cut at the centre.
+    """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
-        image = image.point(lambda value: value / 256, "L")
-    image = image.convert({1: "L", 3: "RGB"}.get(n_channels, "CMYK"))
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if n_channels not in MODES:
+        raise ValueError(f"{n_channels=} is neither 1 (grey) nor 3 (colour), as image files have")
+    image = image.convert(MODES[n_channels])
     if image.size != (image_size, image_size):
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
@@ -64,9 +70,10 @@ class _Decoded(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Images:
-    """Images with labels: `decode(i)` gives image i as uint8 (C, height, width); held whole or streamed.
+    """Images with labels, held whole or streamed; `decode(i)` gives image i.
 
     Attributes:
+        decode: index -> uint8 (C, height, width).
         labels: class indices (n,).
         sources: for each image what it was cut from (a video's track, say), or its own number.
     """
@@ -95,7 +102,7 @@ class Images:
         return subset
 
     def to(self, device: torch.device, max_bytes: int = MAX_BYTES) -> "Images":
-        """Hold the images whole on `device` if they fit into `max_bytes`; otherwise leave them to be streamed."""
+        """Hold the images whole on `device` if they fit into `max_bytes`; else stay streamed."""
         if self.pixels is None and len(self) and len(self) * self.decode(0).numel() <= max_bytes:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 self.pixels = torch.stack(list(pool.map(self.decode, range(len(self)))))
@@ -106,10 +113,12 @@ class Images:
     def batches(
         self, order: Tensor, batch_size: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images (B, C, height, width) uint8, labels (B,)) in the given order (m,), on `device`."""
+        """Yield uint8 images (B, C, height, width) and labels (B,) in `order` (m,), on `device`."""
+        if not len(order):
+            return
         if self.pixels is not None:
             for chosen in order.to(self.pixels.device).split(batch_size):
-                yield self.pixels[chosen], self.labels[chosen]
+                yield self.pixels[chosen].to(device), self.labels[chosen].to(device)
             return
         pin = device.type == "cuda"
         n_workers = min(8, os.cpu_count() or 1)
@@ -121,13 +130,14 @@ class Images:
             num_workers=n_workers,
             pin_memory=pin,
             prefetch_factor=4,
+            generator=torch.Generator(),  # the global one is what training resumes with
         )
         for images, labels in loader:
             yield images.to(device, non_blocking=pin), labels.to(device, non_blocking=pin)
 
 
 def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images]:
-    """Return (training, validation) images: `fraction` of each class for validation, whole sources only.
+    """Return training and validation images, the latter `fraction` of each class, in whole sources.
 
     A class of a single source is split by image; a class of a single image stays in training.
 
@@ -178,7 +188,7 @@ def limit(images: Images, n: int, *, seed: int) -> Images:
 
 
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and standard deviation of each channel, pixels in 0..1, over at most 50,000 images."""
+    """Return each channel's mean and standard deviation, pixels in 0..1, over <= 50,000 images."""
     order = torch.arange(len(images))[:: len(images) // 50_000 + 1]
     total, squares, n_pixels = torch.zeros(1), torch.zeros(1), 0
     for batch, _ in images.batches(order, 1000, torch.device("cpu")):

@@ -1,6 +1,8 @@
-"""The base Vision Transformer: images (B, C, height, width) in, logits (B, n_classes) out (arXiv:2010.11929).
+"""The base Vision Transformer (arXiv:2010.11929): images in, logits out.
 
-Shapes, here and everywhere: `B` batch, `C` channels, `N` tokens, `D` dim, `H` heads, `K` head_dim, `O` out, `I` in, `R` rank.
+Images are (B, C, height, width), logits (B, n_classes).
+Shapes, here and everywhere: `B` batch, `C` channels, `N` tokens, `D` dim, `H` heads, `K` head_dim,
+`O` out, `I` in, `R` rank.
 """
 
 import math
@@ -33,9 +35,8 @@ class ViTConfig:
     n_classes: int = 10  # logits
     dropout: float = 0.2  # after the positions and in the feed-forward
     image_size: int = 32  # side of a square image, in pixels
-    pooling: str = (
-        "cls"  # what the head reads: "cls" the class token, "mean" the mean of all tokens
-    )
+    # what the head reads: "cls" the class token, "mean" the mean of all tokens
+    pooling: str = "cls"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -70,7 +71,8 @@ class ViTConfig:
 class PatchEmbed(nn.Linear):
     """Cut images into patches, row by row, and embed each: (B, C, height, width) -> (B, N, D).
 
-    A patch is flattened in (C, height, width) order, so a convolution's kernel (D, C, p, p) is this weight reshaped.
+    A patch is flattened in (C, height, width) order, so a convolution's kernel (D, C, p, p) is this
+    weight reshaped.
     """
 
     def __init__(self, *, patch_size: int, n_channels: int, dim: int) -> None:
@@ -86,7 +88,7 @@ class PatchEmbed(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with four separate projections: (B, N, D) -> (B, N, D) (arXiv:1706.03762)."""
+    """Multi-head self-attention (arXiv:1706.03762), four projections: (B, N, D) -> (B, N, D)."""
 
     def __init__(self, *, dim: int, n_heads: int) -> None:
         super().__init__()
@@ -183,7 +185,9 @@ class VisionTransformer(nn.Module):
         self.classes = tuple(classes)
 
     def resize(self, image_size: int) -> None:
-        """Take images of another size from now on; the position embedding is interpolated, no parameter changes.
+        """Take images of another size from now on.
+
+        The position embedding is interpolated, no parameter changes.
 
         Raises:
             ValueError: `image_size` is not a positive multiple of the patch size.
@@ -209,7 +213,7 @@ class VisionTransformer(nn.Module):
         return torch.cat([prefix, grid.flatten(2).transpose(1, 2)], dim=1)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the tokens (B, N, D) of normalised images (B, C, height, width), class token first."""
+        """Return tokens (B, N, D) of normalised images (B, C, height, width), class token first."""
         x = self.patch_embed(images)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
@@ -230,7 +234,8 @@ class VisionTransformer(nn.Module):
         if images.shape[1:] != expected or images.ndim != 4:
             raise ValueError(
                 f"images have shape {tuple(images.shape)}, but the model takes (batch, "
-                f"{', '.join(map(str, expected))}); resize the images, or call model.resize(image_size)"
+                f"{', '.join(map(str, expected))}); resize the images, "
+                "or call model.resize(image_size)"
             )
         x = self.embed(images)
         for block in self.blocks:
@@ -238,7 +243,7 @@ class VisionTransformer(nn.Module):
         return self.head(self.pool(x))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return uint8 images (B, C, height, width) as floats with the model's mean and std taken out."""
+        """Return uint8 images (B, C, height, width) as floats, by the model's mean and std."""
         mean = images.new_tensor(self.mean, dtype=torch.float32).view(-1, 1, 1) * 255
         std = images.new_tensor(self.std, dtype=torch.float32).view(-1, 1, 1) * 255
         return (images - mean) / std

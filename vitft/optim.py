@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name: trainable parameters and options in, updates out."""
+"""Optimizers and learning-rate schedules by name: trainable parameters, options in; updates out."""
 
 import math
 from collections.abc import Iterable
@@ -15,9 +15,10 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Return the optimizers that together train every parameter that requires a gradient.
 
-    Weight decay is decoupled (arXiv:1711.05101) and spares biases, norms, the class token and the positions.
-    "muon" orthogonalises the updates of the blocks' matrices, scaled so that AdamW's `lr` fits it
-    (arXiv:2502.16982), and leaves the rest to AdamW. "adam" is the article's: it has no weight decay.
+    Weight decay is decoupled (arXiv:1711.05101) and spares biases, norms, the class token and the
+    positions. "muon" orthogonalises the updates of the blocks' matrices, scaled so that AdamW's
+    `lr` fits it (arXiv:2502.16982), and leaves the rest to AdamW. "adam" is the article's: it has
+    no weight decay.
 
     Raises:
         ValueError: unknown name, nothing to train, or "adam" with weight decay.
@@ -56,8 +57,8 @@ def build_optimizers(
 def lr_factor(schedule: str, progress: float, *, warmup: float) -> float:
     """Return what to multiply the learning rate by at `progress` 0..1 through the run.
 
-    It rises linearly over the share `warmup`; then "cosine" and "linear" fall to 0, "multistep" is the
-    article's (a tenth after 80 and again after 130 of 150 epochs) and "constant" stays.
+    It rises linearly over the share `warmup`; then "cosine" and "linear" fall to 0, "multistep" is
+    the article's (a tenth after 80 and again after 130 of 150 epochs) and "constant" stays.
 
     Raises:
         ValueError: unknown schedule.
@@ -76,7 +77,7 @@ def lr_factor(schedule: str, progress: float, *, warmup: float) -> float:
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
-    """Give every parameter group the learning rate `lr`, times its own `lr_scale` where it has one."""
+    """Give every parameter group the learning rate `lr`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+            group["lr"] = lr

@@ -1,4 +1,7 @@
-"""A dataclass of options in, a click command out: names, defaults and help texts stand once, in the dataclass."""
+"""A dataclass of options in, a click command out.
+
+Names, defaults and help texts stand once, in the dataclass.
+"""
 
 import dataclasses
 import typing
@@ -9,7 +12,7 @@ import click
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", *, argument: bool = False) -> Any:
-    """Return a dataclass field that is also a command-line option, required where it has no default.
+    """Return a dataclass field that is also a command-line option, required if without default.
 
     Args:
         default: what holds when the option is not given; a tuple is written with commas.
@@ -27,17 +30,22 @@ def command(
 ) -> click.Command:
     """Return the command `name` that calls `run` with an `options` made of what the user gave.
 
-    With `presets`, the field `preset` names one; its values stand behind what is given and before the defaults.
+    With `presets`, the field `preset` names one; its values stand behind what is given and before
+    the defaults.
     """
 
     def callback(**given: Any) -> None:
-        given = {key: value for key, value in given.items() if value is not None and value != ()}
+        given = {key: value for key, value in given.items() if value is not None}
         run(resolve(options, given, presets or {}))
 
     types = typing.get_type_hints(options)
     fields = [field for field in dataclasses.fields(options) if field.init]
     parameters = [_parameter(field, types[field.name]) for field in fields]
-    return click.Command(name, callback=callback, params=parameters, help=options.__doc__)
+    arguments = [
+        f"{f.name.upper()}: {f.metadata['help']}" for f in fields if f.metadata["argument"]
+    ]
+    text = "\n\n".join([options.__doc__ or "", *arguments])
+    return click.Command(name, callback=callback, params=parameters, help=text)
 
 
 def resolve(
@@ -60,21 +68,22 @@ def resolve(
 
 def comma_separated(value: str) -> tuple[str, ...]:
     """Return the parts of `value` between its commas."""
-    return tuple(part.strip() for part in value.split(","))
+    return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 def _parameter(field: "dataclasses.Field[Any]", kind: Any) -> click.Parameter:
-    required = field.default is dataclasses.MISSING
+    default: Any = field.default
+    required = default is dataclasses.MISSING
     many = typing.get_origin(kind) is tuple
     if field.metadata["argument"]:
         return click.Argument([field.name], nargs=-1 if many else 1, required=required)
     flag = "--" + field.name.replace("_", "-")
     text = field.metadata["help"]
     if kind is bool:
-        text += f"  [default: {flag if field.default else 'no'}]"
+        text += f"  [default: {flag if default else 'no'}]"
         return click.Option([f"{flag}/--no-{flag[2:]}", field.name], default=None, help=text)
-    if not required and field.default not in (None, "", ()):
-        shown = ",".join(field.default) if many else f"{field.default}"
+    if not required and default not in (None, "", ()):
+        shown = ",".join(default) if many else f"{default}"
         text += f"  [default: {shown}]"
     if many:
         kind, metavar = comma_separated, "A,B,..."
@@ -84,7 +93,6 @@ def _parameter(field: "dataclasses.Field[Any]", kind: Any) -> click.Parameter:
     return click.Option(
         [flag, field.name],
         type=kind,
-        default=None,
         required=required,
         help=text,
         metavar=metavar,

@@ -222,7 +222,7 @@ def _symbols(labels: Tensor, size: int, rng: torch.Generator) -> Tensor:
     other = canvas.colour(canvas.uniform(-0.12, 0.12), tint=0.3)
     canvas.image = paper + (2 * x.sin() * checker).clamp(-1, 1) * other
     radius, pen = canvas.uniform(0.25, 0.4), canvas.uniform(0.025, 0.05)
-    x, y = canvas.frame(radius, turn=0.25, roam=0.7)
+    x, y = canvas.frame(radius, turn=0.25, roam=0.85)
     canvas.paint(_by_label(tuple(SYMBOLS.values()), labels, x, y) * radius - pen, ink)
     return canvas.developed(noise=0.06)
 

@@ -115,6 +115,8 @@ class Fit:
                 self._run_epoch(stop, bar)
                 self._finish_epoch(bar)
             self.save()
+            if stop:  # during the last validation: nothing is lost, and nothing more is wanted
+                raise Interrupted(f"stopped by {signal.Signals(stop[0]).name}")
         return self.history
 
     def save(self) -> None:
@@ -160,16 +162,19 @@ class Fit:
         self.seconds = time.perf_counter() - started
 
     def _order(self) -> Tensor:
-        """Return the indices still to come in this epoch; only whole batches, where there is one."""
+        """Return the indices still to come in this epoch; only whole batches, if there is one."""
         generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.train), generator=generator)
         first = self.step * self.plan.batch_size
         return order[first : self.steps_per_epoch * self.plan.batch_size]
 
+    def _lr(self, step: int) -> float:
+        progress = (self.epoch + (step + 0.5) / self.steps_per_epoch) / self.plan.epochs
+        return self.plan.lr * lr_factor(self.plan.schedule, progress, warmup=self.plan.warmup)
+
     def _train_step(self, images: Tensor, labels: Tensor) -> None:
         plan = self.plan
-        progress = (self.epoch + self.step / self.steps_per_epoch) / plan.epochs
-        set_lr(self.optimizers, plan.lr * lr_factor(plan.schedule, progress, warmup=plan.warmup))
+        set_lr(self.optimizers, self._lr(self.step))
         targets = F.one_hot(labels, self.model.head.out_features).float()
         images, targets = plan.augmentation(self.model.normalize(images), targets)
         images = resample(images, self.model.image_size)
@@ -193,13 +198,12 @@ class Fit:
         result = None
         if len(self.validation):
             result = evaluate(self.model, self.validation, bf16=self.plan.bf16)
-        self.epoch += 1
         row = {
-            "epoch": self.epoch,
+            "epoch": self.epoch + 1,
             "train_loss": loss,
             "val_loss": result.loss if result else None,
             "val_accuracy": result.accuracy if result else None,
-            "lr": self.optimizers[0].param_groups[0]["lr"],
+            "lr": self._lr(self.steps_per_epoch - 1),
             "images_per_second": n_images / self.seconds,
             "seconds": self.seconds,
         }
@@ -207,7 +211,7 @@ class Fit:
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         write_bytes(self.folder / "metrics.jsonl", lines.encode())
         bar.write(_line(row), file=sys.stderr)
-        self.step, self.seconds = 0, 0.0
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         self.sums.zero_()
 
     def _bar(self) -> "tqdm[Any]":

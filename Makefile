@@ -1,0 +1,27 @@
+# make demo: the whole path in a few minutes.  make test: the tests.  Both set up .venv first.
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(if $(shell $(name) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(name))))
+BIN = .venv/bin
+
+.PHONY: demo test lint setup clean
+
+demo: setup
+	$(BIN)/python -m recipes.demo
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+setup: .venv/done
+
+.venv/done: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Error: vitft needs Python 3.11 or newer; install it, or name it: make PYTHON=/path/to/python3" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+clean:
+	rm -rf .venv runs/demo

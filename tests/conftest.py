@@ -1,0 +1,84 @@
+"""What the tests share: a tiny model, a tiny folder of images, the command line as a process."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vitft.cli import main
+from vitft.data import import_torchvision
+from vitft.model import VisionTransformer, ViTConfig
+
+import_torchvision()  # before PEFT does, which gives up where the operators do not fit
+
+TINY = {"dim": 16, "hidden_dim": 32, "n_heads": 2, "n_layers": 2, "patch_size": 4, "image_size": 8}
+TINY_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def _repeatable() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny() -> VisionTransformer:
+    """Return a tiny model in float64, every parameter random and not zero."""
+    model = VisionTransformer(ViTConfig(**TINY, n_classes=3, dropout=0.0)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    return model
+
+
+def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> None:
+    """Write an image of one colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of red, green and blue images, 20 a class to train on and 4 to test on."""
+    root = tmp_path_factory.mktemp("colours")
+    for channel, name in enumerate(("red", "green", "blue")):
+        for split, n in (("train", 20), ("test", 4)):
+            for i in range(n):
+                colour = [20 + i, 30, 40]
+                colour[channel] = 200 + 2 * i
+                paint(root / split / name / f"{i:03}.png", tuple(colour))
+    return root
+
+
+@pytest.fixture(scope="session")
+def vitft() -> Run:
+    """Return a function that runs the command line, in this process: importing torch takes long."""
+
+    def run(*arguments: object, code: int = 0) -> "subprocess.CompletedProcess[str]":
+        handler, argv = signal.getsignal(signal.SIGTERM), sys.argv
+        sys.argv = ["vitft", *map(str, arguments)]
+        try:
+            with (
+                redirect_stdout(StringIO()) as out,
+                redirect_stderr(StringIO()) as err,
+                pytest.raises(SystemExit) as stop,
+            ):
+                main()
+        finally:
+            sys.argv = argv
+            signal.signal(signal.SIGTERM, handler)
+        done = subprocess.CompletedProcess(
+            arguments, stop.value.code, out.getvalue(), err.getvalue()
+        )
+        assert done.returncode == code, done.stderr
+        return done
+
+    return run

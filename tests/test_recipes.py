@@ -1,0 +1,210 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+
+import adapters
+from recipes.training import pick_bf16, pick_device
+from tests.conftest import TINY_FLAGS, Run
+from vitft import load_model
+from vitft.files import read_tensors
+
+METHODS = [*adapters.METHODS, "linear", "full"]
+SUMMARY = {
+    *("test_accuracy", "test_loss", "n_parameters", "n_trainable", "images_per_second"),
+    *("seconds", "device", "data", "seed", "versions"),
+}
+
+
+@pytest.fixture(scope="module")
+def base(vitft: Run, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a base that tells red, green and blue apart."""
+    out = tmp_path_factory.mktemp("recipes") / "base"
+    flags = ["--epochs=12", "--batch-size=8", "--lr=3e-3", *TINY_FLAGS]
+    vitft("pretrain", "--data", folder, "--out", out, *flags)
+    return out / "model.safetensors"
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return values
+
+
+def test_pretrain_leaves_what_the_contract_says(base: Path) -> None:
+    out = base.parent
+    files = {"config.json", "metrics.jsonl", "model.safetensors", "report.html", "summary.json"}
+    assert {path.name for path in out.iterdir()} == files | {"state.safetensors"}
+    assert summary(out).keys() >= SUMMARY
+    assert summary(out)["test_accuracy"] > 0.9
+    assert json.loads((out / "config.json").read_text())["dim"] == 16
+    assert "<svg" in (out / "report.html").read_text()
+    model = load_model(base)
+    assert model.classes == ("blue", "green", "red")
+    assert model.mean != (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_finetune_trains_saves_and_reloads(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path, method: str
+) -> None:
+    out = tmp_path / method
+    rank = ["--rank=2"] if method in adapters.METHODS else []
+    common = ["--data", folder, "--base", base]
+    done = vitft("finetune", f"--adapter={method}", *common, "--out", out, "--epochs=2", *rank)
+    told = summary(out)
+    assert told.keys() >= SUMMARY
+    assert (told["n_trainable"] == told["n_parameters"]) is (method == "full")
+    assert f"{told['test_accuracy']:.2%}" in done.stdout
+    assert f"{told['n_trainable']:,} of {told['n_parameters']:,}" in done.stdout
+    command = next(line for line in done.stdout.splitlines() if line.startswith("evaluate it"))
+    again = json.loads(vitft(*command.split()[3:], "--json").stdout)
+    assert again["test_accuracy"] == told["test_accuracy"]
+    assert again["test_loss"] == pytest.approx(told["test_loss"], abs=1e-6)
+    files = {path.name for path in out.iterdir()}
+    assert ("model.safetensors" in files) is (method == "full")
+    assert ("adapter_config.json" in files) is (method != "full")
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_peft_gives_the_same_logits(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path, method: str
+) -> None:
+    flags = ["--epochs=1", "--rank=3", "--alpha=5", "--targets=wq,ffn.w1", "--lr=0.03"]
+    vitft(
+        "finetune",
+        f"--adapter={method}",
+        "--base",
+        base,
+        "--data",
+        folder,
+        "--out",
+        tmp_path / "a",
+        *flags,
+    )
+    images = torch.randn(4, 3, 8, 8)
+    ours = adapters.load_adapter(load_model(base), tmp_path / "a")(images)
+    theirs = peft.PeftModel.from_pretrained(load_model(base), tmp_path / "a")
+    torch.testing.assert_close(theirs(images), ours, rtol=0, atol=1e-5)
+    assert (ours - load_model(base)(images)).abs().max() > 1e-3
+
+
+def test_predict_and_merge_agree_with_the_adapter(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    adapter, merged = tmp_path / "lora", tmp_path / "merged.safetensors"
+    vitft(
+        "finetune",
+        "--adapter=lora",
+        "--base",
+        base,
+        "--data",
+        folder,
+        "--out",
+        adapter,
+        "--epochs=8",
+        "--rank=2",
+    )
+    told = vitft("merge", "--base", base, "--adapter", adapter, "--out", merged).stdout
+    difference = float(told.split("of noise")[1].split()[0])
+    assert difference < 1e-4
+    image = folder / "test" / "red" / "001.png"
+    one = json.loads(vitft("predict", "--base", base, "--adapter", adapter, image, "--json").stdout)
+    two = json.loads(vitft("predict", "--base", merged, image, "--json", "--top=9").stdout)
+    assert next(iter(one[0]["classes"])) == next(iter(two[0]["classes"])) == "red"
+    assert one[0]["classes"] == pytest.approx(two[0]["classes"], abs=1e-5)
+    assert sum(two[0]["classes"].values()) == pytest.approx(1)
+    text = vitft("predict", "--base", merged, image, image, "--top=1").stdout.splitlines()
+    assert text[0] == text[1] == f"{image}  red {two[0]['classes']['red']:.1%}"
+
+
+def test_inspect_tells_what_a_file_holds(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    vitft(
+        "finetune",
+        "--adapter=dora",
+        "--base",
+        base,
+        "--data",
+        folder,
+        "--out",
+        tmp_path / "d",
+        "--epochs=1",
+    )
+    of_base = json.loads(vitft("inspect", base, "--json").stdout)
+    of_adapter = json.loads(vitft("inspect", tmp_path / "d", "--json").stdout)
+    assert of_base["n_parameters"] == sum(p.numel() for p in load_model(base).parameters())
+    assert of_base["classes"] == of_adapter["classes"] == ["blue", "green", "red"]
+    assert of_base["fingerprint"] == of_adapter["base_fingerprint"]
+    assert of_adapter["config"]["use_dora"] is True
+    assert json.loads(vitft("inspect", base.parent, "--json").stdout) == of_base
+
+
+def test_data_lists_every_named_set(vitft: Run) -> None:
+    text = vitft("data").stdout
+    assert all(name in text for name in ("shapes", "symbols", "cifar10", "FOLDER/train/CLASS"))
+
+
+def start(*arguments: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "vitft", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(state: Path, process: "subprocess.Popen[str]") -> None:
+    """Wait until a state in the middle of an epoch is saved."""
+    until = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < until:
+        if state.exists() and read_tensors(state)[1]["step"] > 1:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no step was saved: {process.communicate()[1]}")
+
+
+KILLED = ["--data=shapes", "--limit=320", "--epochs=2", "--batch-size=8", "--dropout=0.1"]
+KILLED += ["--save-seconds=1e-9", "--val-fraction=0.02", *TINY_FLAGS]
+
+
+@pytest.fixture(scope="module")
+def whole(vitft: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that nobody interrupted."""
+    out = tmp_path_factory.mktemp("killed") / "whole"
+    vitft("pretrain", *KILLED, "--out", out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGINT, 130)]
+)
+def test_a_killed_run_resumes_bit_for_bit(
+    vitft: Run, whole: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    process = start("pretrain", *KILLED, "--out", tmp_path)
+    wait_for_step(tmp_path / "state.safetensors", process)
+    process.send_signal(number)
+    told = process.communicate()[1]
+    assert process.returncode == code, told
+    assert not (tmp_path / "model.safetensors").exists()
+    assert code == -9 or "the same command with --resume goes on" in told
+    vitft("pretrain", *KILLED, "--out", tmp_path, "--resume")
+    model, expected = (folder / "model.safetensors" for folder in (tmp_path, whole))
+    assert model.read_bytes() == expected.read_bytes()
+    assert summary(tmp_path)["test_loss"] == summary(whole)["test_loss"]
+
+
+def test_devices_and_precisions_are_checked() -> None:
+    assert pick_device("cpu").type == "cpu"
+    assert pick_bf16("bf16", torch.device("cpu"))
+    assert not pick_bf16("fp32", torch.device("cpu"))
+    with pytest.raises(ValueError, match="unknown device 'gpu'; choose from auto"):
+        pick_device("gpu")
+    with pytest.raises(ValueError, match="unknown precision 'half'"):
+        pick_bf16("half", torch.device("cpu"))
