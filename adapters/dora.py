@@ -24,12 +24,15 @@ class DoRALinear(LoRALinear):
         """Return y (..., O) for x (..., I); dropout spares the base's own W x, as in PEFT."""
         if not self.enabled:
             return F.linear(x, self.weight, self.bias)
-        dropped = self.dropout(x)
-        base = F.linear(dropped, self.weight)
-        y = self.magnitude / self.row_norm() * (base + self.update(dropped))
+        c = self.magnitude / self.row_norm()  # (O,)
         if self.training and self.dropout.p > 0:
-            y = y + F.linear(x - dropped, self.weight)
-        return (y if self.bias is None else y + self.bias).to(base.dtype)
+            dropped = self.dropout(x)
+            z = F.linear(dropped, self.weight) + self.update(dropped)
+            y = c * z + F.linear(x - dropped, self.weight)
+        else:
+            z = self.linear(x, None)
+            y = c * z
+        return (y if self.bias is None else y + self.bias).to(z.dtype)
 
     @torch.no_grad()
     def row_norm(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 It keeps the article's choices, good and bad: a model that merges its heads wrongly, augmentation
 of one PIL image after another in DataLoader workers, validation on augmented images, float32.
-It shares nothing with vitft.
+It shares nothing with vitft but the import of torchvision.
 
     python benchmarks/article.py data/cifar10 --seconds 60 --json article.json
 """
@@ -18,8 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, random_split
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
+
+from vitft.data import import_torchvision
+
+import_torchvision()  # its own import fails where its operators were built for another torch
+from torchvision import transforms  # noqa: E402
+from torchvision.datasets import ImageFolder  # noqa: E402
 
 DIM, HIDDEN_DIM, N_HEADS, N_LAYERS, PATCH_SIZE, N_CLASSES, DROPOUT = 256, 512, 8, 6, 4, 10, 0.2
 N_PATCHES = (32 // PATCH_SIZE) ** 2

@@ -150,6 +150,8 @@ def test_validation_sees_no_augmentation(tmp_path: Path) -> None:
 def test_smaller_images_come_first(tmp_path: Path) -> None:
     plan = fit(tmp_path, epochs=10, sizes=((4, 0.5), (6, 0.3))).plan
     assert [plan.image_size(epoch, 8) for epoch in range(10)] == [4] * 5 + [6] * 3 + [8] * 2
+    short = fit(tmp_path, epochs=2, sizes=((4, 0.9),)).plan
+    assert [short.image_size(epoch, 8) for epoch in range(2)] == [4, 8]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class Plan:
         done = 0.0
         for size, share in self.sizes:
             done += share * self.epochs
-            if epoch < round(done):
+            if epoch < min(round(done), self.epochs - 1):  # the last epoch is always in full
                 return size
         return full
 

@@ -1,0 +1,114 @@
+"""Milliseconds a training step, every method in turn: `python -m benchmarks.lora_step`.
+
+The article's sizes, rank 8 on wq wk wv wo, AdamW, random images. Every round takes one step of each
+contestant, so that a machine whose speed drifts treats them alike; the medians are compared.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import click
+import torch
+from torch.nn import functional as F
+
+import adapters
+from benchmarks.results import table, write_result
+from vitft import VisionTransformer, ViTConfig
+from vitft.data import import_torchvision
+
+import_torchvision()  # before PEFT does, which gives up where the operators do not fit
+import peft  # noqa: E402
+
+TARGETS = ["wq", "wk", "wv", "wo"]
+COLUMNS = {"method": "", "milliseconds": ".0f", "of full": ".2f", "of peft lora": ".2f"}
+
+
+def full() -> torch.nn.Module:
+    """Return the model with everything to train."""
+    return VisionTransformer(ViTConfig(dropout=0.0))
+
+
+def with_peft(use_dora: bool) -> torch.nn.Module:
+    """Return the model adapted by PEFT."""
+    config = peft.LoraConfig(
+        r=8, lora_alpha=16, target_modules=TARGETS, modules_to_save=["head"], use_dora=use_dora
+    )
+    return peft.get_peft_model(full(), config)  # type: ignore[arg-type, return-value]
+
+
+def with_vitft(config: adapters.LoRAConfig | None) -> torch.nn.Module:
+    """Return the model adapted by vitft; None trains the head alone."""
+    return adapters.inject(full(), config, trainable=("head",))
+
+
+CONTESTANTS: dict[str, Callable[[], torch.nn.Module]] = {
+    "full": full,
+    "peft lora": lambda: with_peft(use_dora=False),
+    "vitft lora": lambda: with_vitft(adapters.LoRAConfig()),
+    "peft dora": lambda: with_peft(use_dora=True),
+    "vitft dora": lambda: with_vitft(adapters.DoRAConfig()),
+    "vitft linear": lambda: with_vitft(None),
+}
+
+
+def stepper(
+    model: torch.nn.Module, device: str, batch_size: int, bf16: bool
+) -> Callable[[], float]:
+    """Return a function that takes a training step and returns its milliseconds."""
+    model.to(device).train()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-4, fused=True)
+    images = torch.randn(batch_size, 3, 32, 32, device=device)
+    labels = torch.randint(10, (batch_size,), device=device)
+
+    def step() -> float:
+        started = time.perf_counter()
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) * 1000
+
+    return step
+
+
+@click.command()
+@click.option("--rounds", default=9, show_default=True)
+@click.option("--batch-size", default=128, show_default=True)
+@click.option("--bf16", is_flag=True, help="Under autocast.")
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+@click.option("--only", default=",".join(CONTESTANTS), help="Some of the contestants.")
+def main(rounds: int, batch_size: int, bf16: bool, device: str, only: str) -> None:
+    """Time the contestants in turn and print a table."""
+    torch.manual_seed(0)
+    steps = {n: stepper(CONTESTANTS[n](), device, batch_size, bf16) for n in only.split(",")}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(rounds + 2):
+        for name, step in steps.items():
+            milliseconds = step()
+            if i >= 2:  # warm
+                times[name].append(milliseconds)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    rows = [
+        {
+            "method": name,
+            "milliseconds": median,
+            **{
+                f"of {other}": median / medians[other]
+                for other in ("full", "peft lora")
+                if other in medians
+            },
+        }
+        for name, median in medians.items()
+    ]
+    name = f"lora_step_{device}_{'bf16' if bf16 else 'fp32'}"
+    path = write_result(name, rows, batch_size=batch_size, rounds=rounds, peft=peft.__version__)
+    click.echo(f"{table(rows, COLUMNS)}\n\n{path}")
+
+
+if __name__ == "__main__":
+    main()

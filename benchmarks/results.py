@@ -1,0 +1,51 @@
+"""Rows of figures in; `benchmarks/results/NAME.json` with where and when they were measured out."""
+
+import datetime
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def write_result(name: str, rows: list[dict[str, Any]], **facts: Any) -> Path:
+    """Write the rows with hardware, versions, date and commit, and return the path."""
+    git = ["git", "-C", str(FOLDER), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    result = {
+        "rows": rows,
+        **facts,
+        "hardware": hardware(),
+        "versions": {name: version(name) for name in ("torch", "vitft")},
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit,
+    }
+    path = FOLDER / f"{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return path
+
+
+def hardware() -> str:
+    """Return the GPU's name, or the CPU's with the number of threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+
+
+def table(rows: list[dict[str, Any]], columns: dict[str, str]) -> str:
+    """Return a Markdown table of the rows: columns gives for each key a format such as ".2%"."""
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for row in rows:
+        cells = [
+            format(row[key], form) if row.get(key) is not None else ""
+            for key, form in columns.items()
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,80 @@
+"""The article's loop and `vitft pretrain` for the same time on the same images, in one run.
+
+    python -m benchmarks.versus_article data/cifar10 --seconds 120
+
+vitft has no time limit, so a short trial tells how many images it trains on in that time.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.results import table, write_result
+
+COLUMNS = {
+    "loop": "",
+    "batch_size": "",
+    "images_per_second": ",.1f",
+    "train_seconds": ",.0f",
+    "test_accuracy": ".2%",
+}
+HERE = Path(__file__).parent
+
+
+def article(
+    data: str, seconds: float, batch_size: int, workers: int, folder: Path
+) -> dict[str, Any]:
+    """Return what the article's loop reached after `seconds` of training."""
+    file = folder / f"article-{batch_size}.json"
+    command = [sys.executable, str(HERE / "article.py"), data, f"--seconds={seconds}"]
+    command += [f"--batch-size={batch_size}", f"--workers={workers}", f"--json={file}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return {"loop": "article", **json.loads(file.read_text())}
+
+
+def pretrain(data: str, out: Path, preset: str, options: list[str]) -> dict[str, Any]:
+    """Return what `vitft pretrain` reached."""
+    command = [sys.executable, "-m", "vitft", "pretrain", f"--data={data}", f"--out={out}"]
+    command += [f"--preset={preset}", "--overwrite", *options]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    summary = json.loads((out / "summary.json").read_text())
+    config = json.loads((out / "config.json").read_text())
+    summary["loop"], summary["train_seconds"] = f"vitft {preset}", summary["seconds"]
+    return {**summary, "batch_size": config["batch_size"], "epochs": config["epochs"]}
+
+
+def for_seconds(
+    data: str, seconds: float, preset: str, options: list[str], folder: Path
+) -> dict[str, Any]:
+    """Return what `vitft pretrain` reached in about `seconds` of training."""
+    trial = pretrain(data, folder / "trial", preset, [*options, "--limit=2048", "--epochs=4"])
+    n_images = trial["images_per_second"] * seconds
+    epochs = max(4, round(n_images / 45_000))
+    given = [*options, f"--limit={round(n_images / epochs)}", f"--epochs={epochs}"]
+    return pretrain(data, folder / "run", preset, given)
+
+
+@click.command()
+@click.argument("data", type=click.Path(exists=True, file_okay=False))
+@click.option("--seconds", default=120.0, show_default=True, help="Of training, for each.")
+@click.option("--workers", default=4, show_default=True, help="Of the article's loader.")
+@click.option("--preset", default="cpu", show_default=True, help="Of vitft pretrain.")
+def main(data: str, seconds: float, workers: int, preset: str) -> None:
+    """Train on DATA by the article's loop with batches of 16 and 64 and by vitft; print a table."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        rows = [article(data, seconds, size, workers, folder) for size in (16, 64)]
+        rows.append(
+            for_seconds(data, seconds, preset, ["--batch-size=64", "--sizes=16:0.75"], folder)
+        )
+    path = write_result("versus_article", rows, data=data)
+    click.echo(f"{table(rows, COLUMNS)}\n\n{path}")
+
+
+if __name__ == "__main__":
+    main()
