@@ -4,11 +4,12 @@ import datetime
 import json
 import platform
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from vitft import __version__
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -21,7 +22,7 @@ def write_result(name: str, rows: list[dict[str, Any]], **facts: Any) -> Path:
         "rows": rows,
         **facts,
         "hardware": hardware(),
-        "versions": {name: version(name) for name in ("torch", "vitft")},
+        "versions": {"torch": torch.__version__, "vitft": __version__},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit,
     }

@@ -1,7 +1,7 @@
 """What `pretrain` and `finetune` share: options, device, resuming, test figures, a run's files."""
 
 import json
-import sys
+import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +22,7 @@ from vitft.options import option
 from vitft.report import write_report
 from vitft.state import STATE
 from vitft.train import Fit, Plan
+from vitft.version import __version__
 
 # What a run leaves beside config.json.
 OUTPUTS = (
@@ -255,8 +256,10 @@ def finish(
         "seed": options.seed,
         **facts,
         "versions": {
-            "python": sys.version.split()[0],
-            **{name: version(name) for name in ("vitft", "torch", "torchvision")},
+            "python": platform.python_version(),
+            "vitft": __version__,
+            "torch": torch.__version__,
+            "torchvision": version("torchvision"),
         },
     }
     write_json(folder / "summary.json", summary)

@@ -96,6 +96,19 @@ def test_peft_gives_the_same_logits(
     assert (ours - load_model(base)(images)).abs().max() > 1e-3
 
 
+def test_an_adapter_that_peft_saved_loads(base: Path, tmp_path: Path) -> None:
+    config = peft.LoraConfig(
+        r=3, target_modules=["wq", "w2"], modules_to_save=["head"], init_lora_weights=False
+    )
+    theirs = peft.get_peft_model(load_model(base), config).eval()
+    torch.nn.init.normal_(theirs.base_model.model.head.modules_to_save.default.weight)
+    theirs.save_pretrained(tmp_path)
+    images = torch.randn(4, 3, 8, 8)
+    ours = adapters.load_adapter(load_model(base), tmp_path)(images)
+    torch.testing.assert_close(ours, theirs(images), rtol=0, atol=1e-5)
+    assert (ours - load_model(base)(images)).abs().max() > 1e-3
+
+
 def test_predict_and_merge_agree_with_the_adapter(
     vitft: Run, folder: Path, base: Path, tmp_path: Path
 ) -> None:

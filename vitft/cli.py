@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 import click
 
+from vitft.version import __version__
+
 # command -> (module in recipes, what `vitft --help` says of it)
 COMMANDS = {
     "pretrain": "Train a base from scratch.",
@@ -47,7 +49,7 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.version_option(package_name="vitft")
+@click.version_option(__version__)
 @click.option("--traceback", is_flag=True, help="Show where an error was raised, for a bug report.")
 def cli(traceback: bool) -> None:
     """Train Vision Transformers and fine-tune them with adapters.
