@@ -46,9 +46,9 @@ def refuse(
     for name, module in adapted.items():
         if name in trained:
             raise ValueError(f"{name!r} is both a target and trainable; choose one")
-        for outer in _outer(name):
-            if isinstance(modules[outer], BYPASSING):
-                kind = type(modules[outer]).__name__
+        for outer in (model, *(modules[outer] for outer in _outer(name))):
+            if isinstance(outer, BYPASSING):
+                kind = type(outer).__name__
                 raise ValueError(f"{name!r} is never called: nn.{kind} reads its weight directly")
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             raise ValueError(f"{name!r} has hooks, which an adapter would lose; remove them first")

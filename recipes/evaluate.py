@@ -21,7 +21,7 @@ from vitft.options import option
 class ModelOptions:
     """The options of every command that uses a model."""
 
-    base: str = option(help="A .safetensors file, or the name of a bundled base.")
+    base: str = option(help="A .safetensors file, a run's folder, or the name of a bundled base.")
     adapter: str | None = option(None, "Folder of an adapter for that base.")
 
 

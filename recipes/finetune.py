@@ -3,7 +3,7 @@
 `vitft finetune --adapter lora --base BASE --data DATA --out DIR`
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class FinetuneOptions(TrainOptions):
     """Freeze a base, put on a head for the new classes and train only that head and an adapter."""
 
     adapter: str = option(help=f"Method: {', '.join([*adapters.METHODS, *BASELINES])}.")
-    base: str = option(help="A .safetensors file, or the name of a bundled base.")
+    base: str = option(help="A .safetensors file, a run's folder, or the name of a bundled base.")
     preset: str = option("default", f"Values for what is not given: {', '.join(PRESETS)}.")
     lr: float | None = option(None, "Highest learning rate.  [default: 0.003, full: 0.0003]")
     weight_decay: float = option(0.0, "Decoupled weight decay of matrices.")
@@ -118,6 +118,11 @@ def method_config(options: FinetuneOptions) -> Any:
         raise ValueError(
             f"--{unused[0]} means nothing to --adapter {options.adapter}; leave it out"
         )
+    needs = (
+        {field.name for field in fields(method) if field.default is MISSING} if method else set()
+    )
+    if missing := sorted(needs - given.keys()):
+        raise ValueError(f"--adapter {options.adapter} needs --{missing[0]}")
     return method(**given) if method else None
 
 

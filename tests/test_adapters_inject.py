@@ -227,6 +227,9 @@ def test_modules_that_bypass_their_linears_are_refused() -> None:
     message = "'attn.out_proj' is never called: nn.MultiheadAttention reads its weight directly"
     with pytest.raises(ValueError, match=message):
         inject(attention, lora("out_proj"))
+    root = nn.TransformerEncoderLayer(8, 2, batch_first=True)
+    with pytest.raises(ValueError, match="'linear1' is never called: nn.TransformerEncoderLayer"):
+        inject(root, LoRAConfig(targets=("linear1",)))
 
 
 def test_a_linear_under_two_names_is_refused() -> None:

@@ -32,7 +32,8 @@ def test_the_python_of_part_2_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def commands() -> list[str]:
-    return [line for _, block in blocks("sh") for line in block.splitlines()]
+    inline = re.findall(r"`(vitft \w+ --[^`]* --[^`]*)`", PART_2.read_text())
+    return [line for _, block in blocks("sh") for line in block.splitlines()] + inline
 
 
 @pytest.mark.parametrize("line", commands())
