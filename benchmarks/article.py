@@ -4,7 +4,7 @@ It keeps the article's choices, good and bad: a model that merges its heads wron
 of one PIL image after another in DataLoader workers, validation on augmented images, float32.
 It shares nothing with vitft but the import of torchvision.
 
-    python benchmarks/article.py data/cifar10 --seconds 60 --json article.json
+    python -m benchmarks.article data/cifar10 --seconds 60 --json article.json
 """
 
 import json

@@ -23,21 +23,20 @@ COLUMNS = {
     "train_seconds": ",.0f",
     "test_accuracy": ".2%",
 }
-HERE = Path(__file__).parent
 
 
 def article(
-    data: str, seconds: float, batch_size: int, workers: int, folder: Path
+    data: Path, seconds: float, batch_size: int, workers: int, folder: Path
 ) -> dict[str, Any]:
     """Return what the article's loop reached after `seconds` of training."""
     file = folder / f"article-{batch_size}.json"
-    command = [sys.executable, str(HERE / "article.py"), data, f"--seconds={seconds}"]
+    command = [sys.executable, "-m", "benchmarks.article", str(data), f"--seconds={seconds}"]
     command += [f"--batch-size={batch_size}", f"--workers={workers}", f"--json={file}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return {"loop": "article", **json.loads(file.read_text())}
 
 
-def pretrain(data: str, out: Path, preset: str, options: list[str]) -> dict[str, Any]:
+def pretrain(data: Path, out: Path, preset: str, options: list[str]) -> dict[str, Any]:
     """Return what `vitft pretrain` reached."""
     command = [sys.executable, "-m", "vitft", "pretrain", f"--data={data}", f"--out={out}"]
     command += [f"--preset={preset}", "--overwrite", *options]
@@ -48,23 +47,34 @@ def pretrain(data: str, out: Path, preset: str, options: list[str]) -> dict[str,
     return {**summary, "batch_size": config["batch_size"], "epochs": config["epochs"]}
 
 
-def for_seconds(
-    data: str, seconds: float, preset: str, options: list[str], folder: Path
-) -> dict[str, Any]:
+def for_seconds(data: Path, seconds: float, preset: str, folder: Path) -> dict[str, Any]:
     """Return what `vitft pretrain` reached in about `seconds` of training."""
-    trial = pretrain(data, folder / "trial", preset, [*options, "--limit=2048", "--epochs=4"])
+    options = ["--batch-size=64", "--sizes=16:0.75"]
+    few = with_few_tests(data, folder / "few")
+    trial = pretrain(few, folder / "trial", preset, [*options, "--limit=2048", "--epochs=4"])
     n_images = trial["images_per_second"] * seconds
     epochs = max(4, round(n_images / 45_000))
     given = [*options, f"--limit={round(n_images / epochs)}", f"--epochs={epochs}"]
     return pretrain(data, folder / "run", preset, given)
 
 
+def with_few_tests(data: Path, folder: Path) -> Path:
+    """Return a folder with the training images of `data` and a few of its test images, as links."""
+    folder.mkdir()
+    (folder / "train").symlink_to((data / "train").resolve())
+    for path in (data / "test").iterdir():
+        (folder / "test" / path.name).mkdir(parents=True)
+        for image in sorted(path.resolve().iterdir())[:20]:
+            (folder / "test" / path.name / image.name).symlink_to(image)
+    return folder
+
+
 @click.command()
-@click.argument("data", type=click.Path(exists=True, file_okay=False))
+@click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--seconds", default=120.0, show_default=True, help="Of training, for each.")
 @click.option("--workers", default=4, show_default=True, help="Of the article's loader.")
 @click.option("--preset", default="cpu", show_default=True, help="Of vitft pretrain.")
-def main(data: str, seconds: float, workers: int, preset: str) -> None:
+def main(data: Path, seconds: float, workers: int, preset: str) -> None:
     """Train on DATA by the article's loop with batches of 16 and 64 and by vitft; print a table."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -72,7 +82,7 @@ def main(data: str, seconds: float, workers: int, preset: str) -> None:
         rows.append(
             for_seconds(data, seconds, preset, ["--batch-size=64", "--sizes=16:0.75"], folder)
         )
-    path = write_result("versus_article", rows, data=data)
+    path = write_result("versus_article", rows, data=str(data))
     click.echo(f"{table(rows, COLUMNS)}\n\n{path}")
 
 

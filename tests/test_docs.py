@@ -1,4 +1,4 @@
-"""What docs/part-2.md shows runs: its Python in order, its commands as far as their options go."""
+"""The Python of README.md and docs/part-2.md runs, and their commands have the options shown."""
 
 import importlib
 import re
@@ -10,34 +10,65 @@ import pytest
 
 import adapters
 
-PART_2 = Path(__file__).parents[1] / "docs" / "part-2.md"
+ROOT = Path(__file__).parents[1]
+README, PART_2 = ROOT / "README.md", ROOT / "docs" / "part-2.md"
 
 
-def blocks(language: str) -> list[tuple[int, str]]:
+def blocks(document: Path, language: str) -> list[tuple[int, str]]:
     """Return each fenced block of a language, and the number of lines before it."""
-    text = PART_2.read_text()
+    text = document.read_text()
     found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [(text[: match.start(1)].count("\n"), match[1]) for match in found]
 
 
+def run(document: Path, **replaced: str) -> None:
+    """Execute a document's Python, with some of its text replaced."""
+    namespace: dict[str, object] = {"__name__": document.stem}
+    with patch.dict(adapters.METHODS):  # it may add a method
+        for line, code in blocks(document, "python"):
+            for old, new in replaced.items():
+                assert old in code
+                code = code.replace(old, new)
+            # the blank lines let a traceback show the line of the document
+            exec(compile("\n" * line + code, document, "exec"), namespace)
+
+
 def test_the_python_of_part_2_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "part_2"}
-    with patch.dict(adapters.METHODS):  # it adds a method
-        for line, code in blocks("python"):
-            # the blank lines let a traceback show the line of the document
-            exec(compile("\n" * line + code, PART_2, "exec"), namespace)
-    assert len(blocks("python")) > 10
+    run(PART_2)
+    assert len(blocks(PART_2, "python")) > 10
     assert (tmp_path / "symbols" / "adapter_config.json").is_file()
 
 
+def test_the_readmes_program_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(README, **{"range(60)": "range(2)", "1000": "10"})
+    assert "of 10" not in capsys.readouterr().out
+    assert (tmp_path / "runs" / "symbols" / "adapter_model.safetensors").is_file()
+
+
 def commands() -> list[str]:
+    lines = [
+        line
+        for d in (README, PART_2)
+        for _, block in blocks(d, "sh")
+        for line in block.splitlines()
+    ]
     inline = re.findall(r"`(vitft \w+ --[^`]* --[^`]*)`", PART_2.read_text())
-    return [line for _, block in blocks("sh") for line in block.splitlines()] + inline
+    return [line for line in lines if line.startswith("vitft ")] + inline
 
 
 @pytest.mark.parametrize("line", commands())
-def test_a_command_of_part_2_has_these_options(line: str) -> None:
-    program, name, *arguments = shlex.split(line)
-    assert program == "vitft"
+def test_a_command_of_the_documents_has_these_options(line: str) -> None:
+    _, name, *arguments = shlex.split(line, comments=True)
     importlib.import_module(f"recipes.{name}").command.make_context(name, arguments)
+
+
+def test_the_readme_names_every_file() -> None:
+    text = README.read_text()
+    names = [p for folder in ("vitft", "adapters") for p in (ROOT / folder).glob("[a-z]*.py")]
+    assert all(
+        f"{path.parent.name}/{path.name}" in text for path in names if path.stem != "version"
+    )
