@@ -24,7 +24,7 @@ The base that `load_model("{name}")` and `--base {name}` load.
 | accuracy | **{test_accuracy:.2%}** on the test images, read once; validation {val:.2%} |
 | parameters | {n_parameters:,}, kept in bfloat16, loaded as float32 |
 | recipe | {recipe} |
-| hardware | {hardware}, {seconds:,.0f} s of training |
+| hardware | {hardware} ({device}), {seconds:,.0f} s of training |
 | versions | {versions} |
 | seed | {seed} |
 

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -22,6 +23,7 @@ def write_result(name: str, rows: list[dict[str, Any]], **facts: Any) -> Path:
         "rows": rows,
         **facts,
         "hardware": hardware(),
+        "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "vitft": __version__},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit,
@@ -32,12 +34,12 @@ def write_result(name: str, rows: list[dict[str, Any]], **facts: Any) -> Path:
 
 
 def hardware() -> str:
-    """Return the GPU's name, or the CPU's with the number of threads."""
+    """Return the GPU's name, or the CPU's with the number of its cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
 def table(rows: list[dict[str, Any]], columns: dict[str, str]) -> str:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 import adapters
 from tests.conftest import TINY
 from vitft import VisionTransformer, ViTConfig, load_model, save_model
+from vitft.checkpoint import find_base
 
 
 @pytest.fixture
@@ -126,3 +127,11 @@ def test_a_failed_write_leaves_the_old_file(
         save_model(model, path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_bundled_base_loads_by_name_and_has_a_card() -> None:
+    model = load_model("cifar10")
+    assert model.config.image_size == 32
+    assert model.classes[0] == "airplane"
+    assert len(model.classes) == 10
+    assert "accuracy" in find_base("cifar10").with_suffix(".md").read_text()
