@@ -25,13 +25,17 @@ class SummedProduct(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
     ) -> Tensor:
         summed = torch.addmm(weight, b, a, alpha=scale)  # (O, I)
-        ctx.save_for_backward(x, summed, a, b)
+        ctx.save_for_backward(x, weight, summed, a, b)
         ctx.scale = scale
         return F.linear(x, summed, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        x, summed, a, b = ctx.saved_tensors
+        x, weight, summed, a, b = ctx.saved_tensors
+        if (
+            torch.is_grad_enabled()
+        ):  # a second derivative follows: the sum, from what it was made of
+            summed = weight + ctx.scale * b @ a
         grad_x = grad @ summed if ctx.needs_input_grad[0] else None
         x, grad = x.flatten(0, -2), grad.flatten(0, -2)  # (tokens, I), (tokens, O)
         grad_a = ctx.scale * (grad @ b).T @ x if ctx.needs_input_grad[3] else None

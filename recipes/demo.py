@@ -36,13 +36,13 @@ def demo(folder: Path) -> list[dict[str, Any]]:
     """Run the path, every file of it below `folder`, and return the summaries of its runs."""
     base = folder / "base"
     vitft(
-        f"pretrain --data shapes --out {base} --epochs 12 --sizes 16:0.6 --lr 2e-3 "
+        f"pretrain --data shapes --out {base} --epochs 9 --sizes 16:0.78 --lr 2e-3 "
         f"--batch-size 64 {SIZES} --overwrite"
     )
     for method in METHODS:
         vitft(
             f"finetune --adapter {method} --base {base} --data symbols "
-            f"--out {folder / method} --epochs 5 --overwrite"
+            f"--out {folder / method} --epochs 3 --overwrite"
         )
     file = folder / "an-image.png"
     images, labels = draw("symbols", 1, seed=99)
@@ -50,6 +50,7 @@ def demo(folder: Path) -> list[dict[str, Any]]:
     click.echo(f"\nAn image of {CLASSES['symbols'][int(labels[0])]}, {file}:")
     vitft(f"predict --base {base} --adapter {folder / 'lora'} {file} --top 3")
     click.echo("\nThe same in code:\n" + reload_in_code(base, folder / "lora", images))
+    (folder / "merged.safetensors").unlink(missing_ok=True)
     vitft(f"merge --base {base} --adapter {folder / 'lora'} --out {folder / 'merged.safetensors'}")
     names = ("base", *METHODS)
     return [json.loads((folder / name / "summary.json").read_text()) for name in names]

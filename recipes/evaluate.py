@@ -8,6 +8,7 @@ import click
 import torch
 
 import adapters
+from adapters.io import read_adapter
 from recipes.training import pick_bf16, pick_device
 from vitft import options as cli
 from vitft.checkpoint import load_model
@@ -46,7 +47,17 @@ def open_model(options: ModelOptions) -> VisionTransformer:
         ValueError, OSError: a file is missing, broken, or the adapter is another base's.
     """
     model = load_model(options.base)
-    return adapters.load_adapter(model, options.adapter) if options.adapter else model
+    if options.adapter is None:
+        return model
+    adapters.load_adapter(model, options.adapter)
+    n_classes = model.head.out_features
+    if read_adapter(options.adapter).classes is None and len(model.classes) != n_classes:
+        model.classes = tuple(str(i) for i in range(n_classes))  # PEFT saves no names
+    if len(model.classes) != n_classes:
+        raise ValueError(
+            f"{options.adapter} names {len(model.classes)} classes, but its head has {n_classes}"
+        )
+    return model
 
 
 def labels_for(model: VisionTransformer, data: ImageSet) -> None:

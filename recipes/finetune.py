@@ -13,16 +13,16 @@ import torch
 import adapters
 from recipes.training import (
     TrainOptions,
+    check_run,
     finish,
     make_plan,
     make_splits,
-    open_run,
     pick_device,
     say,
     train,
 )
 from vitft import options as cli
-from vitft.checkpoint import load_model, save_model
+from vitft.checkpoint import find_base, load_model, save_model
 from vitft.data import load_data
 from vitft.options import option
 
@@ -63,7 +63,13 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     if options.lr is None:
         options = replace(options, lr=LR.get(options.adapter, 3e-3))
     plan = make_plan(options, device)
+    folder = check_run(options)
+    if find_base(options.base).parent.resolve() == folder.resolve():
+        raise ValueError(
+            f"{folder} holds the base, which the run would replace; choose another --out"
+        )
     model = load_model(options.base)
+    fingerprint = adapters.fingerprint(model)
     data = load_data(
         options.data, image_size=model.config.image_size, n_channels=model.config.n_channels
     )
@@ -71,7 +77,6 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     model.new_head(data.classes)
     if options.adapter != "full":
         adapters.inject(model, config, trainable=("head",))
-    folder = open_run(options)
     splits = make_splits(data, options, device)
     model.to(device)
     n_trainable, n_all = (
@@ -81,7 +86,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         f"{options.adapter}: {n_trainable:,} of {n_all:,} parameters train "
         f"on {len(splits.train):,} images, on {device}"
     )
-    fit = train(model, splits, plan, options, folder)
+    fit = train(model, splits, plan, options, folder, [fingerprint])
     if options.adapter == "full":
         file = folder / "model.safetensors"
         save_model(model, file)

@@ -1,6 +1,7 @@
 """Bake an adapter into a plain base: `vitft merge --base BASE --adapter DIR --out FILE`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 import torch
@@ -29,6 +30,8 @@ def merge(options: MergeOptions) -> float:
         ValueError, OSError: a file is missing, broken or cannot be written, or the method
             can't be merged.
     """
+    if Path(options.out).exists():
+        raise ValueError(f"{options.out} is there already; choose another --out or remove it")
     model = open_model(options)
     shape = (64, model.config.n_channels, model.config.image_size, model.config.image_size)
     images = torch.randint(

@@ -8,10 +8,10 @@ import torch
 
 from recipes.training import (
     TrainOptions,
+    check_run,
     finish,
     make_plan,
     make_splits,
-    open_run,
     pick_device,
     say,
     train,
@@ -88,8 +88,8 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
     names = [field.name for field in fields(ViTConfig) if field.name != "n_classes"]
     config = ViTConfig(**{name: getattr(options, name) for name in names})
     plan = make_plan(options, device, parse_sizes(options.sizes, config))
+    folder = check_run(options)
     data = load_data(options.data, image_size=options.image_size, n_channels=options.n_channels)
-    folder = open_run(options)
     splits = make_splits(data, options, device)
     torch.manual_seed(options.seed)
     model = VisionTransformer(replace(config, n_classes=len(data.classes)))

@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from vitft.augment import Augmentation
 from vitft.data import ImageSet
 from vitft.evaluate import evaluate
-from vitft.files import write_json
+from vitft.files import write_bytes, write_json
 from vitft.images import Images, limit, split
 from vitft.model import VisionTransformer
 from vitft.options import option
@@ -117,8 +117,8 @@ def pick_bf16(name: str, device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
-def open_run(options: TrainOptions) -> Path:
-    """Return the run's folder, made if need be, once --resume and --overwrite allow its use.
+def check_run(options: TrainOptions) -> Path:
+    """Return the run's folder, once --resume and --overwrite allow its use; no file is touched yet.
 
     Raises:
         ValueError: a run stands there already, or there is none to resume, or it was started
@@ -128,16 +128,24 @@ def open_run(options: TrainOptions) -> Path:
     folder = Path(options.out)
     if options.resume:
         check_same(options, folder)
-        return folder
-    here = [folder / name for name in OUTPUTS if (folder / name).exists()]
-    if here and not options.overwrite:
+    elif not options.overwrite and any((folder / name).exists() for name in OUTPUTS):
         raise ValueError(
             f"{folder} holds a run already; use --resume, --overwrite or another --out"
         )
-    write_json(folder / "config.json", _written(options))
-    for path in here:
-        path.unlink()
+    write_bytes(folder / ".vitft", b"")  # says at once if nothing can be written here
+    (folder / ".vitft").unlink()
     return folder
+
+
+def start_run(options: TrainOptions, folder: Path) -> None:
+    """Write config.json and remove what an earlier run left.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    write_json(folder / "config.json", _written(options))
+    for name in OUTPUTS:
+        (folder / name).unlink(missing_ok=True)
 
 
 def check_same(options: TrainOptions, folder: Path) -> None:
@@ -174,7 +182,7 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
     train, validation = split(data.train, fraction=options.val_fraction, seed=options.seed)
     if options.limit is not None:
         train = limit(train, options.limit, seed=options.seed)
-    return Splits(train.to(device), validation.to(device), data.test)
+    return Splits(train.to(device), validation.to(device), data.test.to(device))
 
 
 def make_plan(
@@ -210,7 +218,12 @@ def make_plan(
 
 
 def train(
-    model: VisionTransformer, splits: Splits, plan: Plan, options: TrainOptions, folder: Path
+    model: VisionTransformer,
+    splits: Splits,
+    plan: Plan,
+    options: TrainOptions,
+    folder: Path,
+    belongs: Sequence[str] = (),
 ) -> Fit:
     """Train the model in place, or go on where the run was stopped, and return the finished run.
 
@@ -219,9 +232,11 @@ def train(
     """
     if options.compile:
         model.compile()
-    fit = Fit(model, splits.train, splits.validation, plan, folder)
+    fit = Fit(model, splits.train, splits.validation, plan, folder, belongs)
     if options.resume:
         fit.restore()
+    else:  # only now, with everything checked, an earlier run may go
+        start_run(options, folder)
     try:
         fit.run()
     except KeyboardInterrupt:
@@ -238,7 +253,7 @@ def finish(
     model = fit.model
     model.resize(model.config.image_size)
     started = time.perf_counter()
-    result = evaluate(model, splits.test.to(fit.device), bf16=fit.plan.bf16)
+    result = evaluate(model, splits.test, bf16=fit.plan.bf16)
     seconds = sum(row["seconds"] for row in fit.history)
     summary: dict[str, Any] = {
         "test_accuracy": result.accuracy,

@@ -79,3 +79,16 @@ def test_no_gradient_as_large_as_the_weight_is_kept() -> None:
     adapted(torch.randn(9, 5, dtype=torch.float64)).sum().backward()
     assert adapted.weight.grad is None
     assert adapted.lora_a.grad is not None
+
+
+def test_second_derivatives_are_those_of_the_plain_formula() -> None:
+    adapted = layer()
+    x = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
+    tensors = (x, adapted.lora_a, adapted.lora_b)
+
+    def penalty(y: Tensor) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(y.pow(3).sum(), tensors, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), tensors)
+
+    for one, two in zip(penalty(adapted(x)), penalty(plain(adapted, x)), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)

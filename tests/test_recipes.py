@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,8 @@ import torch
 
 import adapters
 from recipes.training import pick_bf16, pick_device
-from tests.conftest import TINY_FLAGS, Run
-from vitft import load_model
+from tests.conftest import TINY_FLAGS, Run, paint
+from vitft import load_model, save_model
 from vitft.files import read_tensors
 
 METHODS = [*adapters.METHODS, "linear", "full"]
@@ -211,6 +212,37 @@ def test_a_killed_run_resumes_bit_for_bit(
     model, expected = (folder / "model.safetensors" for folder in (tmp_path, whole))
     assert model.read_bytes() == expected.read_bytes()
     assert summary(tmp_path)["test_loss"] == summary(whole)["test_loss"]
+
+
+def test_a_run_resumes_only_on_its_images_and_its_base(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    data, mine = shutil.copytree(folder, tmp_path / "data"), tmp_path / "mine.safetensors"
+    shutil.copy(base, mine)
+    flags = ["--adapter=linear", "--base", mine, "--data", data, "--out", tmp_path / "o"]
+    vitft("finetune", *flags, "--epochs=1")
+    paint(data / "train" / "red" / "new.png", (250, 0, 0))
+    told = vitft("finetune", *flags, "--epochs=1", "--resume", code=2).stderr
+    assert "was started on other images, classes or another base" in told
+    (data / "train" / "red" / "new.png").unlink()
+    other = load_model(mine)
+    torch.nn.init.zeros_(other.norm.bias)
+    save_model(other, mine)
+    assert "another base" in vitft("finetune", *flags, "--epochs=1", "--resume", code=2).stderr
+
+
+def test_nothing_is_lost_to_a_typo_or_to_a_base_in_the_way(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(base.parent, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    flags = ["--data", folder, "--out", out, "--overwrite"]
+    vitft("pretrain", *flags, *TINY_FLAGS, "--optimizer=sgd", code=2)
+    told = vitft("finetune", *flags, "--adapter=lora", "--rank=2", "--base", out, code=2).stderr
+    assert "holds the base, which the run would replace" in told
+    merge = ["merge", "--base", out, "--adapter", out, "--out", out / "model.safetensors"]
+    assert "is there already" in vitft(*merge, code=2).stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_devices_and_precisions_are_checked() -> None:

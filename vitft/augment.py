@@ -33,7 +33,7 @@ class Augmentation:
             raise ValueError(
                 f"min_area={self.min_area} is not in 0 < min_area <= 1; 1 switches it off"
             )
-        if min(self.mixup, self.cutmix) < 0 or self.mixup + self.cutmix > 1:
+        if not (min(self.mixup, self.cutmix) >= 0 and self.mixup + self.cutmix <= 1):
             raise ValueError(
                 f"mixup={self.mixup} and cutmix={self.cutmix} are shares, and add up to 1 at most"
             )

@@ -52,8 +52,12 @@ def load_model(path: str | Path) -> VisionTransformer:
         raise ValueError(f"{path} is no vitft base: its metadata lacks {sorted(missing)[0]}")
     try:
         config = ViTConfig(**metadata["config"])
-    except TypeError as error:
-        raise ValueError(f"{path} was written by another version of vitft: {error}") from error
+        classes = tuple(str(name) for name in metadata["classes"])
+        mean, std = (tuple(map(float, metadata["preprocessing"][key])) for key in ("mean", "std"))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: its metadata is not what this vitft writes ({error})") from error
+    if not len(mean) == len(std) == config.n_channels or len(classes) != config.n_classes:
+        raise ValueError(f"{path}: its class names, mean and std do not fit its config")
     model = _empty(config)
     expected = model.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
@@ -68,9 +72,7 @@ def load_model(path: str | Path) -> VisionTransformer:
             raise ValueError(f"{path}: tensor {name} has values that are not finite")
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
-    model.classes = tuple(metadata["classes"])
-    model.mean = tuple(metadata["preprocessing"]["mean"])
-    model.std = tuple(metadata["preprocessing"]["std"])
+    model.classes, model.mean, model.std = classes, mean, std
     return model.requires_grad_().eval()
 
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitft.images import Images, read_image, to_tensor
+from vitft.images import MODES, Images, read_image, to_tensor
 from vitft.shapes import CLASSES as DRAWN
 from vitft.shapes import draw
 
@@ -73,6 +73,8 @@ def load_data(data: str, *, image_size: int = 32, n_channels: int = 3) -> ImageS
             splits, or a broken image.
         OSError: a named set is neither there nor could be downloaded.
     """
+    if n_channels not in MODES:
+        raise ValueError(f"{n_channels=} is neither 1 (grey) nor 3 (colour), as image files have")
     fit = partial(to_tensor, image_size=image_size, n_channels=n_channels)
     if data in DRAWN:
         return _load_drawn(data, fit)

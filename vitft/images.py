@@ -1,6 +1,7 @@
 """Labelled images as uint8 (n, C, height, width): read, held or streamed, split and batched."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+BROKEN = (UnidentifiedImageError, Image.DecompressionBombError, OverflowError, MemoryError)
 MODES = {1: "L", 3: "RGB"}  # of Pillow, by number of channels
 MAX_BYTES = 4 * 2**30  # a set larger than this is streamed
 
@@ -23,8 +25,6 @@ def to_tensor(image: Image.Image, *, image_size: int, n_channels: int) -> Tensor
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
         image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    if n_channels not in MODES:
-        raise ValueError(f"{n_channels=} is neither 1 (grey) nor 3 (colour), as image files have")
     image = image.convert(MODES[n_channels])
     if image.size != (image_size, image_size):
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
@@ -44,7 +44,7 @@ def read_image(path: str | Path, fit: Callable[[Image.Image], Tensor]) -> Tensor
             return fit(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no image {path}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (*BROKEN, OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} is no readable image ({error}); mend or remove it") from error
 
 
@@ -67,6 +67,12 @@ class _Decoded(Dataset[tuple[Tensor, Tensor]]):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def _leave_signals(_: int) -> None:
+    """Leave a stop to the main process, which saves its state and then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Images:
@@ -130,10 +136,14 @@ class Images:
             num_workers=n_workers,
             pin_memory=pin,
             prefetch_factor=4,
+            worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # the global one is what training resumes with
         )
-        for images, labels in loader:
-            yield images.to(device, non_blocking=pin), labels.to(device, non_blocking=pin)
+        try:
+            for images, labels in loader:
+                yield images.to(device, non_blocking=pin), labels.to(device, non_blocking=pin)
+        except ValueError as error:  # a worker's, whose whole traceback is its text
+            raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from None
 
 
 def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images]:

@@ -1,11 +1,13 @@
 """The one training loop: a model, images and a plan in; a trained model and its metrics out."""
 
+import hashlib
 import json
+import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +52,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} is not positive")
         for name in ("weight_decay", "clip", "save_seconds"):
             if not getattr(self, name) >= 0:
@@ -77,6 +79,9 @@ class Interrupted(KeyboardInterrupt):
 class Fit:
     """A training run: the model, its optimizers, the place in the data and what was measured.
 
+    Args:
+        belongs: what else must be the same to go on, such as the base's fingerprint.
+
     Attributes:
         history: a row an epoch, as in metrics.jsonl.
     """
@@ -88,6 +93,7 @@ class Fit:
         validation: Images,
         plan: Plan,
         folder: Path,
+        belongs: Sequence[str] = (),
     ) -> None:
         self.model, self.train, self.validation, self.plan = model, train, validation, plan
         self.folder = folder
@@ -101,6 +107,7 @@ class Fit:
         self.seconds = 0.0  # trained in this epoch, without validation and saving
         self.sums = torch.zeros(3, device=self.device)  # of loss, right answers, images
         self.history: list[dict[str, Any]] = []
+        self.belongs = [*model.classes, _digest(train), _digest(validation), *belongs]
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the end and return the history.
@@ -123,6 +130,7 @@ class Fit:
         """Write what `restore` needs, whole or not at all."""
         names = ("epoch", "step", "seconds", "history")
         place = {name: getattr(self, name) for name in names} | {"sums": self.sums.tolist()}
+        place["belongs"] = self.belongs
         save_state(self.folder / STATE, self.model, self.optimizers, place)
 
     def restore(self) -> None:
@@ -133,6 +141,11 @@ class Fit:
             ValueError: the saved state is broken or belongs to another model.
         """
         place = load_state(self.folder / STATE, self.model, self.optimizers)
+        if place.pop("belongs", None) != self.belongs:
+            raise ValueError(
+                f"the run in {self.folder} was started on other images, classes or another base; "
+                "put them back, or start again with --overwrite"
+            )
         self.sums.copy_(torch.tensor(place.pop("sums")))
         for name, value in place.items():
             setattr(self, name, value)
@@ -193,8 +206,11 @@ class Fit:
 
     def _finish_epoch(self, bar: "tqdm[Any]") -> None:
         loss, n_images = (self.sums[0] / self.sums[2]).item(), int(self.sums[2])
-        if not -torch.inf < loss < torch.inf:
-            raise ValueError(f"the loss is {loss} in epoch {self.epoch + 1}; try a smaller --lr")
+        if not (math.isfinite(loss) and all(p.isfinite().all() for p in self.trainable)):
+            raise ValueError(
+                f"the loss is {loss} in epoch {self.epoch + 1}, or a weight is no longer finite; "
+                "try a smaller --lr"
+            )
         result = None
         if len(self.validation):
             result = evaluate(self.model, self.validation, bf16=self.plan.bf16)
@@ -250,6 +266,12 @@ def _stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _digest(images: Images) -> str:
+    """Return a hash of the labels and sources, which change where images come or go."""
+    text = json.dumps([images.labels.tolist(), images.sources])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _line(row: dict[str, Any]) -> str:
