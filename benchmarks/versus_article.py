@@ -80,9 +80,7 @@ def main(data: Path, seconds: float, workers: int, preset: str) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         rows = [article(data, seconds, size, workers, folder) for size in (16, 64)]
-        rows.append(
-            for_seconds(data, seconds, preset, ["--batch-size=64", "--sizes=16:0.75"], folder)
-        )
+        rows.append(for_seconds(data, seconds, preset, folder))
     path = write_result("versus_article", rows, data=str(data))
     click.echo(f"{table(rows, COLUMNS)}\n\n{path}")
 
