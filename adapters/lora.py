@@ -32,9 +32,7 @@ class SummedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         x, weight, summed, a, b = ctx.saved_tensors
-        if (
-            torch.is_grad_enabled()
-        ):  # a second derivative follows: the sum, from what it was made of
+        if torch.is_grad_enabled():  # a second derivative follows, and needs the sum's own parts
             summed = weight + ctx.scale * b @ a
         grad_x = grad @ summed if ctx.needs_input_grad[0] else None
         x, grad = x.flatten(0, -2), grad.flatten(0, -2)  # (tokens, I), (tokens, O)

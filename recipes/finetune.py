@@ -123,12 +123,12 @@ def method_config(options: FinetuneOptions) -> Any:
         raise ValueError(
             f"--{unused[0]} means nothing to --adapter {options.adapter}; leave it out"
         )
-    needs = (
-        {field.name for field in fields(method) if field.default is MISSING} if method else set()
-    )
+    if method is None:
+        return None
+    needs = {field.name for field in fields(method) if field.default is MISSING}
     if missing := sorted(needs - given.keys()):
         raise ValueError(f"--adapter {options.adapter} needs --{missing[0]}")
-    return method(**given) if method else None
+    return method(**given)
 
 
 def run(options: FinetuneOptions) -> None:

@@ -226,9 +226,9 @@ def _labels(dataset: Any) -> list[int]:
     for name in ("targets", "labels", "_labels"):
         if (labels := getattr(dataset, name, None)) is not None:
             labels = torch.as_tensor(labels).long()
-            return (
-                labels[:, 0].tolist() if labels.ndim == 2 else labels.tolist()
-            )  # QMNIST: 8 columns
+            if labels.ndim == 2:  # QMNIST's have 8 columns, the class first
+                labels = labels[:, 0]
+            return labels.tolist()
     if samples := getattr(dataset, "_samples", None):
         return [label for _, label in samples]
     return [int(dataset[i][1]) for i in range(len(dataset))]
