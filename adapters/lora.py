@@ -36,8 +36,11 @@ class SummedProduct(torch.autograd.Function):
             summed = weight + ctx.scale * b @ a
         grad_x = grad @ summed if ctx.needs_input_grad[0] else None
         x, grad = x.flatten(0, -2), grad.flatten(0, -2)  # (tokens, I), (tokens, O)
-        grad_a = ctx.scale * (grad @ b).T @ x if ctx.needs_input_grad[3] else None
-        grad_b = ctx.scale * grad.T @ (x @ a.T) if ctx.needs_input_grad[4] else None
+        grad_a = grad_b = None  # rows of tokens: with columns, BLAS is several times slower
+        if ctx.needs_input_grad[3]:
+            grad_a = ctx.scale * (b.T @ grad.T) @ x  # (R, tokens) @ (tokens, I)
+        if ctx.needs_input_grad[4]:
+            grad_b = ctx.scale * ((a @ x.T) @ grad).T  # ((R, tokens) @ (tokens, O)).T
         return grad_x, None, None, grad_a, grad_b, None
 
 
