@@ -20,6 +20,7 @@ from vitft import options as cli
 from vitft.checkpoint import save_model
 from vitft.data import load_data
 from vitft.images import channel_statistics
+from vitft.init import INITS, initialise
 from vitft.model import VisionTransformer, ViTConfig
 from vitft.options import option
 
@@ -63,10 +64,13 @@ class PretrainOptions(TrainOptions):
         (), "Train on smaller images first: SIZE:SHARE of the epochs, e.g. 16:0.6,24:0.3."
     )
     init: str = option(
-        "small", "Of positions, class token and head: small (0.02, 0) or article (normal)."
+        "small", f"What the weights start from: {', '.join(INITS)} (arXiv:2305.09828)."
     )
     pooling: str = option(
         "mean", "What the head reads: the mean of the tokens, or cls, the class token."
+    )
+    stem: str = option(
+        "linear", "What makes tokens of patches: linear, or conv, three small convolutions."
     )
     image_size: int = option(32, "Side of the images, in pixels; other images are scaled and cut.")
     patch_size: int = option(4, "Side of a patch, in pixels.")
@@ -105,24 +109,6 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
     fit = train(model, splits, plan, options, folder)
     save_model(model, folder / "model.safetensors")
     return finish(fit, splits, options, folder, {"preset": options.preset})
-
-
-def initialise(model: VisionTransformer, name: str) -> None:
-    """Set the tensors that PyTorch's defaults leave to us.
-
-    "article" keeps N(0, 1), "small" is usual for ViTs.
-
-    Raises:
-        ValueError: neither.
-    """
-    if name not in ("article", "small"):
-        raise ValueError(f"unknown init {name!r}; choose from article, small")
-    if name == "small":
-        with torch.no_grad():
-            model.pos_embedding.mul_(0.02)
-            model.head.weight.zero_()
-            if model.cls_token is not None:
-                model.cls_token.mul_(0.02)
 
 
 def parse_sizes(sizes: tuple[str, ...], config: ViTConfig) -> tuple[tuple[int, float], ...]:

@@ -67,7 +67,9 @@ class TrainOptions:
     seed: int = option(0, "Of everything random.")
     device: str = option("auto", "auto, cpu, cuda or mps.")
     precision: str = option("auto", "auto, fp32, or bf16 for computing in bfloat16.")
-    compile: bool = option(False, "Compile the model: a minute at the start, faster steps.")
+    compile: bool | None = option(
+        None, "Compile the model first, a minute or so.  [default: on a GPU, for long runs]"
+    )
     save_seconds: float = option(60.0, "Seconds between saved states, which --resume goes on from.")
     resume: bool = option(False, "Go on with the run in --out where it was stopped.")
     overwrite: bool = option(False, "Replace the run in --out.")
@@ -115,6 +117,17 @@ def pick_bf16(name: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def pick_compile(options: TrainOptions, n_train: int, device: torch.device) -> bool:
+    """Return whether compiling the model wins its time back.
+
+    On two CPU cores it takes a minute for every image size and saves 3 to 4 % of a step; on a GPU,
+    where memory traffic limits the step, a run of a few minutes is long enough.
+    """
+    if options.compile is not None:
+        return options.compile
+    return device.type == "cuda" and options.epochs * n_train >= 5_000_000
 
 
 def check_run(options: TrainOptions) -> Path:
@@ -230,7 +243,7 @@ def train(
     Raises:
         KeyboardInterrupt: stopped by SIGINT or SIGTERM; says how to go on.
     """
-    if options.compile:
+    if pick_compile(options, len(splits.train), model.head.weight.device):
         model.compile()
     fit = Fit(model, splits.train, splits.validation, plan, folder, belongs)
     if options.resume:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import adapters
-from recipes.training import pick_bf16, pick_device
+from recipes.training import TrainOptions, pick_bf16, pick_compile, pick_device
 from tests.conftest import TINY_FLAGS, Run, paint
 from vitft import load_model, save_model
 from vitft.files import read_tensors
@@ -253,3 +253,20 @@ def test_devices_and_precisions_are_checked() -> None:
         pick_device("gpu")
     with pytest.raises(ValueError, match="unknown precision 'half'"):
         pick_bf16("half", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "n_train", "expected"),
+    [
+        (None, "cpu", 10**9, False),
+        (None, "cuda", 1_000, False),
+        (None, "cuda", 5_000_000, True),
+        (True, "cpu", 1, True),
+        (False, "cuda", 10**9, False),
+    ],
+)
+def test_the_model_is_compiled_where_it_pays(
+    asked: bool | None, device: str, n_train: int, expected: bool
+) -> None:
+    options = TrainOptions(data="x", out="y", epochs=1, compile=asked)
+    assert pick_compile(options, n_train, torch.device(device)) is expected

@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitft.patches import ConvEmbed, PatchEmbed
+
+STEMS = {"linear": PatchEmbed, "conv": ConvEmbed}
+
 
 def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
@@ -37,6 +41,8 @@ class ViTConfig:
     image_size: int = 32  # side of a square image, in pixels
     # what the head reads: "cls" the class token, "mean" the mean of all tokens
     pooling: str = "cls"
+    # what makes tokens of patches: "linear" the article's, "conv" three small convolutions
+    stem: str = "linear"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -61,30 +67,18 @@ class ViTConfig:
             )
         if self.pooling not in ("cls", "mean"):
             raise ValueError(f'pooling={self.pooling!r} is unknown; choose "cls" or "mean"')
+        if self.stem not in STEMS:
+            raise ValueError(f'stem={self.stem!r} is unknown; choose "linear" or "conv"')
+        if self.stem == "conv" and self.patch_size % 2:
+            raise ValueError(
+                f'patch_size={self.patch_size} is odd, which stem="conv" cannot cut; '
+                'choose patch_size=4, or stem="linear"'
+            )
 
     @property
     def n_patches(self) -> int:
         """Patches in an image of `image_size`."""
         return (self.image_size // self.patch_size) ** 2
-
-
-class PatchEmbed(nn.Linear):
-    """Cut images into patches, row by row, and embed each: (B, C, height, width) -> (B, N, D).
-
-    A patch is flattened in (C, height, width) order, so a convolution's kernel (D, C, p, p) is this
-    weight reshaped.
-    """
-
-    def __init__(self, *, patch_size: int, n_channels: int, dim: int) -> None:
-        super().__init__(n_channels * patch_size**2, dim)
-        self.patch_size = patch_size
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return a token for each patch."""
-        p = self.patch_size
-        x = images.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (B, C, rows, p, columns, p)
-        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, C * p * p)
-        return super().forward(x)
 
 
 class Attention(nn.Module):
@@ -154,7 +148,7 @@ class VisionTransformer(nn.Module):
         self.classes = tuple(str(i) for i in range(config.n_classes))
         self.mean = self.std = (0.5,) * config.n_channels
         n_tokens = config.n_patches + (config.pooling == "cls")
-        self.patch_embed = PatchEmbed(
+        self.patch_embed = STEMS[config.stem](
             patch_size=config.patch_size, n_channels=config.n_channels, dim=config.dim
         )
         self.cls_token = (

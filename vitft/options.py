@@ -81,6 +81,7 @@ def _parameter(field: "dataclasses.Field[Any]", kind: Any) -> click.Parameter:
     text = field.metadata["help"]
     if kind is bool:
         text += f"  [default: {flag if default else 'no'}]"
+    if kind in (bool, bool | None):
         return click.Option([f"{flag}/--no-{flag[2:]}", field.name], default=None, help=text)
     if not required and default not in (None, "", ()):
         shown = ",".join(default) if many else f"{default}"
