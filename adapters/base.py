@@ -60,10 +60,13 @@ class AdapterConfig(ABC):
     """The options of a method; a subclass adds its own and says how PEFT spells them.
 
     Raises:
-        ValueError: `targets` is empty, or one string.
+        ValueError: `targets` is empty, or one string; or `layers` are not numbers.
     """
 
     targets: tuple[str, ...]  # exact names of modules, or dotted suffixes: "wq", "attn.wq"
+    layers: tuple[
+        int, ...
+    ] = ()  # numbers of the blocks to adapt, as in "blocks.4.attn.wq"; (): all
 
     peft_marks: ClassVar[dict[str, object]]  # what marks the method in an adapter_config.json
     peft_options: ClassVar[dict[str, str]] = {"targets": "target_modules"}  # ours -> PEFT's
@@ -86,6 +89,9 @@ class AdapterConfig(ABC):
         object.__setattr__(self, "targets", tuple(self.targets))
         if not self.targets or not all(isinstance(target, str) for target in self.targets):
             raise ValueError(f"targets={self.targets!r} must be one or more names of modules")
+        if isinstance(self.layers, int) or not all(type(layer) is int for layer in self.layers):
+            raise ValueError(f"layers={self.layers!r} must be numbers of blocks, such as (4, 5)")
+        object.__setattr__(self, "layers", tuple(self.layers))
 
     @abstractmethod
     def adapt(self, module: nn.Module, name: str) -> AdapterLayer:

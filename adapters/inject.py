@@ -9,14 +9,14 @@ import copy
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
 from adapters.base import AdapterConfig, AdapterLayer
-from adapters.targets import matching, refuse
+from adapters.targets import in_layers, matching, refuse
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -50,6 +50,9 @@ def inject(model: Model, config: AdapterConfig | None, trainable: Collection[str
         raise ValueError("the model is adapted already; eject or merge it before another inject")
     trained = matching(model, trainable, "trainable")
     adapted = matching(model, config.targets, "target") if config else {}
+    if config and config.layers:  # from here on by their names, which say it to PEFT too
+        adapted = in_layers(adapted, config.layers)
+        config = replace(config, targets=tuple(adapted), layers=())
     if not adapted and not trained:
         raise ValueError("nothing would train; give a config, or names of modules in trainable")
     refuse(model, adapted, trained)

@@ -30,6 +30,19 @@ def matching(model: nn.Module, names: Collection[str], what: str) -> dict[str, n
     return found
 
 
+def in_layers(found: Mapping[str, nn.Module], layers: Collection[int]) -> dict[str, nn.Module]:
+    """Return the modules in the blocks that `layers` number; the first number of a name counts.
+
+    Raises:
+        ValueError: there is none in one of these blocks.
+    """
+    number = {name: next((int(p) for p in name.split(".") if p.isdecimal()), -1) for name in found}
+    if missing := sorted(set(layers) - set(number.values())):
+        there = ", ".join(str(n) for n in sorted(set(number.values())) if n >= 0)
+        raise ValueError(f"layer {missing[0]} has no target; there are: {there or 'none'}")
+    return {name: module for name, module in found.items() if number[name] in layers}
+
+
 def refuse(
     model: nn.Module, adapted: Mapping[str, nn.Module], trained: Mapping[str, nn.Module]
 ) -> None:

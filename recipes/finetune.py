@@ -3,6 +3,7 @@
 `vitft finetune --adapter lora --base BASE --data DATA --out DIR`
 """
 
+import time
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 import adapters
 from recipes.training import (
+    Splits,
     TrainOptions,
     check_run,
     finish,
@@ -22,14 +24,19 @@ from recipes.training import (
     train,
 )
 from vitft import options as cli
+from vitft.augment import Augmentation
 from vitft.checkpoint import find_base, load_model, save_model
 from vitft.data import load_data
+from vitft.features import extract, feature_bytes, n_frozen
+from vitft.images import MAX_BYTES
+from vitft.model import VisionTransformer
 from vitft.options import option
+from vitft.train import Plan
 
 BASELINES = ("linear", "full")  # train only the head, or everything
 LR = {"linear": 3e-3, "full": 3e-4}  # what a method without a line here gets is 3e-3
 PRESETS: dict[str, dict[str, Any]] = {"default": {}}
-METHOD_OPTIONS = ("rank", "alpha", "dropout", "targets")
+METHOD_OPTIONS = ("rank", "alpha", "dropout", "targets", "layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,14 @@ class FinetuneOptions(TrainOptions):
     alpha: float | None = option(None, "The update is scaled by alpha / rank.  [default: 16]")
     dropout: float | None = option(None, "Of the adapter's input.  [default: 0]")
     targets: tuple[str, ...] = option((), "Names of the linears to adapt.  [default: wq,wk,wv,wo]")
+    layers: tuple[str, ...] = option(
+        (), "Numbers of the blocks to adapt, such as 4-5.  [default: all]"
+    )
+    cache_features: bool | None = option(
+        None,
+        "Compute once what the frozen first blocks make of the images.  "
+        "[default: where there is no augmentation, and memory for it]",
+    )
 
 
 def finetune(options: FinetuneOptions) -> dict[str, Any]:
@@ -86,7 +101,11 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         f"{options.adapter}: {n_trainable:,} of {n_all:,} parameters train "
         f"on {len(splits.train):,} images, on {device}"
     )
+    started = time.perf_counter()
+    splits = cache_features(model, splits, plan, options, folder)
+    feature_seconds = round(time.perf_counter() - started, 1)
     fit = train(model, splits, plan, options, folder, [fingerprint])
+    model.first = 0
     if options.adapter == "full":
         file = folder / "model.safetensors"
         save_model(model, file)
@@ -95,6 +114,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         adapters.save_adapter(model, folder)
     facts = {
         "adapter": options.adapter,
+        "feature_seconds": feature_seconds,  # besides "seconds"
         "base": options.base,
         "file": file.name,
         "file_bytes": file.stat().st_size,
@@ -118,6 +138,8 @@ def method_config(options: FinetuneOptions) -> Any:
         for name in METHOD_OPTIONS
         if getattr(options, name) not in (None, ())
     }
+    if "layers" in given:
+        given["layers"] = parse_layers(options.layers)
     has = {field.name for field in fields(method)} if method else set()
     if unused := sorted(given.keys() - has):
         raise ValueError(
@@ -129,6 +151,48 @@ def method_config(options: FinetuneOptions) -> Any:
     if missing := sorted(needs - given.keys()):
         raise ValueError(f"--adapter {options.adapter} needs --{missing[0]}")
     return method(**given)
+
+
+def parse_layers(layers: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the numbers that parts such as "0" and "4-5" name.
+
+    Raises:
+        ValueError: a part is neither a number nor a range.
+    """
+    numbers: list[int] = []
+    for part in layers:
+        low, _, high = part.partition("-")
+        if not (low.isdecimal() and (high or low).isdecimal() and int(low) <= int(high or low)):
+            raise ValueError(f"layers={part} is not a number or a range, such as 0 or 4-5")
+        numbers += range(int(low), int(high or low) + 1)
+    return tuple(numbers)
+
+
+def cache_features(
+    model: VisionTransformer, splits: Splits, plan: Plan, options: FinetuneOptions, folder: Path
+) -> Splits:
+    """Return the splits to train and watch by, as features where that changes nothing and pays.
+
+    The model then begins with the first stage that trains.
+
+    Raises:
+        ValueError: features are asked for, and would change what is trained.
+    """
+    n, augmented = n_frozen(model), plan.augmentation != Augmentation()
+    if options.cache_features and (augmented or not n):
+        why = "there is augmentation" if augmented else "the first block trains, or has dropout"
+        raise ValueError(f"--cache-features would change the result: {why}; leave it out")
+    n_bytes = feature_bytes(model, n) * (len(splits.train) + len(splits.validation))
+    pays = n > 1 and plan.epochs > 1 and n_bytes <= MAX_BYTES and not augmented
+    if not (pays if options.cache_features is None else options.cache_features):
+        return splits
+    say(f"the first {n} of {len(model.stages())} stages are computed once, {n_bytes / 1e6:,.0f} MB")
+    train, validation = (
+        extract(model, images, n, folder=folder, bf16=plan.bf16)
+        for images in (splits.train, splits.validation)
+    )
+    model.first = n
+    return replace(splits, train=train, validation=validation)
 
 
 def run(options: FinetuneOptions) -> None:

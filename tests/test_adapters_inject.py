@@ -295,3 +295,23 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for key, value in first.items():
         assert torch.equal(value, second[key])
         torch.testing.assert_close(value, alone.get_parameter(key))
+
+
+@every_method
+def test_layers_choose_among_the_targets(method: str) -> None:
+    model = inject(toy(), METHODS[method](targets=("wq", "ffn.0"), layers=(1,)))
+    found = {key.rpartition(".")[0] for key, p in model.named_parameters() if p.requires_grad}
+    assert found == {"blocks.1.attn.wq", "blocks.1.ffn.0"}
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ((1, 2), "layer 2 has no target; there are: 0, 1"),
+        (1, r"layers=1 must be numbers of blocks, such as \(4, 5\)"),
+        (("1",), r"layers=\('1',\) must be numbers"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(layers: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        inject(toy(), LoRAConfig(targets=("wq",), layers=layers))

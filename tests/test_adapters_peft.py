@@ -58,6 +58,18 @@ def test_peft_loads_what_we_save(kind: str, tmp_path: Path) -> None:
 
 
 @every_method
+def test_peft_adapts_the_layers_that_we_do(method: str, tmp_path: Path) -> None:
+    model = inject(toy(), METHODS[method](targets=("wq", "wv"), layers=(1,)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    save_adapter(model.eval(), tmp_path)
+    close(peft.PeftModel.from_pretrained(toy(), tmp_path)(X), model(X))
+    close(load_adapter(toy(), tmp_path)(X), model(X))
+
+
+@every_method
 def test_peft_finds_every_tensor_that_we_save(method: str, tmp_path: Path) -> None:
     save_adapter(adapted(method), tmp_path)
     model = peft.PeftModel.from_pretrained(toy(), tmp_path)

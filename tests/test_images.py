@@ -27,8 +27,8 @@ def numbers(images: Images) -> list[int]:
 def test_streamed_and_held_images_give_the_same_batches() -> None:
     streamed, held = numbered([0, 1] * 10), numbered([0, 1] * 10).to(CPU)
     streamed.to(CPU, max_bytes=5)
-    assert streamed.pixels is None
-    assert held.pixels is not None
+    assert streamed.held is None
+    assert held.held is not None
     order = torch.randperm(20)
     for a, b in zip(streamed.batches(order, 6, CPU), held.batches(order, 6, CPU), strict=True):
         assert torch.equal(a[0], b[0])

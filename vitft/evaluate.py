@@ -30,8 +30,11 @@ class Evaluation:
 
 
 def resample(images: Tensor, image_size: int) -> Tensor:
-    """Return images (B, C, height, width) scaled to (B, C, image_size, image_size) by area."""
-    if images.shape[-2:] == (image_size, image_size):
+    """Return images (B, C, height, width) scaled to (B, C, image_size, image_size) by area.
+
+    What is no image any more, tokens (B, N, D) or less, stays as it is.
+    """
+    if images.ndim < 4 or images.shape[-2:] == (image_size, image_size):
         return images
     return F.interpolate(images, size=(image_size, image_size), mode="area")
 

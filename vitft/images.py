@@ -82,6 +82,8 @@ class Images:
         decode: index -> uint8 (C, height, width).
         labels: class indices (n,).
         sources: for each image what it was cut from (a video's track, say), or its own number.
+        held: every image, uint8 (n, C, height, width), or what frozen stages make of it, float
+            (n, ...); None where images are streamed.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Images:
         self.decode = decode
         self.labels = labels
         self.sources = list(sources) or [str(i) for i in range(len(labels))]
-        self.pixels: Tensor | None = None
+        self.held: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,28 +105,32 @@ class Images:
             self.labels[indices.cpu()],
             [self.sources[i] for i in chosen],
         )
-        if self.pixels is not None:
-            subset.pixels = self.pixels[indices.to(self.pixels.device)]
+        if self.held is not None:
+            subset.held = self.held[indices.to(self.held.device)]
         return subset
 
     def to(self, device: torch.device, max_bytes: int = MAX_BYTES) -> "Images":
         """Hold the images whole on `device` if they fit into `max_bytes`; else stay streamed."""
-        if self.pixels is None and len(self) and len(self) * self.decode(0).numel() <= max_bytes:
+        if self.held is None and len(self) and len(self) * self.decode(0).numel() <= max_bytes:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                self.pixels = torch.stack(list(pool.map(self.decode, range(len(self)))))
-        if self.pixels is not None:
-            self.pixels, self.labels = self.pixels.to(device), self.labels.to(device)
+                self.held = torch.stack(list(pool.map(self.decode, range(len(self)))))
+        if self.held is not None:
+            self.held, self.labels = self.held.to(device), self.labels.to(device)
         return self
 
     def batches(
         self, order: Tensor, batch_size: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield uint8 images (B, C, height, width) and labels (B,) in `order` (m,), on `device`."""
+        """Yield images as held, or uint8 (B, C, height, width), and labels (B,), on `device`.
+
+        They come in `order` (m,), `batch_size` at a time.
+        """
         if not len(order):
             return
-        if self.pixels is not None:
-            for chosen in order.to(self.pixels.device).split(batch_size):
-                yield self.pixels[chosen].to(device), self.labels[chosen].to(device)
+        if self.held is not None:
+            for chosen in order.to(self.held.device).split(batch_size):
+                labels = self.labels[chosen.to(self.labels.device)]
+                yield self.held[chosen].to(device), labels.to(device)
             return
         pin = device.type == "cuda"
         n_workers = min(8, os.cpu_count() or 1)

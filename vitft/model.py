@@ -6,7 +6,7 @@ Shapes, here and everywhere: `B` batch, `C` channels, `N` tokens, `D` dim, `H` h
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -139,12 +139,14 @@ class VisionTransformer(nn.Module):
         classes: a name for each logit.
         mean, std: per channel, for pixels in 0..1; what `normalize` uses.
         image_size: side of the images that `forward` takes now, in pixels; see `resize`.
+        first: the stage that `forward` begins with now, 0 for images; see `stages`.
     """
 
     def __init__(self, config: ViTConfig = ViTConfig()) -> None:  # noqa: B008 (frozen)
         super().__init__()
         self.config = config
         self.image_size = config.image_size
+        self.first = 0
         self.classes = tuple(str(i) for i in range(config.n_classes))
         self.mean = self.std = (0.5,) * config.n_channels
         n_tokens = config.n_patches + (config.pooling == "cls")
@@ -221,23 +223,37 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, n_classes) for normalised images (B, C, height, width).
 
+        Where `first` is not 0, for what the stages before it make of them.
+
         Raises:
             ValueError: the images have another shape than the model takes.
         """
         expected = (self.config.n_channels, self.image_size, self.image_size)
-        if images.shape[1:] != expected or images.ndim != 4:
+        if self.first == 0 and (images.shape[1:] != expected or images.ndim != 4):
             raise ValueError(
                 f"images have shape {tuple(images.shape)}, but the model takes (batch, "
                 f"{', '.join(map(str, expected))}); resize the images, "
                 "or call model.resize(image_size)"
             )
-        x = self.embed(images)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.pool(x))
+        return self.run(images, self.first)
+
+    def stages(self) -> list[Callable[[Tensor], Tensor]]:
+        """Return the steps from images to logits: embed, every block, pool, head."""
+        return [self.embed, *self.blocks, self.pool, self.head]
+
+    def run(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """Return what the stages from `first` up to, without, `last` make of `x`."""
+        for stage in self.stages()[first:last]:
+            x = stage(x)
+        return x
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return uint8 images (B, C, height, width) as floats, by the model's mean and std."""
+        """Return uint8 images (B, C, height, width) as floats, by the model's mean and std.
+
+        Floats, such as what frozen stages made of images, stay as they are.
+        """
+        if images.is_floating_point():
+            return images
         mean = images.new_tensor(self.mean, dtype=torch.float32).view(-1, 1, 1) * 255
         std = images.new_tensor(self.std, dtype=torch.float32).view(-1, 1, 1) * 255
         return (images - mean) / std
