@@ -1,9 +1,10 @@
-"""Everything that wants a GPU, in one command: a base, its transfers, and the speed of the steps.
+"""Everything that wants a GPU, part by part: the speed of steps, a base, its transfers.
 
     python -m benchmarks.gpu --cifar10 data/cifar10 --transfer data/gtsrb32 --out "$OUT"
 
-It leaves in OUT the base in bfloat16, the summaries of its runs and the results as JSON. On a CPU,
-`--limit 200 --epochs 1` proves the script in a few minutes.
+Where a command may run for ten minutes only, name one of --parts a command; `transfer` then takes
+the base that `base` left with --from. OUT gets the base in bfloat16, its summary and the results as
+JSON. `--small` proves the script on two CPU cores in a few minutes.
 """
 
 import shutil
@@ -14,7 +15,10 @@ from pathlib import Path
 import click
 
 from benchmarks.results import FOLDER
+from benchmarks.versus_article import with_few_tests
 from vitft import load_model, save_model
+
+RECIPE = ["--batch-size=512", "--lr=2e-3", "--init=mimetic", "--cutmix=0.5", "--mixup=0.3"]
 
 
 def python(module: str, *arguments: object) -> None:
@@ -24,29 +28,63 @@ def python(module: str, *arguments: object) -> None:
     subprocess.run(command, check=True)
 
 
+def speed(cifar10: Path, small: bool) -> None:
+    """Time the steps of every method, in both precisions, and the loop of pretraining."""
+    few = ["--batch-size=8", "--rounds=1"] if small else ["--rounds=50"]
+    for precision in ([], ["--bf16"]):
+        python("benchmarks.lora_step", *few, *([] if small and precision else precision))
+    few = ["--n-images=64", "--batch-sizes=32"] if small else []
+    python("benchmarks.throughput", f"--data={cifar10}", *few)
+
+
+def base(cifar10: Path, out: Path, epochs: int, small: bool) -> Path:
+    """Pretrain, keep the base in bfloat16, and return its run's folder."""
+    run = Path("runs/gpu/base")
+    few = ["--limit=200", "--epochs=1", "--batch-size=64"] if small else [f"--epochs={epochs}"]
+    python("vitft", "pretrain", f"--data={cifar10}", f"--out={run}", "--overwrite", *RECIPE, *few)
+    save_model(load_model(run).bfloat16(), out / "cifar10.safetensors")
+    for name in ("config.json", "metrics.jsonl", "summary.json", "report.html"):
+        shutil.copy(run / name, out / f"base_{name}")
+    return run
+
+
+def transfer(start: Path, data: Path, small: bool) -> None:
+    """Fine-tune by every method, three seeds each."""
+    few = ["--seeds=1", "--epochs=1", "--limit=200"] if small else ["--seeds=3", "--epochs=30"]
+    options = [f"--base={start}", f"--data={data}", "--runs=runs/gpu/transfer"]
+    python("benchmarks.transfer", *options, "--name=transfer_gpu", *few, "--shift=2")
+
+
 @click.command()
-@click.option("--cifar10", required=True, type=click.Path(exists=True), help="Folder of the set.")
-@click.option("--transfer", required=True, type=click.Path(exists=True), help="Folder to adapt to.")
+@click.option("--cifar10", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--transfer", "signs", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for it all.")
+@click.option("--parts", default="speed,base,transfer", show_default=True)
+@click.option("--from", "start", type=click.Path(path_type=Path), help="A base to transfer from.")
 @click.option("--epochs", default=300, show_default=True, help="Of pretraining.")
-@click.option("--limit", type=int, help="Use only so many training images.")
-def main(cifar10: str, transfer: str, out: Path, epochs: int, limit: int | None) -> None:
-    """Pretrain, transfer, time the steps, and collect what is worth keeping."""
-    few = [f"--limit={limit}"] if limit else []
-    base, runs = Path("runs/gpu/base"), Path("runs/gpu/transfer")
-    recipe = ["--batch-size=512", "--lr=2e-3", "--cutmix=0.5", "--mixup=0.3", "--compile"]
-    quick = ["--batch-size=64"] if limit else recipe
-    given = [f"--data={cifar10}", f"--out={base}", f"--epochs={epochs}", "--overwrite"]
-    python("vitft", "pretrain", *given, *quick, *few)
-    epochs_each = "--epochs=1" if limit else "--epochs=30"
-    options = [f"--base={base}", f"--data={transfer}", f"--runs={runs}", "--name=transfer_gpu"]
-    python("benchmarks.transfer", *options, f"--seeds={1 if limit else 3}", epochs_each, *few)
-    for precision in ((), ("--bf16",)):
-        small = ("--batch-size=8", "--rounds=1") if limit else ()
-        python("benchmarks.lora_step", *small, *precision)
+@click.option("--small", is_flag=True, help="Few images and steps: a proof, no figures.")
+def main(
+    cifar10: Path,
+    signs: Path,
+    out: Path,
+    parts: str,
+    start: Path | None,
+    epochs: int,
+    small: bool,
+) -> None:
+    """Measure, train, transfer, and collect in OUT what is worth keeping."""
     out.mkdir(parents=True, exist_ok=True)
-    save_model(load_model(base).bfloat16(), out / "cifar10.safetensors")
-    shutil.copy(base / "summary.json", out / "base.json")
+    if small:
+        shutil.rmtree("runs/gpu", ignore_errors=True)
+        cifar10, signs = (
+            with_few_tests(data, Path("runs/gpu") / data.name) for data in (cifar10, signs)
+        )
+    if "speed" in parts:
+        speed(cifar10, small)
+    if "base" in parts:
+        start = base(cifar10, out, epochs, small)
+    if "transfer" in parts:
+        transfer(start or out / "cifar10.safetensors", signs, small)
     for path in FOLDER.glob("*.json"):
         shutil.copy(path, out)
 

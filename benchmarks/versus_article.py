@@ -61,7 +61,7 @@ def for_seconds(data: Path, seconds: float, preset: str, folder: Path) -> dict[s
 
 def with_few_tests(data: Path, folder: Path) -> Path:
     """Return a folder with the training images of `data` and a few of its test images, as links."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "train").symlink_to((data / "train").resolve())
     for path in (data / "test").iterdir():
         (folder / "test" / path.name).mkdir(parents=True)

@@ -3,6 +3,7 @@
 `vitft finetune --adapter lora --base BASE --data DATA --out DIR`
 """
 
+import shlex
 import time
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -198,16 +199,15 @@ def cache_features(
 def run(options: FinetuneOptions) -> None:
     """Train and print what a person wants to know."""
     summary = finetune(options)
-    out, trained, n_all = options.out, summary["n_trainable"], summary["n_parameters"]
+    trained, n_all = summary["n_trainable"], summary["n_parameters"]
     full = options.adapter == "full"
-    model = f"--base {out}/model.safetensors" if full else f"--base {options.base} --adapter {out}"
+    out, base, data = map(shlex.quote, (options.out, options.base, options.data))
+    model = f"--base {out}/model.safetensors" if full else f"--base {base} --adapter {out}"
     click.echo(f"test accuracy   {summary['test_accuracy']:.2%}")
     click.echo(f"trained         {trained:,} of {n_all:,} parameters ({trained / n_all:.2%})")
-    click.echo(
-        f"file            {Path(out, summary['file'])} ({summary['file_bytes'] / 1000:,.0f} kB)"
-    )
+    click.echo(f"file            {out}/{summary['file']} ({summary['file_bytes'] / 1000:,.0f} kB)")
     click.echo(f"report          {out}/report.html")
-    click.echo(f"evaluate it     vitft evaluate {model} --data {options.data}")
+    click.echo(f"evaluate it     vitft evaluate {model} --data {data}")
     click.echo(f"use it          vitft predict {model} IMAGE")
     if not full:
         click.echo(f"bake it in      vitft merge {model} --out {out}/merged.safetensors")

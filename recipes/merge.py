@@ -1,5 +1,6 @@
 """Bake an adapter into a plain base: `vitft merge --base BASE --adapter DIR --out FILE`."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +48,10 @@ def merge(options: MergeOptions) -> float:
 
 def run(options: MergeOptions) -> None:
     """Merge and print the largest difference."""
-    difference = merge(options)
-    click.echo(f"merged base     {options.out}")
+    difference, out = merge(options), shlex.quote(options.out)
+    click.echo(f"merged base     {out}")
     click.echo(f"largest logit difference on 64 images of noise   {difference:.2e}")
-    click.echo(f"use it          vitft predict --base {options.out} IMAGE")
+    click.echo(f"use it          vitft predict --base {out} IMAGE")
 
 
 command = cli.command("merge", MergeOptions, run)

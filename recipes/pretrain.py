@@ -1,5 +1,6 @@
 """Train a base from scratch: `vitft pretrain --data cifar10 --out runs/base`."""
 
+import shlex
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -133,14 +134,11 @@ def parse_sizes(sizes: tuple[str, ...], config: ViTConfig) -> tuple[tuple[int, f
 
 def run(options: PretrainOptions) -> None:
     """Train and print what a person wants to know."""
-    summary = pretrain(options)
+    summary, out = pretrain(options), shlex.quote(options.out)
     click.echo(f"test accuracy   {summary['test_accuracy']:.2%}")
-    click.echo(f"base            {options.out}/model.safetensors")
-    click.echo(f"report          {options.out}/report.html")
-    click.echo(
-        f"use it          vitft finetune --adapter lora --base {options.out}/model.safetensors "
-        "--data DATA --out DIR"
-    )
+    click.echo(f"base            {out}/model.safetensors")
+    click.echo(f"report          {out}/report.html")
+    click.echo(f"use it          vitft finetune --adapter lora --base {out} --data DATA --out DIR")
 
 
 command = cli.command("pretrain", PretrainOptions, run, PRESETS)

@@ -14,7 +14,7 @@ from tests.conftest import TINY
 from vitft import VisionTransformer, ViTConfig
 from vitft.augment import Augmentation
 from vitft.evaluate import evaluate
-from vitft.files import read_tensors
+from vitft.files import read_tensors, write_tensors
 from vitft.images import Images
 from vitft.optim import OPTIMIZERS, build_optimizers, lr_factor
 from vitft.train import Fit, Interrupted, Plan
@@ -114,6 +114,19 @@ def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
     run.save()
     run.model.new_head(("a", "b", "c"))
     with pytest.raises(ValueError, match="belongs to another model"):
+        run.restore()
+
+
+@pytest.mark.parametrize("missing", ["random.cpu", "sums", "optimizer.0.1.step"])
+def test_a_state_that_lacks_something_is_refused(tmp_path: Path, missing: str) -> None:
+    run = fit(tmp_path, epochs=1)
+    run.run()
+    tensors, place = read_tensors(tmp_path / "state.safetensors")
+    assert (tensors | place).pop(missing) is not None
+    tensors.pop(missing, None)
+    place.pop(missing, None)
+    write_tensors(tmp_path / "state.safetensors", tensors, place)
+    with pytest.raises(ValueError, match=r"state\.safetensors is broken"):
         run.restore()
 
 

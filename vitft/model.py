@@ -8,6 +8,7 @@ Shapes, here and everywhere: `B` batch, `C` channels, `N` tokens, `D` dim, `H` h
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -92,13 +93,16 @@ class Attention(nn.Module):
         self.wv = nn.Linear(dim, dim, bias=False)
         self.wo = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return softmax(q k^T / sqrt(K)) v of every head, side by side again, through `wo`."""
-        q = self.wq(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, N, K)
+    def forward(self, x: Tensor, n: int | None = None) -> Tensor:
+        """Return softmax(q k^T / sqrt(K)) v of every head, side by side again, through `wo`.
+
+        With `n`, for the first n tokens only: (B, n, D).
+        """
+        q = self.wq(x[:, :n]).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, n, K)
         k = self.wk(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, N, K)
         v = self.wv(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, N, K)
         x = F.scaled_dot_product_attention(q, k, v)
-        return self.wo(x.transpose(1, 2).flatten(2))  # (B, N, D)
+        return self.wo(x.transpose(1, 2).flatten(2))  # (B, n, D)
 
 
 class FeedForward(nn.Module):
@@ -125,9 +129,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim=dim, hidden_dim=hidden_dim, dropout=dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x + attention, then that + feed-forward."""
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, n: int | None = None) -> Tensor:
+        """Return x + attention, then that + feed-forward; with `n`, of the first n tokens only."""
+        x = x[:, :n] + self.attn(self.norm1(x), n)
         return x + self.ffn(self.norm2(x))
 
 
@@ -238,8 +242,13 @@ class VisionTransformer(nn.Module):
         return self.run(images, self.first)
 
     def stages(self) -> list[Callable[[Tensor], Tensor]]:
-        """Return the steps from images to logits: embed, every block, pool, head."""
-        return [self.embed, *self.blocks, self.pool, self.head]
+        """Return the steps from images to logits: embed, every block, pool, head.
+
+        Where the head reads the class token, the last block computes no other.
+        """
+        *blocks, last = self.blocks
+        n = None if self.cls_token is None else 1
+        return [self.embed, *blocks, partial(last, n=n), self.pool, self.head]
 
     def run(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Return what the stages from `first` up to, without, `last` make of `x`."""

@@ -53,6 +53,19 @@ def load_state(
     with torch.no_grad():
         for name, value in saved.items():
             trained[name].copy_(value)
+    try:
+        _load_optimizers(tensors, optimizers)
+        torch.set_rng_state(tensors["random.cpu"])
+        if torch.cuda.is_available() and "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is broken ({error}); start again with --overwrite") from error
+    return place
+
+
+def _load_optimizers(
+    tensors: dict[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
     for i, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
@@ -61,10 +74,6 @@ def load_state(
                 state.setdefault(int(j), {})[key] = value
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-    torch.set_rng_state(tensors["random.cpu"])
-    if torch.cuda.is_available() and "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"])
-    return place
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

@@ -27,6 +27,9 @@ from vitft.optim import build_optimizers, lr_factor, set_lr
 from vitft.state import STATE, load_state, save_state
 
 
+PLACE = ("epoch", "step", "seconds", "history")  # of a run in its data
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """How to train.
@@ -60,6 +63,8 @@ class Plan:
         for name in ("warmup", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not in 0 <= {name} < 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} is not in 0 <= seed < 2**32")
         lr_factor(self.schedule, 0, warmup=self.warmup)
 
     def image_size(self, epoch: int, full: int) -> int:
@@ -128,9 +133,8 @@ class Fit:
 
     def save(self) -> None:
         """Write what `restore` needs, whole or not at all."""
-        names = ("epoch", "step", "seconds", "history")
-        place = {name: getattr(self, name) for name in names} | {"sums": self.sums.tolist()}
-        place["belongs"] = self.belongs
+        place = {name: getattr(self, name) for name in PLACE}
+        place |= {"sums": self.sums.tolist(), "belongs": self.belongs}
         save_state(self.folder / STATE, self.model, self.optimizers, place)
 
     def restore(self) -> None:
@@ -146,9 +150,14 @@ class Fit:
                 f"the run in {self.folder} was started on other images, classes or another base; "
                 "put them back, or start again with --overwrite"
             )
-        self.sums.copy_(torch.tensor(place.pop("sums")))
-        for name, value in place.items():
-            setattr(self, name, value)
+        try:
+            self.sums.copy_(torch.tensor(place["sums"]))
+            for name in PLACE:
+                setattr(self, name, place[name])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{self.folder / STATE} is broken ({error}); start again with --overwrite"
+            ) from error
 
     def _run_epoch(self, stop: list[int], bar: "tqdm[Any]") -> None:
         self.model.train()
