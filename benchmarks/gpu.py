@@ -7,6 +7,7 @@ the base that `base` left with --from. OUT gets the base in bfloat16, its summar
 JSON. `--small` proves the script on two CPU cores in a few minutes.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import click
 
-from benchmarks.results import FOLDER
 from benchmarks.versus_article import with_few_tests
 from vitft import load_model, save_model
 
@@ -72,8 +72,9 @@ def main(
     epochs: int,
     small: bool,
 ) -> None:
-    """Measure, train, transfer, and collect in OUT what is worth keeping."""
+    """Measure, train, transfer, and leave in OUT what is worth keeping."""
     out.mkdir(parents=True, exist_ok=True)
+    os.environ["VITFT_RESULTS"] = str(out.resolve())
     if small:
         shutil.rmtree("runs/gpu", ignore_errors=True)
         cifar10, signs = (
@@ -85,8 +86,6 @@ def main(
         start = base(cifar10, out, epochs, small)
     if "transfer" in parts:
         transfer(start or out / "cifar10.safetensors", signs, small)
-    for path in FOLDER.glob("*.json"):
-        shutil.copy(path, out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Rows of figures in; `benchmarks/results/NAME.json` with where and when they were measured out."""
+"""Rows of figures in; `benchmarks/results/NAME.json` with where and when they were measured out.
+
+`$VITFT_RESULTS` names another folder.
+"""
 
 import datetime
 import json
@@ -12,12 +15,12 @@ import torch
 
 from vitft import __version__
 
-FOLDER = Path(__file__).parent / "results"
+FOLDER = Path(os.environ.get("VITFT_RESULTS", Path(__file__).parent / "results"))
 
 
 def write_result(name: str, rows: list[dict[str, Any]], **facts: Any) -> Path:
     """Write the rows with hardware, versions, date and commit, and return the path."""
-    git = ["git", "-C", str(FOLDER), "describe", "--always", "--dirty"]
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     result = {
         "rows": rows,

@@ -9,7 +9,7 @@ import torch
 
 import adapters
 from adapters.io import read_adapter
-from recipes.training import pick_bf16, pick_device
+from recipes.options import pick_bf16, pick_device
 from vitft import options as cli
 from vitft.checkpoint import load_model
 from vitft.data import ImageSet, load_data

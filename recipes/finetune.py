@@ -13,17 +13,9 @@ import click
 import torch
 
 import adapters
-from recipes.training import (
-    Splits,
-    TrainOptions,
-    check_run,
-    finish,
-    make_plan,
-    make_splits,
-    pick_device,
-    say,
-    train,
-)
+from recipes.options import TrainOptions, make_plan, pick_device
+from recipes.runs import check_run
+from recipes.training import Splits, finish, make_splits, say, train
 from vitft import options as cli
 from vitft.augment import Augmentation
 from vitft.checkpoint import find_base, load_model, save_model

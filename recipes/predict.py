@@ -8,7 +8,7 @@ import click
 import torch
 
 from recipes.evaluate import ModelOptions, open_model
-from recipes.training import pick_device
+from recipes.options import pick_device
 from vitft import options as cli
 from vitft.images import read_image, to_tensor
 from vitft.options import option

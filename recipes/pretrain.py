@@ -7,16 +7,9 @@ from typing import Any
 import click
 import torch
 
-from recipes.training import (
-    TrainOptions,
-    check_run,
-    finish,
-    make_plan,
-    make_splits,
-    pick_device,
-    say,
-    train,
-)
+from recipes.options import TrainOptions, make_plan, pick_device
+from recipes.runs import check_run
+from recipes.training import finish, make_splits, say, train
 from vitft import options as cli
 from vitft.checkpoint import save_model
 from vitft.data import load_data

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import adapters
-from recipes.training import TrainOptions, pick_bf16, pick_compile, pick_device
+from recipes.options import TrainOptions, pick_bf16, pick_compile, pick_device
 from tests.conftest import TINY_FLAGS, Run, paint
 from vitft import load_model, save_model
 from vitft.files import read_tensors

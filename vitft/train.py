@@ -26,7 +26,6 @@ from vitft.model import VisionTransformer
 from vitft.optim import build_optimizers, lr_factor, set_lr
 from vitft.state import STATE, load_state, save_state
 
-
 PLACE = ("epoch", "step", "seconds", "history")  # of a run in its data
 
 

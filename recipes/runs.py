@@ -1,0 +1,82 @@
+"""The folder of a training run: may it be used, what was it started with, what does it leave."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from recipes.options import TrainOptions
+from vitft.files import write_bytes, write_json
+from vitft.state import STATE
+
+# What a run leaves beside config.json.
+OUTPUTS = (
+    STATE,
+    "metrics.jsonl",
+    "model.safetensors",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "summary.json",
+    "report.html",
+)
+MAY_DIFFER = ("out", "device", "save_seconds")  # between a run's start and its resumption
+
+
+def check_run(options: TrainOptions) -> Path:
+    """Return the run's folder, once --resume and --overwrite allow its use; no file is touched yet.
+
+    Raises:
+        ValueError: a run stands there already, or there is none to resume, or it was started
+            with other options.
+        OSError: the folder cannot be written to.
+    """
+    folder = Path(options.out)
+    if options.resume:
+        check_same(options, folder)
+    elif not options.overwrite and any((folder / name).exists() for name in OUTPUTS):
+        raise ValueError(
+            f"{folder} holds a run already; use --resume, --overwrite or another --out"
+        )
+    write_bytes(folder / ".vitft", b"")  # says at once if nothing can be written here
+    (folder / ".vitft").unlink()
+    return folder
+
+
+def start_run(options: TrainOptions, folder: Path) -> None:
+    """Write config.json and remove what an earlier run left.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    write_json(folder / "config.json", _written(options))
+    for name in OUTPUTS:
+        (folder / name).unlink(missing_ok=True)
+
+
+def check_same(options: TrainOptions, folder: Path) -> None:
+    """Check that there is a run to resume, and that it was started with these options.
+
+    Raises:
+        ValueError: there is none, or it was started with others.
+    """
+    if options.overwrite:
+        raise ValueError("--resume goes on with a run and --overwrite removes it; choose one")
+    config = folder / "config.json"
+    if not config.is_file() or not (folder / STATE).is_file():
+        raise ValueError(f"there is no run to resume in {folder}; start it without --resume")
+    try:
+        started = dict(json.loads(config.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{config} is broken ({error}); start again with --overwrite") from error
+    for name, value in _written(options).items():
+        if name not in MAY_DIFFER and started.get(name) != value:
+            raise ValueError(
+                f"the run in {folder} was started with {name} {started.get(name)}, not {value}; "
+                "resume it with the same options"
+            )
+
+
+def _written(options: TrainOptions) -> dict[str, Any]:
+    """Return the options as they read when they come back from a file: lists for tuples."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(options)))
+    return {name: value for name, value in values.items() if name not in ("resume", "overwrite")}
