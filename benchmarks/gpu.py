@@ -1,4 +1,4 @@
-"""Everything that wants a GPU, part by part: the speed of steps, a base, its transfers.
+"""Everything that wants a GPU: the speed of steps, a base, its transfers, an ablation.
 
     python -m benchmarks.gpu --cifar10 data/cifar10 --transfer data/gtsrb32 --out "$OUT"
 
@@ -55,11 +55,17 @@ def transfer(start: Path, data: Path, small: bool) -> None:
     python("benchmarks.transfer", *options, "--name=transfer_gpu", *few, "--shift=2")
 
 
+def ablation(cifar10: Path, small: bool) -> None:
+    """Go from the article's recipe to ours, one change at a time."""
+    few = ["--epochs=1", "--limit=64"] if small else ["--epochs=20"]
+    python("benchmarks.ablation", f"--data={cifar10}", "--runs=runs/gpu/ablation", *few)
+
+
 @click.command()
 @click.option("--cifar10", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--transfer", "signs", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for it all.")
-@click.option("--parts", default="speed,base,transfer", show_default=True)
+@click.option("--parts", default="speed,base,transfer,ablation", show_default=True)
 @click.option("--from", "start", type=click.Path(path_type=Path), help="A base to transfer from.")
 @click.option("--epochs", default=300, show_default=True, help="Of pretraining.")
 @click.option("--small", is_flag=True, help="Few images and steps: a proof, no figures.")
@@ -86,6 +92,8 @@ def main(
         start = base(cifar10, out, epochs, small)
     if "transfer" in parts:
         transfer(start or out / "cifar10.safetensors", signs, small)
+    if "ablation" in parts:
+        ablation(cifar10, small)
 
 
 if __name__ == "__main__":

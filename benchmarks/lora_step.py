@@ -34,7 +34,7 @@ def with_peft(use_dora: bool) -> torch.nn.Module:
     config = peft.LoraConfig(
         r=8, lora_alpha=16, target_modules=TARGETS, modules_to_save=["head"], use_dora=use_dora
     )
-    return peft.get_peft_model(full(), config)  # type: ignore[arg-type, return-value]
+    return peft.get_peft_model(full(), config)
 
 
 def with_vitft(config: adapters.LoRAConfig | None) -> torch.nn.Module:

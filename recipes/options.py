@@ -22,7 +22,9 @@ class TrainOptions:
     batch_size: int = option(128, "Images in a step.")
     lr: float | None = option(1e-3, "Highest learning rate.")
     weight_decay: float = option(0.05, "Decoupled weight decay of matrices.")
-    optimizer: str = option("adamw", "adamw, adam or muon.")
+    optimizer: str = option(
+        "adamw", "adamw, adam or muon (slow on a CPU: torch's computes in bfloat16)."
+    )
     schedule: str = option("cosine", "Of the learning rate: cosine, linear, multistep or constant.")
     warmup: float = option(0.05, "Share of the run over which the learning rate rises.")
     clip: float = option(1.0, "Largest norm of the gradient; 0: any.")

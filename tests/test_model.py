@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.conftest import TINY
+from vitft import load_model, save_model
 from vitft.model import VisionTransformer, ViTConfig
 
 
@@ -66,11 +68,28 @@ def test_names_are_the_contracts(tiny: VisionTransformer) -> None:
     assert names == expected
 
 
+@pytest.mark.parametrize(("pooling", "n_tokens"), [("cls", 1), ("mean", 4)])
+def test_the_last_block_computes_only_what_the_head_reads(pooling: str, n_tokens: int) -> None:
+    model = VisionTransformer(ViTConfig(**TINY, pooling=pooling))
+    shapes = []
+    model.blocks[-1].ffn.register_forward_hook(lambda *call: shapes.append(call[2].shape))
+    model(torch.randn(2, 3, 8, 8))
+    assert shapes == [(2, n_tokens, 16)]
+
+
 def test_a_patch_is_flattened_like_a_convolutions_kernel(tiny: VisionTransformer) -> None:
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     kernel = tiny.patch_embed.weight.view(-1, 3, 4, 4)
     expected = F.conv2d(images, kernel, tiny.patch_embed.bias, stride=4).flatten(2).transpose(1, 2)
     torch.testing.assert_close(tiny.patch_embed(images), expected)
+
+
+def test_a_convolutional_stem_makes_as_many_tokens_and_reloads(tmp_path: Path) -> None:
+    model = VisionTransformer(ViTConfig(**TINY, stem="conv", dropout=0.0)).eval()
+    images = torch.randn(2, 3, 8, 8)
+    assert model.patch_embed(images).shape == (2, 4, 16)
+    save_model(model, tmp_path / "base.safetensors")
+    assert torch.equal(load_model(tmp_path / "base.safetensors")(images), model(images))
 
 
 def test_without_positions_mean_pooling_ignores_the_order_of_patches() -> None:
@@ -125,6 +144,8 @@ def test_it_compiles_without_graph_breaks() -> None:
         ({"n_layers": 0}, "n_layers=0 is not positive; the article's is 6"),
         ({"dropout": 1.0}, "dropout=1.0 is not in 0 <= dropout < 1"),
         ({"pooling": "max"}, "pooling='max' is unknown; choose"),
+        ({"stem": "resnet"}, "stem='resnet' is unknown; choose"),
+        ({"stem": "conv", "patch_size": 1}, "patch_size=1 is odd"),
     ],
 )
 def test_wrong_sizes_are_refused(options: dict[str, object], message: str) -> None:

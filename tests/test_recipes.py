@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -56,7 +57,7 @@ def test_pretrain_leaves_what_the_contract_says(base: Path) -> None:
 def test_finetune_trains_saves_and_reloads(
     vitft: Run, folder: Path, base: Path, tmp_path: Path, method: str
 ) -> None:
-    out = tmp_path / method
+    out = tmp_path / f"a run of {method}"
     rank = ["--rank=2"] if method in adapters.METHODS else []
     common = ["--data", folder, "--base", base]
     done = vitft("finetune", f"--adapter={method}", *common, "--out", out, "--epochs=2", *rank)
@@ -66,7 +67,7 @@ def test_finetune_trains_saves_and_reloads(
     assert f"{told['test_accuracy']:.2%}" in done.stdout
     assert f"{told['n_trainable']:,} of {told['n_parameters']:,}" in done.stdout
     command = next(line for line in done.stdout.splitlines() if line.startswith("evaluate it"))
-    again = json.loads(vitft(*command.split()[3:], "--json").stdout)
+    again = json.loads(vitft(*shlex.split(command)[3:], "--json").stdout)
     assert again["test_accuracy"] == told["test_accuracy"]
     assert again["test_loss"] == pytest.approx(told["test_loss"], abs=1e-6)
     files = {path.name for path in out.iterdir()}
