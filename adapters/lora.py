@@ -24,17 +24,16 @@ class SummedProduct(torch.autograd.Function):
     def forward(  # noqa: D102
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
     ) -> Tensor:
-        summed = torch.addmm(weight, b, a, alpha=scale)  # (O, I)
-        ctx.save_for_backward(x, weight, summed, a, b)
+        ctx.save_for_backward(x, weight, a, b)
         ctx.scale = scale
-        return F.linear(x, summed, bias)
+        return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)  # W + scale B A: (O, I)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        x, weight, summed, a, b = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative follows, and needs the sum's own parts
-            summed = weight + ctx.scale * b @ a
-        grad_x = grad @ summed if ctx.needs_input_grad[0] else None
+        x, weight, a, b = ctx.saved_tensors
+        grad_x = None
+        if ctx.needs_input_grad[0]:  # the sum once more costs less than to keep it
+            grad_x = grad @ torch.addmm(weight, b, a, alpha=ctx.scale)
         x, grad = x.flatten(0, -2), grad.flatten(0, -2)  # (tokens, I), (tokens, O)
         grad_a = grad_b = None  # rows of tokens: with columns, BLAS is several times slower
         if ctx.needs_input_grad[3]:

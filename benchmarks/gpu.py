@@ -35,6 +35,8 @@ def speed(cifar10: Path, small: bool) -> None:
         python("benchmarks.lora_step", *few, *([] if small and precision else precision))
     few = ["--n-images=64", "--batch-sizes=32"] if small else []
     python("benchmarks.throughput", f"--data={cifar10}", *few)
+    few = ["--batch-size=8", "--rounds=1"] if small else ["--rounds=100", "--bf16"]
+    python("benchmarks.inference", *few)
 
 
 def base(cifar10: Path, out: Path, epochs: int, small: bool) -> Path:

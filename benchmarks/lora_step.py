@@ -21,7 +21,13 @@ import_torchvision()  # before PEFT does, which gives up where the operators do 
 import peft  # noqa: E402
 
 TARGETS = ["wq", "wk", "wv", "wo"]
-COLUMNS = {"method": "", "milliseconds": ".0f", "of full": ".2f", "of peft lora": ".2f"}
+COLUMNS = {
+    "method": "",
+    "milliseconds": ".0f",
+    "of full": ".2f",
+    "of peft lora": ".2f",
+    "megabytes": ".0f",
+}
 
 
 def full() -> torch.nn.Module:
@@ -76,6 +82,24 @@ def stepper(
     return step
 
 
+def saved_megabytes(model: torch.nn.Module, device: str, batch_size: int) -> float:
+    """Return what a forward pass keeps for the backward pass, parameters left out."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    images = torch.randn(batch_size, 3, 32, 32, device=device)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = model(images)
+    for parameter in model.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    del logits
+    return sum(kept.values()) / 1e6
+
+
 @click.command()
 @click.option("--rounds", default=9, show_default=True)
 @click.option("--batch-size", default=128, show_default=True)
@@ -85,7 +109,8 @@ def stepper(
 def main(rounds: int, batch_size: int, bf16: bool, device: str, only: str) -> None:
     """Time the contestants in turn and print a table."""
     torch.manual_seed(0)
-    steps = {n: stepper(CONTESTANTS[n](), device, batch_size, bf16) for n in only.split(",")}
+    models = {name: CONTESTANTS[name]() for name in only.split(",")}
+    steps = {name: stepper(model, device, batch_size, bf16) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(rounds + 2):
         for name, step in steps.items():
@@ -97,6 +122,7 @@ def main(rounds: int, batch_size: int, bf16: bool, device: str, only: str) -> No
         {
             "method": name,
             "milliseconds": median,
+            "megabytes": saved_megabytes(models[name], device, batch_size),
             **{
                 f"of {other}": median / medians[other]
                 for other in ("full", "peft lora")
