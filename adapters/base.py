@@ -5,7 +5,7 @@ how to merge. Shapes: `O` out, `I` in, `R` rank.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -89,9 +89,12 @@ class AdapterConfig(ABC):
         object.__setattr__(self, "targets", tuple(self.targets))
         if not self.targets or not all(isinstance(target, str) for target in self.targets):
             raise ValueError(f"targets={self.targets!r} must be one or more names of modules")
-        if isinstance(self.layers, int) or not all(type(layer) is int for layer in self.layers):
+        if isinstance(self.layers, Iterable):
+            object.__setattr__(self, "layers", tuple(self.layers))
+        if not isinstance(self.layers, tuple) or not all(
+            type(layer) is int and layer >= 0 for layer in self.layers
+        ):
             raise ValueError(f"layers={self.layers!r} must be numbers of blocks, such as (4, 5)")
-        object.__setattr__(self, "layers", tuple(self.layers))
 
     @abstractmethod
     def adapt(self, module: nn.Module, name: str) -> AdapterLayer:
@@ -102,7 +105,13 @@ class AdapterConfig(ABC):
         """
 
     def to_peft(self) -> dict[str, Any]:
-        """Return the entries of an adapter_config.json that tell this config."""
+        """Return the entries of an adapter_config.json that tell this config.
+
+        Raises:
+            ValueError: `layers` are given, which only `inject` turns into names.
+        """
+        if self.layers:
+            raise ValueError(f"layers={self.layers} are not names yet; inject the config first")
         options = {theirs: getattr(self, ours) for ours, theirs in self.peft_options.items()}
         return {**self.peft_marks, **options, "target_modules": list(self.targets)}
 

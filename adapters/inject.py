@@ -51,8 +51,10 @@ def inject(model: Model, config: AdapterConfig | None, trainable: Collection[str
     trained = matching(model, trainable, "trainable")
     adapted = matching(model, config.targets, "target") if config else {}
     if config and config.layers:  # from here on by their names, which say it to PEFT too
-        adapted = in_layers(adapted, config.layers)
+        adapted = in_layers(adapted, config.layers, config.targets)
         config = replace(config, targets=tuple(adapted), layers=())
+        if more := sorted(matching(model, config.targets, "target").keys() - adapted.keys()):
+            raise ValueError(f"{more[0]!r} ends in the name of a layer's target; leave layers out")
     if not adapted and not trained:
         raise ValueError("nothing would train; give a config, or names of modules in trainable")
     refuse(model, adapted, trained)

@@ -1,13 +1,16 @@
 """Names in, modules out; and the modules that an adapter would silently not reach, refused."""
 
 import difflib
+import re
 from collections.abc import Collection, Mapping
+from itertools import chain
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 # These read their children's weights without calling the children.
 BYPASSING = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+NUMBER = re.compile(r"(?:^|[._])(\d+)(?=\.|$)")  # as in "blocks.4." and "encoder_layer_4."
 # These put a prefix before every name.
 WRAPPERS = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
 
@@ -23,24 +26,43 @@ def matching(model: nn.Module, names: Collection[str], what: str) -> dict[str, n
     modules = _named_modules(model)
     found: dict[str, nn.Module] = {}
     for wanted in names:
-        hits = {n: m for n, m in modules.items() if n == wanted or n.endswith(f".{wanted}")}
+        hits = {name: module for name, module in modules.items() if _matches(name, wanted)}
         if not hits:
             raise ValueError(f"{what} {wanted!r} matches no module; {_choice(wanted, modules)}")
         found |= hits
     return found
 
 
-def in_layers(found: Mapping[str, nn.Module], layers: Collection[int]) -> dict[str, nn.Module]:
-    """Return the modules in the blocks that `layers` number; the first number of a name counts.
+def in_layers(
+    found: Mapping[str, nn.Module], layers: Collection[int], names: Collection[str]
+) -> dict[str, nn.Module]:
+    """Return those of the modules that `names` match whose block's number is one of `layers`.
+
+    A block's number is the first in a module's name that tells it from others: 4 in
+    "blocks.4.ffn.0" where there is a "blocks.5" too, and in "encoder_layer_4.mlp.0".
 
     Raises:
-        ValueError: there is none in one of these blocks.
+        ValueError: there is none in one of these blocks, or none for one of `names`.
     """
-    number = {name: next((int(p) for p in name.split(".") if p.isdecimal()), -1) for name in found}
-    if missing := sorted(set(layers) - set(number.values())):
-        there = ", ".join(str(n) for n in sorted(set(number.values())) if n >= 0)
+    places = {
+        name: [(name[: m.start(1)], int(m[1])) for m in NUMBER.finditer(name)] for name in found
+    }
+    values: dict[str, set[int]] = {}
+    for prefix, number in chain.from_iterable(places.values()):
+        values.setdefault(prefix, set()).add(number)
+    block: dict[str, int] = {}
+    for name, numbered in places.items():
+        telling = [number for prefix, number in numbered if len(values[prefix]) > 1]
+        if numbered:
+            block[name] = telling[0] if telling else numbered[0][1]
+    if missing := sorted(set(layers) - set(block.values())):
+        there = ", ".join(map(str, sorted(set(block.values()))))
         raise ValueError(f"layer {missing[0]} has no target; there are: {there or 'none'}")
-    return {name: module for name, module in found.items() if number[name] in layers}
+    chosen = {name: module for name, module in found.items() if block.get(name) in layers}
+    for wanted in names:
+        if not any(_matches(name, wanted) for name in chosen):
+            raise ValueError(f"target {wanted!r} is in none of the layers {[*layers]}")
+    return chosen
 
 
 def refuse(
@@ -93,6 +115,10 @@ def _refuse_statistics(modules: Mapping[str, nn.Module], trained: Mapping[str, n
                 f"{name!r} keeps running statistics, which training changes though the base is "
                 "frozen; name it in trainable"
             )
+
+
+def _matches(name: str, wanted: str) -> bool:
+    return name == wanted or name.endswith(f".{wanted}")
 
 
 def _named_modules(model: nn.Module) -> dict[str, nn.Module]:

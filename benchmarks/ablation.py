@@ -2,20 +2,19 @@
 
     python -m benchmarks.ablation --data data/cifar10 --epochs 30 --seeds 3
 
-Every row keeps the changes above it. A run is a `vitft pretrain` of its own; what it leaves stays
-in --runs, and a run that is complete there is not repeated. The test split chooses nothing here.
+Every row keeps the changes above it, but what it changes itself. A run is a `vitft pretrain` of its
+own; what it leaves stays in --runs, and a run that is complete there is not repeated. The test
+split chooses nothing here.
 """
 
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks.results import table, write_result
+from benchmarks.results import run_once, table, write_result
 from recipes.pretrain import PRESETS
 
 ARTICLE = {key: value for key, value in PRESETS["article"].items() if key != "epochs"}
@@ -30,7 +29,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "clip": 1.0,
     },
     "no dropout": {"dropout": 0.0},
-    "flips and shifts": {"min_area": 1.0, "shift": 4},
+    "shifts in place of crops": {"min_area": 1.0, "shift": 4},
     "label smoothing": {"label_smoothing": 0.05},
     "mean pooling": {"pooling": "mean"},
     "small start": {"init": "small"},
@@ -38,17 +37,16 @@ CHANGES: dict[str, dict[str, Any]] = {
     "mimetic attention": {"init": "mimetic"},
     "cutmix": {"cutmix": 0.5},
     "Muon": {"optimizer": "muon"},
-    "convolutional stem": {"optimizer": "adamw", "stem": "conv"},
+    "AdamW, convolutional stem": {"optimizer": "adamw", "stem": "conv"},
 }
 COLUMNS = {"change": "", "val_accuracy": ".2%", "spread": ".2%", "images_per_second": ",.0f"}
 
 
 def pretrain(values: dict[str, Any], seed: int, out: Path, options: list[str]) -> dict[str, Any]:
     """Return the last line of metrics of one run, done now unless it is there."""
-    if not (out / "summary.json").exists():
-        command = [sys.executable, "-m", "vitft", "pretrain", f"--out={out}", f"--seed={seed}"]
-        command += [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
-        subprocess.run([*command, "--overwrite", *options], check=True, stdout=subprocess.DEVNULL)
+    command = ["pretrain", f"--out={out}", f"--seed={seed}", "--overwrite"]
+    command += [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
+    run_once([*command, *options], out)
     last: dict[str, Any] = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     return last
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu --cifar10 data/cifar10 --transfer data/gtsrb32 --out "$OUT"
 
-Where a command may run for ten minutes only, name one of --parts a command; `transfer` then takes
+Where a command may run for ten minutes only, name some of --parts a command; `transfer` then takes
 the base that `base` left with --from. OUT gets the base in bfloat16, its summary and the results as
 JSON. `--small` proves the script on two CPU cores in a few minutes.
 """
@@ -19,6 +19,14 @@ from benchmarks.versus_article import with_few_tests
 from vitft import load_model, save_model
 
 RECIPE = ["--batch-size=512", "--lr=2e-3", "--init=mimetic", "--cutmix=0.5", "--mixup=0.3"]
+
+
+PARTS = ("speed", "base", "transfer", "ablation")
+
+
+def runs(small: bool) -> Path:
+    """Return the folder for what the runs leave."""
+    return Path("runs/gpu-small" if small else "runs/gpu")
 
 
 def python(module: str, *arguments: object) -> None:
@@ -41,7 +49,7 @@ def speed(cifar10: Path, small: bool) -> None:
 
 def base(cifar10: Path, out: Path, epochs: int, small: bool) -> Path:
     """Pretrain, keep the base in bfloat16, and return its run's folder."""
-    run = Path("runs/gpu/base")
+    run = runs(small) / "base"
     few = ["--limit=200", "--epochs=1", "--batch-size=64"] if small else [f"--epochs={epochs}"]
     python("vitft", "pretrain", f"--data={cifar10}", f"--out={run}", "--overwrite", *RECIPE, *few)
     save_model(load_model(run).bfloat16(), out / "cifar10.safetensors")
@@ -53,21 +61,21 @@ def base(cifar10: Path, out: Path, epochs: int, small: bool) -> Path:
 def transfer(start: Path, data: Path, small: bool) -> None:
     """Fine-tune by every method, three seeds each."""
     few = ["--seeds=1", "--epochs=1", "--limit=200"] if small else ["--seeds=3", "--epochs=30"]
-    options = [f"--base={start}", f"--data={data}", "--runs=runs/gpu/transfer"]
+    options = [f"--base={start}", f"--data={data}", f"--runs={runs(small)}/transfer"]
     python("benchmarks.transfer", *options, "--name=transfer_gpu", *few, "--shift=2")
 
 
 def ablation(cifar10: Path, small: bool) -> None:
     """Go from the article's recipe to ours, one change at a time."""
     few = ["--epochs=1", "--limit=64"] if small else ["--epochs=20"]
-    python("benchmarks.ablation", f"--data={cifar10}", "--runs=runs/gpu/ablation", *few)
+    python("benchmarks.ablation", f"--data={cifar10}", f"--runs={runs(small)}/ablation", *few)
 
 
 @click.command()
 @click.option("--cifar10", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--transfer", "signs", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for it all.")
-@click.option("--parts", default="speed,base,transfer,ablation", show_default=True)
+@click.option("--parts", type=click.Choice(PARTS), multiple=True, default=PARTS)
 @click.option("--from", "start", type=click.Path(path_type=Path), help="A base to transfer from.")
 @click.option("--epochs", default=300, show_default=True, help="Of pretraining.")
 @click.option("--small", is_flag=True, help="Few images and steps: a proof, no figures.")
@@ -75,7 +83,7 @@ def main(
     cifar10: Path,
     signs: Path,
     out: Path,
-    parts: str,
+    parts: tuple[str, ...],
     start: Path | None,
     epochs: int,
     small: bool,
@@ -84,9 +92,9 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     os.environ["VITFT_RESULTS"] = str(out.resolve())
     if small:
-        shutil.rmtree("runs/gpu", ignore_errors=True)
+        shutil.rmtree(runs(small), ignore_errors=True)
         cifar10, signs = (
-            with_few_tests(data, Path("runs/gpu") / data.name) for data in (cifar10, signs)
+            with_few_tests(data, runs(small) / data.name) for data in (cifar10, signs)
         )
     if "speed" in parts:
         speed(cifar10, small)

@@ -82,7 +82,7 @@ def stepper(
     return step
 
 
-def saved_megabytes(model: torch.nn.Module, device: str, batch_size: int) -> float:
+def saved_megabytes(model: torch.nn.Module, device: str, batch_size: int, bf16: bool) -> float:
     """Return what a forward pass keeps for the backward pass, parameters left out."""
     kept: dict[int, int] = {}
 
@@ -92,7 +92,10 @@ def saved_megabytes(model: torch.nn.Module, device: str, batch_size: int) -> flo
         return tensor
 
     images = torch.randn(batch_size, 3, 32, 32, device=device)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast(device, torch.bfloat16, enabled=bf16),
+    ):
         logits = model(images)
     for parameter in model.parameters():
         kept.pop(parameter.untyped_storage().data_ptr(), None)
@@ -122,7 +125,7 @@ def main(rounds: int, batch_size: int, bf16: bool, device: str, only: str) -> No
         {
             "method": name,
             "milliseconds": median,
-            "megabytes": saved_megabytes(models[name], device, batch_size),
+            "megabytes": saved_megabytes(models[name], device, batch_size, bf16),
             **{
                 f"of {other}": median / medians[other]
                 for other in ("full", "peft lora")

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ def write_result(name: str, rows: list[dict[str, Any]], **facts: Any) -> Path:
     path = FOLDER / f"{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     return path
+
+
+def run_once(command: list[str], out: Path) -> None:
+    """Run a command of vitft that writes `out`, unless the very same one has written it."""
+    done = out / "command.json"
+    if not done.exists() or json.loads(done.read_text()) != command:
+        done.unlink(missing_ok=True)
+        vitft = [sys.executable, "-m", "vitft", *command]
+        subprocess.run(vitft, check=True, stdout=subprocess.DEVNULL)
+        done.write_text(json.dumps(command))
 
 
 def hardware() -> str:

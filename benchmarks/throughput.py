@@ -30,9 +30,13 @@ COLUMNS = {"loop": "", "batch_size": "", "images_per_second": ",.0f", "mfu": ".1
 def forward_flop(config: ViTConfig) -> int:
     """Return the operations of a forward pass on one image, a multiplication and an addition: 2."""
     n, d = config.n_patches + (config.pooling == "cls"), config.dim
-    block = 4 * n * d * d + 2 * n * d * config.hidden_dim + 2 * n * n * d
+
+    def block(n_out: int) -> int:  # keys and values of every token, the rest of n_out
+        return 2 * n * d * d + n_out * (2 * d * d + 2 * d * config.hidden_dim + 2 * n * d)
+
     patches = config.n_patches * config.n_channels * config.patch_size**2 * d
-    return 2 * (patches + config.n_layers * block + d * config.n_classes)
+    last = block(1 if config.pooling == "cls" else n)
+    return 2 * (patches + (config.n_layers - 1) * block(n) + last + d * config.n_classes)
 
 
 def peak_flops(device: str, bf16: bool) -> float:

@@ -8,14 +8,12 @@ complete there is not repeated.
 
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks.results import table, write_result
+from benchmarks.results import run_once, table, write_result
 
 COLUMNS = {
     "adapter": "",
@@ -24,6 +22,7 @@ COLUMNS = {
     "n_trainable": ",",
     "share": ".2%",
     "images_per_second": ",.0f",
+    "feature_seconds": ",.0f",
     "seconds": ",.0f",
     "file_bytes": ",",
 }
@@ -32,10 +31,8 @@ COLUMNS = {
 def finetune(method: str, seed: int, runs: Path, options: list[str]) -> dict[str, Any]:
     """Return the summary of one run, done now unless it is there."""
     out = runs / f"{method}-{seed}"
-    if not (out / "summary.json").exists():
-        command = [sys.executable, "-m", "vitft", "finetune", "--adapter", method, "--overwrite"]
-        command += [f"--out={out}", f"--seed={seed}", *options]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    command = ["finetune", f"--adapter={method}", f"--out={out}", f"--seed={seed}", "--overwrite"]
+    run_once([*command, *options], out)
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     return summary
 
@@ -44,7 +41,8 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return one row for the runs of a method: means, and the sample deviation of accuracy."""
     first, accuracies = runs[0], [run["test_accuracy"] for run in runs]
     means = {
-        key: statistics.mean(run[key] for run in runs) for key in ("images_per_second", "seconds")
+        key: statistics.mean(run[key] for run in runs)
+        for key in ("images_per_second", "seconds", "feature_seconds")
     }
     return {
         **{key: first[key] for key in ("adapter", "n_trainable", "n_parameters", "file_bytes")},

@@ -4,9 +4,7 @@
 """
 
 import shlex
-import time
 from dataclasses import MISSING, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,13 +13,12 @@ import torch
 import adapters
 from recipes.options import TrainOptions, make_plan, pick_device
 from recipes.runs import check_run
-from recipes.training import Splits, finish, make_splits, say, train
+from recipes.training import finish, make_splits, say, train
 from vitft import options as cli
 from vitft.augment import Augmentation
 from vitft.checkpoint import find_base, load_model, save_model
 from vitft.data import load_data
-from vitft.features import extract, feature_bytes, n_frozen
-from vitft.images import MAX_BYTES
+from vitft.features import feature_bytes, n_frozen
 from vitft.model import VisionTransformer
 from vitft.options import option
 from vitft.train import Plan
@@ -29,6 +26,7 @@ from vitft.train import Plan
 BASELINES = ("linear", "full")  # train only the head, or everything
 LR = {"linear": 3e-3, "full": 3e-4}  # what a method without a line here gets is 3e-3
 PRESETS: dict[str, dict[str, Any]] = {"default": {}}
+CACHED_BYTES = 2**30  # of features, unless more is asked for
 METHOD_OPTIONS = ("rank", "alpha", "dropout", "targets", "layers")
 
 
@@ -53,7 +51,7 @@ class FinetuneOptions(TrainOptions):
     cache_features: bool | None = option(
         None,
         "Compute once what the frozen first blocks make of the images.  "
-        "[default: where there is no augmentation, and memory for it]",
+        "[default: up to 1 GB, where there is no augmentation]",
     )
 
 
@@ -94,11 +92,9 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         f"{options.adapter}: {n_trainable:,} of {n_all:,} parameters train "
         f"on {len(splits.train):,} images, on {device}"
     )
-    started = time.perf_counter()
-    splits = cache_features(model, splits, plan, options, folder)
-    feature_seconds = round(time.perf_counter() - started, 1)
+    n_images = len(splits.train) + len(splits.validation)
+    plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
     fit = train(model, splits, plan, options, folder, [fingerprint])
-    model.first = 0
     if options.adapter == "full":
         file = folder / "model.safetensors"
         save_model(model, file)
@@ -107,7 +103,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         adapters.save_adapter(model, folder)
     facts = {
         "adapter": options.adapter,
-        "feature_seconds": feature_seconds,  # besides "seconds"
+        "feature_seconds": round(fit.feature_seconds, 1),  # besides "seconds"
         "base": options.base,
         "file": file.name,
         "file_bytes": file.stat().st_size,
@@ -161,31 +157,26 @@ def parse_layers(layers: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def cache_features(
-    model: VisionTransformer, splits: Splits, plan: Plan, options: FinetuneOptions, folder: Path
-) -> Splits:
-    """Return the splits to train and watch by, as features where that changes nothing and pays.
-
-    The model then begins with the first stage that trains.
+def pick_cached(
+    model: VisionTransformer, options: FinetuneOptions, plan: Plan, n_images: int
+) -> int:
+    """Return how many of the model's first stages to compute once, 0 for none.
 
     Raises:
-        ValueError: features are asked for, and would change what is trained.
+        ValueError: --cache-features is given, and would change what is trained.
     """
     n, augmented = n_frozen(model), plan.augmentation != Augmentation()
-    if options.cache_features and (augmented or not n):
-        why = "there is augmentation" if augmented else "the first block trains, or has dropout"
-        raise ValueError(f"--cache-features would change the result: {why}; leave it out")
-    n_bytes = feature_bytes(model, n) * (len(splits.train) + len(splits.validation))
-    pays = n > 1 and plan.epochs > 1 and n_bytes <= MAX_BYTES and not augmented
-    if not (pays if options.cache_features is None else options.cache_features):
-        return splits
-    say(f"the first {n} of {len(model.stages())} stages are computed once, {n_bytes / 1e6:,.0f} MB")
-    train, validation = (
-        extract(model, images, n, folder=folder, bf16=plan.bf16)
-        for images in (splits.train, splits.validation)
-    )
-    model.first = n
-    return replace(splits, train=train, validation=validation)
+    n_bytes = n_images * feature_bytes(model, n)
+    if options.cache_features is None:
+        pays = n > 1 and plan.epochs > 1 and n_bytes <= CACHED_BYTES and not augmented
+    else:
+        pays = options.cache_features
+        if pays and (augmented or not n):
+            why = "there is augmentation" if augmented else "the embedding trains, or has dropout"
+            raise ValueError(f"--cache-features would change the result: {why}; leave it out")
+    if pays:
+        say(f"{n} of {len(model.stages())} stages are computed once, {n_bytes / 1e6:,.0f} MB")
+    return n if pays else 0
 
 
 def run(options: FinetuneOptions) -> None:

@@ -1,6 +1,8 @@
 """The options that both training commands have, and what they decide: device, precision, plan."""
 
+import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -84,7 +86,7 @@ def pick_bf16(name: str, device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
-def pick_compile(options: TrainOptions, n_train: int, device: torch.device) -> bool:
+def pick_compile(options: TrainOptions, plan: Plan, n_train: int, device: torch.device) -> bool:
     """Return whether compiling the model wins its time back.
 
     On two CPU cores it takes a minute for every image size and saves 3 to 4 % of a step; on a GPU,
@@ -92,7 +94,8 @@ def pick_compile(options: TrainOptions, n_train: int, device: torch.device) -> b
     """
     if options.compile is not None:
         return options.compile
-    return device.type == "cuda" and options.epochs * n_train >= 5_000_000
+    able = device.type == "cuda" and find_spec("triton") and shutil.which("cc")
+    return bool(able) and not plan.n_cached and options.epochs * n_train >= 5_000_000
 
 
 def make_plan(

@@ -1,7 +1,7 @@
 """The folder of a training run: may it be used, what was it started with, what does it leave."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,13 @@ OUTPUTS = (
     "summary.json",
     "report.html",
 )
-MAY_DIFFER = ("out", "device", "save_seconds")  # between a run's start and its resumption
+MAY_DIFFER = (
+    "out",
+    "device",
+    "save_seconds",
+    "compile",
+    "cache_features",
+)  # between a run's start and its resumption
 
 
 def check_run(options: TrainOptions) -> Path:
@@ -68,10 +74,12 @@ def check_same(options: TrainOptions, folder: Path) -> None:
         started = dict(json.loads(config.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{config} is broken ({error}); start again with --overwrite") from error
+    default = {field.name: field.default for field in fields(options)}
     for name, value in _written(options).items():
-        if name not in MAY_DIFFER and started.get(name) != value:
+        before = started.get(name, default[name])  # what an older version did not know
+        if name not in MAY_DIFFER and before != value:
             raise ValueError(
-                f"the run in {folder} was started with {name} {started.get(name)}, not {value}; "
+                f"the run in {folder} was started with {name} {before}, not {value}; "
                 "resume it with the same options"
             )
 

@@ -53,7 +53,7 @@ def train(
     Raises:
         KeyboardInterrupt: stopped by SIGINT or SIGTERM; says how to go on.
     """
-    if pick_compile(options, len(splits.train), model.head.weight.device):
+    if pick_compile(options, plan, len(splits.train), model.head.weight.device):
         model.compile()
     fit = Fit(model, splits.train, splits.validation, plan, folder, belongs)
     if options.resume:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 import adapters
-from recipes.options import TrainOptions, pick_bf16, pick_compile, pick_device
+from recipes.options import TrainOptions, make_plan, pick_bf16, pick_compile, pick_device
 from tests.conftest import TINY_FLAGS, Run, paint
 from vitft import load_model, save_model
 from vitft.files import read_tensors
@@ -257,17 +258,28 @@ def test_devices_and_precisions_are_checked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "n_train", "expected"),
+    ("asked", "device", "n_train", "n_cached", "tool", "expected"),
     [
-        (None, "cpu", 10**9, False),
-        (None, "cuda", 1_000, False),
-        (None, "cuda", 5_000_000, True),
-        (True, "cpu", 1, True),
-        (False, "cuda", 10**9, False),
+        (None, "cpu", 10**9, 0, "cc", False),
+        (None, "cuda", 1_000, 0, "cc", False),
+        (None, "cuda", 5_000_000, 0, "cc", True),
+        (None, "cuda", 5_000_000, 0, None, False),
+        (None, "cuda", 5_000_000, 3, "cc", False),
+        (True, "cpu", 1, 0, None, True),
+        (False, "cuda", 10**9, 0, "cc", False),
     ],
 )
 def test_the_model_is_compiled_where_it_pays(
-    asked: bool | None, device: str, n_train: int, expected: bool
+    asked: bool | None,
+    device: str,
+    n_train: int,
+    n_cached: int,
+    tool: str | None,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("recipes.options.find_spec", lambda name: name)
+    monkeypatch.setattr("shutil.which", lambda name: tool)
     options = TrainOptions(data="x", out="y", epochs=1, compile=asked)
-    assert pick_compile(options, n_train, torch.device(device)) is expected
+    plan = replace(make_plan(options, torch.device("cpu")), n_cached=n_cached)
+    assert pick_compile(options, plan, n_train, torch.device(device)) is expected

@@ -30,13 +30,17 @@ class Evaluation:
 
 
 def resample(images: Tensor, image_size: int) -> Tensor:
-    """Return images (B, C, height, width) scaled to (B, C, image_size, image_size) by area.
-
-    What is no image any more, tokens (B, N, D) or less, stays as it is.
-    """
-    if images.ndim < 4 or images.shape[-2:] == (image_size, image_size):
+    """Return images (B, C, height, width) scaled to (B, C, image_size, image_size) by area."""
+    if images.shape[-2:] == (image_size, image_size):
         return images
     return F.interpolate(images, size=(image_size, image_size), mode="area")
+
+
+def prepare(model: VisionTransformer, images: Tensor) -> Tensor:
+    """Return uint8 images (B, C, height, width) as the model takes them; features as they are."""
+    if model.first:
+        return images
+    return resample(model.normalize(images), model.image_size)
 
 
 @torch.inference_mode()
@@ -49,9 +53,8 @@ def evaluate(
     model.eval()
     probabilities, labels = [], []
     for batch, batch_labels in images.batches(torch.arange(len(images)), batch_size, device):
-        batch = resample(model.normalize(batch), model.image_size)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = model(batch)
+            logits = model(prepare(model, batch))
         probabilities.append(logits.float().softmax(dim=1))
         labels.append(batch_labels)
     model.train(was_training)

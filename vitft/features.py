@@ -3,6 +3,7 @@
 Where nothing changes from one epoch to the next, an epoch then costs only the stages that train.
 """
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vitft.evaluate import resample
+from vitft.evaluate import prepare
 from vitft.images import MAX_BYTES, Images
 from vitft.model import VisionTransformer
 
@@ -23,18 +24,17 @@ def n_frozen(model: VisionTransformer) -> int:
     if model.config.dropout:
         return 0
     n_blocks = len(model.blocks)
-    stage = {"norm": n_blocks + 1, "head": n_blocks + 2}
-    stage |= {f"blocks.{i}": i + 1 for i in range(n_blocks)}
+    stage = {"norm.": n_blocks + 1, "head.": n_blocks + 2}
+    stage |= {f"blocks.{i}.": i + 1 for i in range(n_blocks)}
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    return min(
-        next((stage[part] for part in stage if name.startswith(f"{part}.")), 0) for name in trained
-    )
+    firsts = [next((stage[s] for s in stage if name.startswith(s)), 0) for name in trained]
+    return min(firsts, default=len(model.stages()))
 
 
 def feature_bytes(model: VisionTransformer, n_stages: int) -> int:
     """Return the bytes that the first `n_stages` make of an image, in float32."""
-    n_tokens = 1 if n_stages > len(model.blocks) + 1 else model.pos_embedding.shape[1]
-    return 4 * n_tokens * model.config.dim
+    n_all = len(model.blocks) + (model.cls_token is None)  # stages that give every token
+    return 4 * model.config.dim * (model.pos_embedding.shape[1] if n_stages <= n_all else 1)
 
 
 @torch.no_grad()
@@ -62,9 +62,8 @@ def extract(
     order, done = torch.arange(len(images)), 0
     bar = tqdm(total=len(images), desc="frozen stages", unit=" images", disable=None)
     for batch, _ in images.batches(order, batch_size, device):
-        batch = resample(model.normalize(batch), model.image_size)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            features = model.run(batch, last=n_stages)
+            features = model.run(prepare(model, batch), last=n_stages)
         if extracted.held is None:
             shape = (len(images), *features.shape[1:])
             extracted.held = _allocate(shape, features, folder, max_bytes)
@@ -82,5 +81,7 @@ def _allocate(shape: tuple[int, ...], like: Tensor, folder: Path, max_bytes: int
     if size * like.element_size() <= max_bytes:
         return like.new_empty(shape)
     with tempfile.NamedTemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # where the disk is full, now rather than by a signal
+            os.posix_fallocate(file.fileno(), 0, size * like.element_size())
         mapped = torch.from_file(file.name, shared=True, size=size, dtype=like.dtype)
     return mapped.view(shape)

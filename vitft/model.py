@@ -257,12 +257,7 @@ class VisionTransformer(nn.Module):
         return x
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return uint8 images (B, C, height, width) as floats, by the model's mean and std.
-
-        Floats, such as what frozen stages made of images, stay as they are.
-        """
-        if images.is_floating_point():
-            return images
+        """Return uint8 images (B, C, height, width) as floats, by the model's mean and std."""
         mean = images.new_tensor(self.mean, dtype=torch.float32).view(-1, 1, 1) * 255
         std = images.new_tensor(self.std, dtype=torch.float32).view(-1, 1, 1) * 255
         return (images - mean) / std

@@ -38,8 +38,8 @@ def build_optimizers(
     matrices = {id(value) for value in hidden} if name == "muon" else set()
     rest = [value for value in trainable.values() if id(value) not in matrices]
     groups = [
-        {"params": [value for value in rest if value.ndim == 2], "weight_decay": weight_decay},
-        {"params": [value for value in rest if value.ndim != 2], "weight_decay": 0.0},
+        {"params": [value for value in rest if decays(value)], "weight_decay": weight_decay},
+        {"params": [value for value in rest if not decays(value)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     optimizers: list[torch.optim.Optimizer] = []
@@ -52,6 +52,11 @@ def build_optimizers(
             )
         )
     return optimizers
+
+
+def decays(parameter: nn.Parameter) -> bool:
+    """Return whether weight decay is for it: a matrix or a convolution's kernel."""
+    return parameter.ndim in (2, 4)
 
 
 def lr_factor(schedule: str, progress: float, *, warmup: float) -> float:

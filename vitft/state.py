@@ -72,6 +72,8 @@ def _load_optimizers(
             if name.startswith(f"optimizer.{i}."):
                 j, key = name.split(".")[2:]
                 state.setdefault(int(j), {})[key] = value
+        if len({frozenset(values) for values in state.values()}) > 1:
+            raise ValueError("a parameter's state lacks something")
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from vitft.augment import Augmentation
 from vitft.evaluate import evaluate, resample
+from vitft.features import extract
 from vitft.files import write_bytes
 from vitft.images import Images
 from vitft.model import VisionTransformer
@@ -48,6 +49,7 @@ class Plan:
     label_smoothing: float = 0.0
     sizes: tuple[tuple[int, float], ...] = ()  # (image size, share of the epochs), then in full
     augmentation: Augmentation = Augmentation()
+    n_cached: int = 0  # so many of the model's first stages are computed once, see `features`
     bf16: bool = False  # compute in bfloat16; the weights stay float32
     seed: int = 0
     save_seconds: float = 60.0  # between saved states
@@ -109,26 +111,42 @@ class Fit:
         self.steps_per_epoch = max(1, len(train) // plan.batch_size)
         self.epoch, self.step = 0, 0  # step: in this epoch
         self.seconds = 0.0  # trained in this epoch, without validation and saving
+        self.feature_seconds = 0.0  # before the first epoch, see `Plan.n_cached`
         self.sums = torch.zeros(3, device=self.device)  # of loss, right answers, images
         self.history: list[dict[str, Any]] = []
         self.belongs = [*model.classes, _digest(train), _digest(validation), *belongs]
 
     def run(self) -> list[dict[str, Any]]:
-        """Train to the end and return the history.
+        """Train to the end and return the history; the model then takes images again.
 
         Raises:
             Interrupted: after SIGINT or SIGTERM, with the state saved.
             ValueError: the loss is no longer finite.
         """
+        self.save()
+        self._cache()
         with _stop_signals() as stop, self._bar() as bar:
-            self.save()
             while self.epoch < self.plan.epochs:
                 self._run_epoch(stop, bar)
                 self._finish_epoch(bar)
+            self.model.first = 0
             self.save()
             if stop:  # during the last validation: nothing is lost, and nothing more is wanted
                 raise Interrupted(f"stopped by {signal.Signals(stop[0]).name}")
         return self.history
+
+    def _cache(self) -> None:
+        """Let the first stages make of the images, once, what the rest then trains on."""
+        n = self.plan.n_cached
+        if n and self.epoch < self.plan.epochs:
+            started = time.perf_counter()
+            self.train, self.validation = (
+                extract(self.model, images, n, folder=self.folder, bf16=self.plan.bf16)
+                for images in (self.train, self.validation)
+            )
+            self.model.first = n
+            self._synchronize()
+            self.feature_seconds = time.perf_counter() - started
 
     def save(self) -> None:
         """Write what `restore` needs, whole or not at all."""
@@ -178,9 +196,12 @@ class Fit:
                 started += saved - now
             if stop:
                 raise Interrupted(f"stopped by {signal.Signals(stop[0]).name}")
+        self._synchronize()
+        self.seconds = time.perf_counter() - started
+
+    def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds = time.perf_counter() - started
 
     def _order(self) -> Tensor:
         """Return the indices still to come in this epoch; only whole batches, if there is one."""
@@ -197,8 +218,9 @@ class Fit:
         plan = self.plan
         set_lr(self.optimizers, self._lr(self.step))
         targets = F.one_hot(labels, self.model.head.out_features).float()
-        images, targets = plan.augmentation(self.model.normalize(images), targets)
-        images = resample(images, self.model.image_size)
+        if not self.model.first:  # else they are features
+            images, targets = plan.augmentation(self.model.normalize(images), targets)
+            images = resample(images, self.model.image_size)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=plan.bf16):
             logits = self.model(images)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=plan.label_smoothing)
