@@ -19,13 +19,8 @@ OUTPUTS = (
     "summary.json",
     "report.html",
 )
-MAY_DIFFER = (
-    "out",
-    "device",
-    "save_seconds",
-    "compile",
-    "cache_features",
-)  # between a run's start and its resumption
+# What may differ between a run's start and its resumption.
+MAY_DIFFER = ("out", "device", "save_seconds", "compile", "cache_features")
 
 
 def check_run(options: TrainOptions) -> Path:

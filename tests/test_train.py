@@ -179,8 +179,9 @@ def test_fewer_images_than_a_batch_train_too(tmp_path: Path) -> None:
     assert [row["epoch"] for row in run.run()] == [1, 2, 3]
 
 
-def test_weight_decay_spares_biases_norms_and_tokens() -> None:
-    model = VisionTransformer(ViTConfig(**TINY))
+@pytest.mark.parametrize("stem", ["linear", "conv"])
+def test_weight_decay_spares_biases_norms_and_tokens(stem: str) -> None:
+    model = VisionTransformer(ViTConfig(**TINY, stem=stem))
     names = {id(p): name for name, p in model.named_parameters()}
     (optimizer,) = build_optimizers(model, name="adamw", lr=1, weight_decay=0.5)
     decayed = {
