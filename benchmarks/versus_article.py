@@ -50,12 +50,11 @@ def pretrain(data: Path, out: Path, preset: str, options: list[str]) -> dict[str
 
 def for_seconds(data: Path, seconds: float, preset: str, folder: Path) -> dict[str, Any]:
     """Return what `vitft pretrain` reached in about `seconds` of training."""
-    options = ["--batch-size=64", "--sizes=16:0.75"]
     few = with_few_tests(data, folder / "few")
-    trial = pretrain(few, folder / "trial", preset, [*options, "--limit=2048", "--epochs=4"])
+    trial = pretrain(few, folder / "trial", preset, ["--limit=1024", "--epochs=6"])
     n_images = trial["images_per_second"] * seconds
-    epochs = max(4, round(n_images / 45_000))
-    given = [*options, f"--limit={round(n_images / epochs)}", f"--epochs={epochs}"]
+    epochs = max(6, round(n_images / 45_000))
+    given = [f"--limit={round(n_images / epochs)}", f"--epochs={epochs}"]
     return pretrain(data, folder / "run", preset, given)
 
 

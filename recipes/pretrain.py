@@ -21,8 +21,9 @@ from vitft.options import option
 PRESETS: dict[str, dict[str, Any]] = {
     # flips and crops; for few epochs
     "default": {},
-    # the same on two cores: most of the epochs on small images, which cost a quarter
-    "cpu": {"sizes": ("16:0.7", "24:0.2")},
+    # on two cores: most of the epochs on small images, which cost a quarter
+    # --data cifar10 (a JPEG copy) --epochs 14: 60.35 % in 73 minutes on an AMD EPYC, seed 0
+    "cpu": {"batch_size": 64, "init": "mimetic", "sizes": ("16:0.78", "24:0.15")},
     # the tutorial's recipe, to compare with
     "article": {
         "epochs": 150,
