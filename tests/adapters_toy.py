@@ -58,11 +58,16 @@ def config(method: str, **options: object) -> AdapterConfig:
 def adapted(method: str, seed: int = 0) -> Toy:
     """Return an adapted model in eval mode, every trained tensor of which is moved at random."""
     model = inject(toy(seed), config(method), trainable=("head",)).eval()
+    move(model)
+    return model
+
+
+def move(model: nn.Module) -> None:
+    """Move every tensor that trains at random."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    return model
 
 
 def fit(model: nn.Module, steps: int = 3) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from adapters_toy import Toy, X, adapted, config, fit, toy
+from adapters_toy import Toy, X, adapted, config, fit, move, toy
 from torch import Tensor, nn
 
 from adapters import METHODS, inject, load_adapter, save_adapter
@@ -30,10 +30,7 @@ def by_peft(folder: Path, base: Toy | None = None, **options: Any) -> nn.Module:
     model = peft.get_peft_model(
         base or toy(), peft.LoraConfig(**settings), autocast_adapter_dtype=False
     )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    move(model)
     model.eval().save_pretrained(folder)
     return model
 
@@ -49,10 +46,7 @@ def test_peft_loads_what_we_save(kind: str, tmp_path: Path) -> None:
     method = "dora" if kind == "dora" else "lora"
     options = {"use_rslora": True} if kind == "rslora" else {}
     model = inject(toy(), config(method, **options), trainable=("head",))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    move(model)
     save_adapter(model.eval(), tmp_path)
     close(peft.PeftModel.from_pretrained(toy(), tmp_path)(X), model(X))
 
@@ -60,10 +54,7 @@ def test_peft_loads_what_we_save(kind: str, tmp_path: Path) -> None:
 @every_method
 def test_peft_adapts_the_layers_that_we_do(method: str, tmp_path: Path) -> None:
     model = inject(toy(), METHODS[method](targets=("wq", "wv"), layers=(1,)))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    move(model)
     save_adapter(model.eval(), tmp_path)
     close(peft.PeftModel.from_pretrained(toy(), tmp_path)(X), model(X))
     close(load_adapter(toy(), tmp_path)(X), model(X))
