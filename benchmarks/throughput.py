@@ -22,7 +22,8 @@ from benchmarks.results import table, write_result
 from vitft import VisionTransformer, ViTConfig
 from vitft.augment import Augmentation
 from vitft.images import Images
-from vitft.train import Fit, Plan
+from vitft.plan import Plan
+from vitft.train import Fit
 
 COLUMNS = {"loop": "", "batch_size": "", "images_per_second": ",.0f", "mfu": ".1%"}
 

@@ -21,7 +21,7 @@ from vitft.data import load_data
 from vitft.features import feature_bytes, n_frozen
 from vitft.model import VisionTransformer
 from vitft.options import option
-from vitft.train import Plan
+from vitft.plan import Plan
 
 BASELINES = ("linear", "full")  # train only the head, or everything
 LR = {"linear": 3e-3, "full": 3e-4}  # what a method without a line here gets is 3e-3

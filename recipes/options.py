@@ -8,7 +8,7 @@ import torch
 
 from vitft.augment import Augmentation
 from vitft.options import option
-from vitft.train import Plan
+from vitft.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,9 @@ from vitft.evaluate import evaluate
 from vitft.files import write_json
 from vitft.images import Images, limit, split
 from vitft.model import VisionTransformer
+from vitft.plan import Plan
 from vitft.report import write_report
-from vitft.train import Fit, Plan
+from vitft.train import Fit
 from vitft.version import __version__
 
 

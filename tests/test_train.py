@@ -17,7 +17,8 @@ from vitft.evaluate import evaluate
 from vitft.files import read_tensors, write_tensors
 from vitft.images import Images
 from vitft.optim import OPTIMIZERS, build_optimizers, lr_factor
-from vitft.train import Fit, Interrupted, Plan
+from vitft.plan import Plan
+from vitft.train import Fit, Interrupted
 
 CPU = torch.device("cpu")
 

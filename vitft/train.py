@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,64 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from vitft.augment import Augmentation
 from vitft.evaluate import evaluate, resample
 from vitft.features import extract
 from vitft.files import write_bytes
 from vitft.images import Images
 from vitft.model import VisionTransformer
 from vitft.optim import build_optimizers, lr_factor, set_lr
+from vitft.plan import Plan
 from vitft.state import STATE, load_state, save_state
 
 PLACE = ("epoch", "step", "seconds", "history")  # of a run in its data
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How to train.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    optimizer: str = "adamw"
-    schedule: str = "cosine"
-    warmup: float = 0.05  # share of the run over which the learning rate rises
-    clip: float = 1.0  # largest norm of the gradient; 0: any
-    label_smoothing: float = 0.0
-    sizes: tuple[tuple[int, float], ...] = ()  # (image size, share of the epochs), then in full
-    augmentation: Augmentation = Augmentation()
-    n_cached: int = 0  # so many of the model's first stages are computed once, see `features`
-    bf16: bool = False  # compute in bfloat16; the weights stay float32
-    seed: int = 0
-    save_seconds: float = 60.0  # between saved states
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} is not positive")
-        for name in ("weight_decay", "clip", "save_seconds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} is negative; 0 switches it off")
-        for name in ("warmup", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not in 0 <= {name} < 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed} is not in 0 <= seed < 2**32")
-        lr_factor(self.schedule, 0, warmup=self.warmup)
-
-    def image_size(self, epoch: int, full: int) -> int:
-        """Return the side of the images to train on in this epoch, where they are `full` pixels."""
-        done = 0.0
-        for size, share in self.sizes:
-            done += share * self.epochs
-            if epoch < min(round(done), self.epochs - 1):  # the last epoch is always in full
-                return size
-        return full
 
 
 class Interrupted(KeyboardInterrupt):
