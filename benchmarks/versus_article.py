@@ -14,8 +14,10 @@ from typing import Any
 
 import click
 
-from benchmarks.results import table, write_result
+from benchmarks.results import FOLDER, table, write_result
 
+# Of vitft pretrain, and the least number of epochs: "cpu" divides them among image sizes.
+OPTIONS = {"default": (["--batch-size=32", "--init=mimetic"], 1), "cpu": ([], 6)}
 COLUMNS = {
     "loop": "",
     "batch_size": "",
@@ -23,6 +25,9 @@ COLUMNS = {
     "train_seconds": ",.0f",
     "test_accuracy": ".2%",
 }
+
+
+LOOPS = "Batch sizes of the article's loop, and presets of vitft's."
 
 
 def article(
@@ -50,11 +55,12 @@ def pretrain(data: Path, out: Path, preset: str, options: list[str]) -> dict[str
 
 def for_seconds(data: Path, seconds: float, preset: str, folder: Path) -> dict[str, Any]:
     """Return what `vitft pretrain` reached in about `seconds` of training."""
-    few = with_few_tests(data, folder / "few")
-    trial = pretrain(few, folder / "trial", preset, ["--limit=1024", "--epochs=6"])
+    few = with_few_tests(data, folder / f"few-{preset}")
+    options, least = OPTIONS[preset]
+    trial = pretrain(few, folder / "trial", preset, ["--limit=1024", f"--epochs={least}", *options])
     n_images = trial["images_per_second"] * seconds
-    epochs = max(6, round(n_images / 45_000))
-    given = [f"--limit={round(n_images / epochs)}", f"--epochs={epochs}"]
+    epochs = max(least, round(n_images / 45_000))
+    given = [f"--limit={round(n_images / epochs)}", f"--epochs={epochs}", *options]
     return pretrain(data, folder / "run", preset, given)
 
 
@@ -73,13 +79,17 @@ def with_few_tests(data: Path, folder: Path) -> Path:
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--seconds", default=120.0, show_default=True, help="Of training, for each.")
 @click.option("--workers", default=4, show_default=True, help="Of the article's loader.")
-@click.option("--preset", default="cpu", show_default=True, help="Of vitft pretrain.")
-def main(data: Path, seconds: float, workers: int, preset: str) -> None:
+@click.option("--loops", default="16,64,default,cpu", show_default=True, help=LOOPS)
+@click.option("--add", is_flag=True, help="Keep the rows that the last run wrote.")
+def main(data: Path, seconds: float, workers: int, loops: str, add: bool) -> None:
     """Train on DATA by the article's loop with batches of 16 and 64 and by vitft; print a table."""
+    rows = json.loads((FOLDER / "versus_article.json").read_text())["rows"] if add else []
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        rows = [article(data, seconds, size, workers, folder) for size in (16, 64)]
-        rows.append(for_seconds(data, seconds, preset, folder))
+        for loop in loops.split(","):
+            if loop.isdecimal():
+                rows.append(article(data, seconds, int(loop), workers, Path(temporary)))
+            else:
+                rows.append(for_seconds(data, seconds, loop, Path(temporary)))
     path = write_result("versus_article", rows, data=str(data))
     click.echo(f"{table(rows, COLUMNS)}\n\n{path}")
 
