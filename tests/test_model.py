@@ -77,6 +77,16 @@ def test_the_last_block_computes_only_what_the_head_reads(pooling: str, n_tokens
     assert shapes == [(2, n_tokens, 16)]
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_logits_are_the_same_bit_for_bit_with_and_without_autograd(pooling: str) -> None:
+    model = VisionTransformer(ViTConfig(dim=64, n_layers=2, pooling=pooling)).eval()
+    images = torch.randn(20, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(images)
+    assert torch.equal(model(images), expected)
+    assert torch.equal(model.requires_grad_(False)(images), expected)
+
+
 def test_a_patch_is_flattened_like_a_convolutions_kernel(tiny: VisionTransformer) -> None:
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     kernel = tiny.patch_embed.weight.view(-1, 3, 4, 4)

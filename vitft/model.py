@@ -98,7 +98,8 @@ class Attention(nn.Module):
 
         With `n`, for the first n tokens only: (B, n, D).
         """
-        q = self.wq(x[:, :n]).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, n, K)
+        first = x[:, :n].contiguous()  # else the product rounds otherwise with and without autograd
+        q = self.wq(first).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, n, K)
         k = self.wk(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, N, K)
         v = self.wv(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, N, K)
         x = F.scaled_dot_product_attention(q, k, v)
