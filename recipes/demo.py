@@ -44,7 +44,7 @@ def demo(folder: Path) -> list[dict[str, Any]]:
     for method in METHODS:
         vitft(
             f"finetune --adapter {method} --base {base} --data symbols "
-            f"--out {folder / method} --epochs 3 --overwrite"
+            f"--out {folder / method} --epochs 2 --overwrite"
         )
     file = folder / "an-image.png"
     images, labels = draw("symbols", 1, seed=99)
