@@ -64,9 +64,7 @@ class AdapterConfig(ABC):
     """
 
     targets: tuple[str, ...]  # exact names of modules, or dotted suffixes: "wq", "attn.wq"
-    layers: tuple[
-        int, ...
-    ] = ()  # numbers of the blocks to adapt, as in "blocks.4.attn.wq"; (): all
+    layers: tuple[int, ...] = ()  # of the blocks to adapt, 4 in "blocks.4.attn.wq"; (): all
 
     peft_marks: ClassVar[dict[str, object]]  # what marks the method in an adapter_config.json
     peft_options: ClassVar[dict[str, str]] = {"targets": "target_modules"}  # ours -> PEFT's

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 
 from torch import nn
@@ -38,27 +38,14 @@ def in_layers(
 ) -> dict[str, nn.Module]:
     """Return those of the modules that `names` match whose block's number is one of `layers`.
 
-    A block's number is the first in a module's name that tells it from others: 4 in
-    "blocks.4.ffn.0" where there is a "blocks.5" too, and in "encoder_layer_4.mlp.0".
-
     Raises:
         ValueError: there is none in one of these blocks, or none for one of `names`.
     """
-    places = {
-        name: [(name[: m.start(1)], int(m[1])) for m in NUMBER.finditer(name)] for name in found
-    }
-    values: dict[str, set[int]] = {}
-    for prefix, number in chain.from_iterable(places.values()):
-        values.setdefault(prefix, set()).add(number)
-    block: dict[str, int] = {}
-    for name, numbered in places.items():
-        telling = [number for prefix, number in numbered if len(values[prefix]) > 1]
-        if numbered:
-            block[name] = telling[0] if telling else numbered[0][1]
-    if missing := sorted(set(layers) - set(block.values())):
-        there = ", ".join(map(str, sorted(set(block.values()))))
+    numbers = _block_numbers(found)
+    if missing := sorted(set(layers) - set(numbers.values())):
+        there = ", ".join(map(str, sorted(set(numbers.values()))))
         raise ValueError(f"layer {missing[0]} has no target; there are: {there or 'none'}")
-    chosen = {name: module for name, module in found.items() if block.get(name) in layers}
+    chosen = {name: module for name, module in found.items() if numbers.get(name) in layers}
     for wanted in names:
         if not any(_matches(name, wanted) for name in chosen):
             raise ValueError(f"target {wanted!r} is in none of the layers {[*layers]}")
@@ -119,6 +106,25 @@ def _refuse_statistics(modules: Mapping[str, nn.Module], trained: Mapping[str, n
 
 def _matches(name: str, wanted: str) -> bool:
     return name == wanted or name.endswith(f".{wanted}")
+
+
+def _block_numbers(names: Iterable[str]) -> dict[str, int]:
+    """Return for each name the number of its block: the first that tells it from other names.
+
+    It is 4 in "blocks.4.ffn.0" where there is a "blocks.5" too, and in "encoder_layer_4.mlp.0".
+    """
+    places = {
+        name: [(name[: match.start(1)], int(match[1])) for match in NUMBER.finditer(name)]
+        for name in names
+    }
+    seen: dict[str, set[int]] = {}  # the numbers that follow a prefix
+    for prefix, number in chain.from_iterable(places.values()):
+        seen.setdefault(prefix, set()).add(number)
+    return {
+        name: next((number for prefix, number in numbered if len(seen[prefix]) > 1), numbered[0][1])
+        for name, numbered in places.items()
+        if numbered
+    }
 
 
 def _named_modules(model: nn.Module) -> dict[str, nn.Module]:

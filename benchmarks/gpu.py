@@ -19,8 +19,6 @@ from benchmarks.versus_article import with_few_tests
 from vitft import load_model, save_model
 
 RECIPE = ["--batch-size=512", "--lr=2e-3", "--init=mimetic", "--cutmix=0.5", "--mixup=0.3"]
-
-
 PARTS = ("speed", "base", "transfer", "ablation")
 
 

@@ -4,14 +4,14 @@ python -m benchmarks.inference
 """
 
 import copy
-import statistics
 import time
+from collections.abc import Callable
 
 import click
 import torch
 
 import adapters
-from benchmarks.results import table, write_result
+from benchmarks.results import medians, table, write_result
 from vitft import load_model
 
 COLUMNS = {"model": "", "images_per_second": ",.0f", "of base": ".3f"}
@@ -36,25 +36,28 @@ def main(base: str, rounds: int, batch_size: int, device: str, bf16: bool) -> No
     contestants = {"base": plain, "lora": adapted, "lora, switched off": off, "merged": merged}
     if bf16:
         contestants["merged, bf16"] = merged
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+
+    def timer(name: str, model: torch.nn.Module) -> Callable[[], float]:
+        def forward() -> float:
+            started = time.perf_counter()
+            with torch.autocast(device, torch.bfloat16, enabled="bf16" in name):
+                model(images)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            return time.perf_counter() - started
+
+        return forward
+
     with torch.inference_mode(), adapters.disabled(off):
-        for i in range(rounds + 2):
-            for name, model in contestants.items():
-                started = time.perf_counter()
-                with torch.autocast(device, torch.bfloat16, enabled="bf16" in name):
-                    model(images)
-                if device == "cuda":
-                    torch.cuda.synchronize()
-                if i >= 2:  # warm
-                    times[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+        timers = {name: timer(name, model) for name, model in contestants.items()}
+        times = medians(timers, rounds)
     rows = [
         {
             "model": name,
             "images_per_second": batch_size / median,
-            "of base": median / medians["base"],
+            "of base": median / times["base"],
         }
-        for name, median in medians.items()
+        for name, median in times.items()
     ]
     path = write_result(f"inference_{device}", rows, batch_size=batch_size, rounds=rounds)
     click.echo(f"{table(rows, COLUMNS)}\n\n{path}")

@@ -4,7 +4,6 @@ The article's sizes, rank 8 on wq wk wv wo, AdamW, random images. Every round ta
 contestant, so that a machine whose speed drifts treats them alike; the medians are compared.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 
@@ -13,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 import adapters
-from benchmarks.results import table, write_result
+from benchmarks.results import medians, table, write_result
 from vitft import VisionTransformer, ViTConfig
 from vitft.data import import_torchvision
 
@@ -114,25 +113,19 @@ def main(rounds: int, batch_size: int, bf16: bool, device: str, only: str) -> No
     torch.manual_seed(0)
     models = {name: CONTESTANTS[name]() for name in only.split(",")}
     steps = {name: stepper(model, device, batch_size, bf16) for name, model in models.items()}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for i in range(rounds + 2):
-        for name, step in steps.items():
-            milliseconds = step()
-            if i >= 2:  # warm
-                times[name].append(milliseconds)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    times = medians(steps, rounds)
     rows = [
         {
             "method": name,
             "milliseconds": median,
             "megabytes": saved_megabytes(models[name], device, batch_size, bf16),
             **{
-                f"of {other}": median / medians[other]
+                f"of {other}": median / times[other]
                 for other in ("full", "peft lora")
-                if other in medians
+                if other in times
             },
         }
-        for name, median in medians.items()
+        for name, median in times.items()
     ]
     name = f"lora_step_{device}_{'bf16' if bf16 else 'fp32'}"
     path = write_result(name, rows, batch_size=batch_size, rounds=rounds, peft=peft.__version__)

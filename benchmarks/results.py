@@ -7,8 +7,10 @@ import datetime
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,15 @@ def write_result(name: str, rows: list[dict[str, Any]], **facts: Any) -> Path:
     path = FOLDER / f"{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     return path
+
+
+def medians(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Return each one's median time of `rounds` after two to warm up, all of them in turn."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds + 2):
+        for name, contestant in contestants.items():
+            times[name].append(contestant())
+    return {name: statistics.median(values[2:]) for name, values in times.items()}
 
 
 def run_once(command: list[str], out: Path) -> None:

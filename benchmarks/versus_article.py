@@ -16,6 +16,7 @@ import click
 
 from benchmarks.results import FOLDER, table, write_result
 
+LOOPS = "Batch sizes of the article's loop, and presets of vitft's."
 # Of vitft pretrain, and the least number of epochs: "cpu" divides them among image sizes.
 OPTIONS = {"default": (["--batch-size=32", "--init=mimetic"], 1), "cpu": ([], 6)}
 COLUMNS = {
@@ -25,9 +26,6 @@ COLUMNS = {
     "train_seconds": ",.0f",
     "test_accuracy": ".2%",
 }
-
-
-LOOPS = "Batch sizes of the article's loop, and presets of vitft's."
 
 
 def article(

@@ -89,8 +89,8 @@ def pick_bf16(name: str, device: torch.device) -> bool:
 def pick_compile(options: TrainOptions, plan: Plan, n_train: int, device: torch.device) -> bool:
     """Return whether compiling the model wins its time back.
 
-    On two CPU cores it takes a minute for every image size and saves 3 to 4 % of a step; on a GPU,
-    where memory traffic limits the step, a run of a few minutes is long enough.
+    On two CPU cores it takes a minute for every image size and saves 3 to 4 % of a step. On a GPU,
+    where memory traffic limits the step, five million images are an estimate, not measured yet.
     """
     if options.compile is not None:
         return options.compile

@@ -225,6 +225,7 @@ def test_schedules_rise_and_fall(schedule: str, progress: float, factor: float) 
         ({"epochs": 0}, "epochs=0 is not positive"),
         ({"lr": float("nan")}, "lr=nan is not positive"),
         ({"weight_decay": -1}, "weight_decay=-1 is negative"),
+        ({"seed": 2**32}, "seed=4294967296 is not in 0 <= seed"),
         ({"warmup": 1.0}, "warmup=1.0 is not in"),
         ({"schedule": "none"}, "unknown schedule 'none'; choose from cosine"),
         ({"optimizer": "sgd"}, "unknown optimizer 'sgd'; choose from adamw"),

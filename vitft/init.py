@@ -17,8 +17,7 @@ def article(model: VisionTransformer) -> None:
 def small(model: VisionTransformer) -> None:
     """Class token and positions N(0, 0.02^2), usual for ViTs; the head is PyTorch's.
 
-    A head of zeros, usual too, holds the blocks back: after 2,500 images of CIFAR-10 in batches of
-    16, validation accuracy was 17 % with it and 31 % without.
+    A head of zeros, usual too, would hold the blocks back: they get no gradient before it moves.
     """
     model.pos_embedding.mul_(0.02)
     if model.cls_token is not None:
