@@ -1,58 +1,23 @@
-"""What a method is made of: a config that adapts a module, a layer that takes the module's place.
+"""What a method is made of: a config that adapts modules, and says how PEFT spells it."""
 
-A config says what it adapts and how PEFT spells it; a layer computes the adapted function and knows
-how to merge. Shapes: `O` out, `I` in, `R` rank.
-"""
-
+import dataclasses
+import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+
+from adapters.layers import AdapterLayer
 
 
-class AdapterLayer(nn.Module):
-    """A module that took a base module's place, with the base's own Parameters and some to train.
-
-    Mixed in before the base's class. The base's Parameters keep their names and are the same
-    objects; those that it adds are named in `AdapterConfig.peft_tensors`.
-    """
-
-    enabled: bool = True  # False computes the base's function
-
-    def merged(self) -> nn.Module:
-        """Return the base's class of module with the adapter baked in.
-
-        Raises:
-            ValueError: no module of the base's class computes this function.
-        """
-        raise ValueError(f"{type(self).__name__} cannot be merged; keep it, or eject it")
-
-
-class AdapterLinear(AdapterLayer, nn.Linear):
-    """An `nn.Linear` whose weight (O, I) and bias (O,) are the base layer's own Parameters."""
-
-    def __init__(self, base: nn.Linear) -> None:
-        super().__init__(
-            base.in_features, base.out_features, bias=base.bias is not None, device="meta"
-        )
-        self.weight, self.bias = base.weight, base.bias
-
-    def adapted_weight(self) -> Tensor:
-        """Return the weight (O, I) that merging bakes in, in float32 or wider."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """Return a plain `nn.Linear` that computes what this layer computes in eval mode."""
-        linear = nn.Linear(
-            self.in_features, self.out_features, bias=self.bias is not None, device="meta"
-        )
-        linear.weight = nn.Parameter(self.adapted_weight().to(self.weight.dtype))
-        linear.bias = self.bias
-        return linear
+def option(default: Any, help: str) -> Any:
+    """Return a config's field with its one line of documentation, which programs can show."""
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=dict, metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +28,21 @@ class AdapterConfig(ABC):
         ValueError: `targets` is empty, or one string; or `layers` are not numbers.
     """
 
-    targets: tuple[str, ...]  # exact names of modules, or dotted suffixes: "wq", "attn.wq"
+    # exact names of modules, dotted suffixes ("wq", "attn.wq"), or regular expressions that match
+    # a whole name
+    targets: tuple[str, ...]
     layers: tuple[int, ...] = ()  # of the blocks to adapt, 4 in "blocks.4.attn.wq"; (): all
 
     peft_marks: ClassVar[dict[str, object]]  # what marks the method in an adapter_config.json
     peft_options: ClassVar[dict[str, str]] = {"targets": "target_modules"}  # ours -> PEFT's
+    peft_defaults: ClassVar[dict[str, Any]] = {}  # what PEFT takes for an option left out
     peft_tensors: ClassVar[dict[str, str]]  # a layer's own parameter -> PEFT's suffix
     peft_ignored: ClassVar[frozenset[str]] = frozenset(  # PEFT's keys that change no function
         {
             "auto_mapping",
             "base_model_name_or_path",
             "inference_mode",
+            "layers_pattern",
             "modules_to_save",
             "peft_version",
             "revision",
@@ -102,6 +71,22 @@ class AdapterConfig(ABC):
             ValueError: the method does not adapt such a module.
         """
 
+    def adapt_all(self, modules: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
+        """Return the layers to put in the places of `modules`, by name.
+
+        Raises:
+            ValueError: the method does not adapt one of them.
+        """
+        return {name: self.adapt(module, name) for name, module in modules.items()}
+
+    def lr_factors(self) -> dict[str, float]:
+        """Return what to multiply the learning rate by, for a layer's own parameters by name."""
+        return {}
+
+    def shared(self) -> dict[str, str]:
+        """Return PEFT's names for tensors that a file holds once for all layers, by a layer's."""
+        return {}
+
     def to_peft(self) -> dict[str, Any]:
         """Return the entries of an adapter_config.json that tell this config.
 
@@ -110,8 +95,11 @@ class AdapterConfig(ABC):
         """
         if self.layers:
             raise ValueError(f"layers={self.layers} are not names yet; inject the config first")
-        options = {theirs: getattr(self, ours) for ours, theirs in self.peft_options.items()}
-        return {**self.peft_marks, **options, "target_modules": list(self.targets)}
+        written = dict(self.peft_marks)
+        for ours, theirs in self.peft_options.items():
+            if (value := getattr(self, ours)) != {}:
+                written[theirs] = [*value] if isinstance(value, tuple) else value
+        return written
 
     @classmethod
     def reads(cls, written: Mapping[str, Any]) -> bool:
@@ -120,7 +108,7 @@ class AdapterConfig(ABC):
 
     @classmethod
     def from_peft(cls, written: Mapping[str, Any]) -> Self:
-        """Return the config that an adapter_config.json tells.
+        """Return the config that an adapter_config.json tells; keys left out have PEFT's defaults.
 
         Raises:
             ValueError: an option is missing, has a wrong value, or is not supported and not off.
@@ -129,12 +117,89 @@ class AdapterConfig(ABC):
         for key, value in written.items():
             if key not in understood and value and value != "none":  # bias="none" is off too
                 raise ValueError(f"option {key}={value!r} is not supported by {cls.__name__}")
-        if missing := [key for key in cls.peft_options.values() if key not in written]:
+        given = cls.peft_defaults | dict(written)
+        if missing := [key for key in cls.peft_options.values() if key not in given]:
             raise ValueError(f"option {missing[0]!r} is missing")
         try:
-            return cls(**{ours: written[theirs] for ours, theirs in cls.peft_options.items()})
+            return cls(**{ours: given[theirs] for ours, theirs in cls.peft_options.items()})
         except TypeError as error:
             raise ValueError(f"an option has a value of the wrong type: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankConfig(AdapterConfig):
+    """The options of methods whose update has a rank; patterns choose it by a module's name.
+
+    A pattern's key is a regular expression for the end of a name, from a dot or the name's start;
+    the first that matches counts, as in PEFT.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    targets: tuple[str, ...] = ("wq", "wk", "wv", "wo")
+    rank: int = option(8, "rank of the update")
+    alpha: float = option(16.0, "the update is scaled by alpha / rank")
+    rank_pattern: Mapping[str, int] = option({}, "other ranks, by names: w1=4,w2=16")
+    alpha_pattern: Mapping[str, float] = option({}, "other alphas, by names")
+
+    peft_options = AdapterConfig.peft_options | {
+        "rank": "r",
+        "alpha": "alpha",
+        "rank_pattern": "rank_pattern",
+        "alpha_pattern": "alpha_pattern",
+    }
+    peft_defaults = {"r": 8, "alpha": 8, "rank_pattern": {}, "alpha_pattern": {}}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for rank in (self.rank, *self.rank_pattern.values()):
+            if not isinstance(rank, int) or rank < 1:
+                raise ValueError(f"rank={rank!r} is not a positive integer; 4 to 32 are usual")
+        for alpha in (self.alpha, *self.alpha_pattern.values()):
+            if not 0 < alpha < math.inf:
+                raise ValueError(f"alpha={alpha!r} is not positive; twice the rank is usual")
+
+    def rank_and_alpha(self, name: str) -> tuple[int, float]:
+        """Return the rank and alpha of the module called `name`."""
+        ranks, alphas = self.rank_pattern, self.alpha_pattern
+        rank = next((ranks[key] for key in ranks if _ends(name, key)), self.rank)
+        return rank, next((alphas[key] for key in alphas if _ends(name, key)), self.alpha)
+
+    def adapt_all(self, modules: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
+        """Return the layers to put in the places of `modules`, by name.
+
+        Raises:
+            ValueError: the method does not adapt one of them, or a pattern matches none.
+        """
+        for key in (*self.rank_pattern, *self.alpha_pattern):
+            if not any(_ends(name, key) for name in modules):
+                raise ValueError(f"pattern {key!r} matches none of the targets {[*modules]}")
+        return super().adapt_all(modules)
+
+
+def plain(module: nn.Module, name: str, *kinds: type[nn.Module]) -> nn.Module:
+    """Return `module` if it is of one of these classes, none of their subclasses, and has weights.
+
+    Raises:
+        ValueError: it is not, with the reason.
+    """
+    names = " or ".join(f"nn.{kind.__name__}" for kind in kinds)
+    if type(module) not in kinds:
+        kind = "a subclass of" if isinstance(module, kinds) else "not an"
+        raise ValueError(
+            f"{name!r} is a {type(module).__name__}, {kind} {names}; only plain {names} is adapted"
+        )
+    weight = module.weight
+    if not isinstance(weight, nn.Parameter):
+        raise ValueError(f"{name!r} has no weight to adapt")
+    if weight.is_meta:
+        raise ValueError(f"{name!r} has no weights yet (device meta); load the base, then inject")
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"{name!r} has weights of {weight.dtype}; adapters need a floating-point base"
+        )
+    return module
 
 
 def plain_linear(module: nn.Module, name: str) -> nn.Linear:
@@ -143,15 +208,24 @@ def plain_linear(module: nn.Module, name: str) -> nn.Linear:
     Raises:
         ValueError: it is not, with the reason.
     """
-    if type(module) is not nn.Linear:
-        kind = "a subclass of nn.Linear" if isinstance(module, nn.Linear) else "not an nn.Linear"
+    linear = plain(module, name, nn.Linear)
+    assert isinstance(linear, nn.Linear)
+    return linear
+
+
+def partless(module: nn.Module, name: str) -> nn.Module:
+    """Return `module` if all its weights are its parts', so that a `Wrapper` can stand for it.
+
+    Raises:
+        ValueError: it holds Parameters or buffers itself, or none at all.
+    """
+    if module._parameters or module._buffers or not any(True for _ in module.parameters()):
         raise ValueError(
-            f"{name!r} is a {type(module).__name__}, {kind}; only plain nn.Linear is adapted"
-        )
-    if module.weight.is_meta:
-        raise ValueError(f"{name!r} has no weights yet (device meta); load the base, then inject")
-    if not module.weight.is_floating_point():
-        raise ValueError(
-            f"{name!r} has weights of {module.weight.dtype}; adapters need a floating-point base"
+            f"{name!r} is a {type(module).__name__} with weights of its own or none; only a module "
+            "made of others is wrapped"
         )
     return module
+
+
+def _ends(name: str, pattern: str) -> bool:
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None

@@ -16,14 +16,14 @@ from adapters.lora import LoRAConfig, LoRALinear
 class DoRALinear(LoRALinear):
     """y = c (W x + scale B A x) + b; c = magnitude / ||W + scale B A||, one number for each row."""
 
-    def __init__(self, base: nn.Linear, *, rank: int, scale: float, dropout: float) -> None:
-        super().__init__(base, rank=rank, scale=scale, dropout=dropout)
+    def __init__(
+        self, base: nn.Linear, *, rank: int, scale: float, dropout: float, init: str = "kaiming"
+    ) -> None:
+        super().__init__(base, rank=rank, scale=scale, dropout=dropout, init=init)
         self.magnitude = nn.Parameter(self.row_norm().to(base.weight.dtype))  # (O,)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def adapted(self, x: Tensor) -> Tensor:
         """Return y (..., O) for x (..., I); dropout spares the base's own W x, as in PEFT."""
-        if not self.enabled:
-            return F.linear(x, self.weight, self.bias)
         c = self.magnitude / self.row_norm()  # (O,)
         if self.training and self.dropout.p > 0:
             dropped = self.dropout(x)
@@ -51,7 +51,7 @@ class DoRALinear(LoRALinear):
 
 @dataclass(frozen=True, kw_only=True)
 class DoRAConfig(LoRAConfig):
-    """The options of DoRA: those of LoRA.
+    """DoRA: LoRA that trains the length of every row beside its direction (arXiv:2402.09353).
 
     Raises:
         ValueError: an option is out of its range.

@@ -15,8 +15,9 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
-from adapters.base import AdapterConfig, AdapterLayer
-from adapters.targets import in_layers, matching, refuse
+from adapters.base import AdapterConfig
+from adapters.layers import AdapterLayer
+from adapters.targets import ends, in_layers, matching, refuse
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -50,15 +51,12 @@ def inject(model: Model, config: AdapterConfig | None, trainable: Collection[str
         raise ValueError("the model is adapted already; eject or merge it before another inject")
     trained = matching(model, trainable, "trainable")
     adapted = matching(model, config.targets, "target") if config else {}
-    if config and config.layers:  # from here on by their names, which say it to PEFT too
-        adapted = in_layers(adapted, config.layers, config.targets)
-        config = replace(config, targets=tuple(adapted), layers=())
-        if more := sorted(matching(model, config.targets, "target").keys() - adapted.keys()):
-            raise ValueError(f"{more[0]!r} ends in the name of a layer's target; leave layers out")
+    if config:
+        config, adapted = _by_names(model, config, adapted)
     if not adapted and not trained:
         raise ValueError("nothing would train; give a config, or names of modules in trainable")
     refuse(model, adapted, trained)
-    layers = {name: config.adapt(base, name) for name, base in adapted.items() if config}
+    layers = config.adapt_all(adapted) if config else {}
     copies = {name: copy.deepcopy(base).requires_grad_(True) for name, base in trained.items()}
     record = Injection(
         config=config,
@@ -69,9 +67,23 @@ def inject(model: Model, config: AdapterConfig | None, trainable: Collection[str
         classes=getattr(model, "classes", None),
     )
     model.requires_grad_(False)
-    _replace(model, layers | copies)
+    _replace(model, {**layers, **copies})
     vars(model)["_injection"] = record
     return model
+
+
+def _by_names(
+    model: nn.Module, config: AdapterConfig, found: dict[str, nn.Module]
+) -> tuple[AdapterConfig, dict[str, nn.Module]]:
+    """Return the config and its modules, layers and patterns put as names, which PEFT has too."""
+    if config.layers:
+        found = in_layers(found, config.layers, config.targets)
+    elif all(any(ends(name, wanted) for wanted in config.targets) for name in found):
+        return config, found
+    config = replace(config, targets=tuple(found), layers=())
+    if more := sorted(matching(model, config.targets, "target").keys() - found.keys()):
+        raise ValueError(f"{more[0]!r} ends in the name of a target; choose targets by full names")
+    return config, found
 
 
 def injection(model: nn.Module) -> Injection:

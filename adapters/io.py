@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from adapters.base import AdapterConfig
-from adapters.inject import Injection, eject, inject, injection, set_classes
+from adapters.inject import Injection, adapter_layer, eject, inject, injection, set_classes
 from adapters.methods import METHODS
 from adapters.targets import matching
 
@@ -54,9 +54,14 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     ours: dict[str, Any] = {"base_fingerprint": record.fingerprint}
     if isinstance(classes := getattr(model, "classes", None), tuple):
         ours["classes"] = classes
-    tensors = {key: t.contiguous().cpu() for key, t in _tensors(model, record).items()}
+    tensors = {
+        key: t.detach().contiguous().cpu() for key, t in _tensors(model, record, save=True).items()
+    }
     _write(Path(folder, TENSORS), save(tensors, {"adapters": json.dumps(ours, sort_keys=True)}))
-    _write(Path(folder, CONFIG), (json.dumps(written, indent=2, sort_keys=True) + "\n").encode())
+    # not sort_keys: of several patterns that match, the first counts
+    _write(
+        Path(folder, CONFIG), (json.dumps(dict(sorted(written.items())), indent=2) + "\n").encode()
+    )
 
 
 def load_adapter(model: Model, folder: str | os.PathLike[str], *, train: bool = False) -> Model:
@@ -173,13 +178,19 @@ def _resize(model: nn.Module, name: str, weight: Tensor | None) -> None:
             head.bias = nn.Parameter(head.bias.new_empty(len(weight)))
 
 
-def _tensors(model: nn.Module, record: Injection) -> dict[str, Tensor]:
-    """Return what a file holds, by PEFT's names, as views of the model's own tensors."""
+def _tensors(model: nn.Module, record: Injection, *, save: bool = False) -> dict[str, Tensor]:
+    """Return what a file holds, by PEFT's names, as views of the model's own tensors.
+
+    To save, a layer may give others instead, see `AdapterLayer.exported`.
+    """
     found: dict[str, Tensor] = {}
     for name in record.adapted:
-        own = model.get_submodule(name).state_dict()
+        layer = adapter_layer(model, name)
+        own = layer.exported() if save else layer.state_dict()
         names = record.config.peft_tensors if record.config else {}
         found |= {f"{PREFIX}{name}.{names[key]}": own[key] for key in own.keys() & names.keys()}
+        for key, theirs in record.config.shared().items() if record.config else ():
+            found[f"base_model.{theirs}"] = layer.get_buffer(key)
     for name in record.trained:
         state = model.get_submodule(name).state_dict()
         found |= {f"{PREFIX}{name}.{key}": tensor for key, tensor in state.items()}

@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.base import AdapterConfig, AdapterLinear, plain_linear
+from adapters.base import RankConfig, option, plain_linear
+from adapters.init import INITS
+from adapters.layers import AdapterLinear
+
+CONVERTED = ("pissa", "olora")  # B A does not start at zero, and W + scale B A must start at W
 
 
 class SummedProduct(torch.autograd.Function):
@@ -43,99 +47,120 @@ class SummedProduct(torch.autograd.Function):
         return grad_x, None, None, grad_a, grad_b, None
 
 
-class LoRALinear(AdapterLinear):
-    """y = W x + b + scale B A dropout(x), from x (..., I) to y (..., O); B starts at zero."""
+class LowRankLinear(AdapterLinear):
+    """y = W x + b + scale B A dropout(x), from x (..., I) to y (..., O)."""
 
-    def __init__(self, base: nn.Linear, *, rank: int, scale: float, dropout: float) -> None:
+    scale: float = 1.0
+
+    def __init__(self, base: nn.Linear, *, dropout: float) -> None:
         super().__init__(base)
-        self.lora_a = nn.Parameter(base.weight.new_empty(rank, self.in_features))  # (R, I)
-        self.lora_b = nn.Parameter(base.weight.new_zeros(self.out_features, rank))  # (O, R)
         self.dropout = nn.Dropout(dropout)
-        self.scale = scale
-        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return A (R, I) and B (O, R)."""
+        raise NotImplementedError
+
+    def adapted(self, x: Tensor) -> Tensor:
         """Return y (..., O) for x (..., I)."""
-        return self.linear(x, self.bias) if self.enabled else F.linear(x, self.weight, self.bias)
+        return self.linear(x, self.bias)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return W x + scale B A dropout(x) + bias (..., O) for x (..., I)."""
         if self.sums(x):
-            args = (x, self.weight, bias, self.lora_a, self.lora_b, self.scale)
+            args = (x, self.weight, bias, *self.factors(), self.scale)
             return cast(Tensor, SummedProduct.apply(*args))  # type: ignore[no-untyped-call]
         return F.linear(x, self.weight, bias) + self.update(self.dropout(x))
 
     def sums(self, x: Tensor) -> bool:
-        """Return whether to compute W + scale B A first, for x (..., I).
-
-        It pays where the sum costs less than the update of every token. It needs the input
-        without dropout, a frozen W, and float32: in 16 bits the sum would round small updates off.
-        """
-        if self.dropout.p > 0 and self.training:
-            return False
-        if self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad):
-            return False
-        if x.dtype not in (torch.float32, torch.float64) or x.dtype != self.weight.dtype:
-            return False
-        if x.ndim < 2 or torch.is_autocast_enabled(x.device.type):
-            return False
-        return x.numel() // self.in_features > min(self.weight.shape)
+        """Return whether to compute W + scale B A first, for x (..., I); not with dropout."""
+        return not (self.dropout.p > 0 and self.training) and super().sums(x)
 
     def update(self, x: Tensor) -> Tensor:
         """Return scale B A x (..., O) for x (..., I)."""
-        return self.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
+        a, b = self.factors()
+        return self.scale * F.linear(F.linear(x, a), b)
 
     def adapted_weight(self) -> Tensor:
         """Return W + scale B A (O, I), in float32 or wider."""
-        dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        weight, a, b = (t.to(dtype) for t in (self.weight, self.lora_a, self.lora_b))
+        weight, a, b = map(self.wide, (self.weight, *self.factors()))
         with torch.autocast(weight.device.type, enabled=False):
             return torch.addmm(weight, b, a, alpha=self.scale)
 
 
+class LoRALinear(LowRankLinear):
+    """y = W x + b + scale B A dropout(x), from x (..., I) to y (..., O); A and B train.
+
+    Where B A does not start at zero, what it starts from is taken off again: the update is
+    scale (B A - B0 A0), which is of rank 2 R, and the base's W stays what it is.
+    """
+
+    start_a: Tensor  # A0: (R, I)
+    start_b: Tensor  # B0: (O, R)
+
+    def __init__(
+        self, base: nn.Linear, *, rank: int, scale: float, dropout: float, init: str = "kaiming"
+    ) -> None:
+        super().__init__(base, dropout=dropout)
+        self.scale = scale
+        a, b = INITS[init](base.weight.detach(), rank, scale)
+        self.lora_a, self.lora_b = nn.Parameter(a), nn.Parameter(b)  # (R, I), (O, R)
+        self.converted = init in CONVERTED
+        if self.converted:
+            self.register_buffer("start_a", a.clone())
+            self.register_buffer("start_b", b.clone())
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return A (R, I) and B (O, R), or both of rank 2 R."""
+        if not self.converted:
+            return self.lora_a, self.lora_b
+        return torch.cat([self.lora_a, self.start_a]), torch.cat([self.lora_b, -self.start_b], 1)
+
+    def exported(self) -> dict[str, Tensor]:
+        """Return the tensors of the plain LoRA that computes the same."""
+        a, b = self.factors()
+        return self.state_dict() | {"lora_a": a.detach(), "lora_b": b.detach()}
+
+
 @dataclass(frozen=True, kw_only=True)
-class LoRAConfig(AdapterConfig):
-    """The options of LoRA.
+class LoRAConfig(RankConfig):
+    """LoRA: a trained update of low rank on linears (arXiv:2106.09685).
 
     Raises:
         ValueError: an option is out of its range.
     """
 
-    targets: tuple[str, ...] = ("wq", "wk", "wv", "wo")
-    rank: int = 8  # R, at most the smaller side of every adapted weight
-    alpha: float = 16  # the update is scaled by alpha / rank
-    dropout: float = 0.0  # on the input of A, in training only
-    use_rslora: bool = False  # scale by alpha / sqrt(rank) instead (arXiv:2312.03732)
+    dropout: float = option(0.0, "of the adapter's input, in training only")
+    use_rslora: bool = option(False, "scale by alpha / sqrt(rank) instead (arXiv:2312.03732)")
+    lr_ratio: float = option(1.0, "learning rate of B over that of A (LoRA+, arXiv:2402.12354)")
+    init: str = option("kaiming", f"what A and B start from: {', '.join(INITS)}")
 
     layer: ClassVar[type[LoRALinear]] = LoRALinear
     peft_marks = {"peft_type": "LORA", "use_dora": False}
-    peft_options = AdapterConfig.peft_options | {
-        "rank": "r",
+    peft_options = RankConfig.peft_options | {
         "alpha": "lora_alpha",
         "dropout": "lora_dropout",
         "use_rslora": "use_rslora",
     }
+    peft_defaults = RankConfig.peft_defaults | {
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+    }
     peft_tensors = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
-    peft_ignored = AdapterConfig.peft_ignored | {
+    peft_ignored = RankConfig.peft_ignored | {
         "init_lora_weights",
-        "layers_pattern",
         "megatron_core",
         "qalora_group_size",
     }
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"rank={self.rank!r} is not a positive integer; 4 to 32 are usual")
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"alpha={self.alpha!r} is not positive; twice the rank is usual")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout!r} is not in 0 <= dropout < 1; 0 is off")
-
-    @property
-    def scale(self) -> float:
-        """The factor of the update."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+        if not 0 < self.lr_ratio < math.inf:
+            raise ValueError(f"lr_ratio={self.lr_ratio!r} is not positive; LoRA+ takes 16")
+        if self.init not in INITS:
+            raise ValueError(f"init={self.init!r} is unknown; choose from {', '.join(INITS)}")
 
     def adapt(self, module: nn.Module, name: str) -> LoRALinear:
         """Return the LoRA layer that takes the place of a plain `nn.Linear`.
@@ -144,12 +169,30 @@ class LoRAConfig(AdapterConfig):
             ValueError: `module` is not a plain `nn.Linear`, or the rank exceeds its sides.
         """
         base = plain_linear(module, name)
-        if self.rank > min(base.weight.shape):
+        rank, alpha = self.rank_and_alpha(name)
+        if rank > min(base.weight.shape):
             raise ValueError(
-                f"rank={self.rank} exceeds the smaller side of {name!r}, "
+                f"rank={rank} exceeds the smaller side of {name!r}, "
                 f"{tuple(base.weight.shape)}; choose rank from 1 to {min(base.weight.shape)}"
             )
-        return self.layer(base, rank=self.rank, scale=self.scale, dropout=self.dropout)
+        scale = alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        return self.layer(base, rank=rank, scale=scale, dropout=self.dropout, init=self.init)
+
+    def lr_factors(self) -> dict[str, float]:
+        """Return what to multiply the learning rate by, for a layer's own parameters by name."""
+        return {"lora_b": self.lr_ratio}
+
+    def to_peft(self) -> dict[str, Any]:
+        """Return the entries of an adapter_config.json; a converted start doubles the rank."""
+        written = super().to_peft()
+        if self.init in CONVERTED:
+            twice = math.sqrt(2) if self.use_rslora else 2  # what keeps the scale
+            written["r"] *= 2
+            written["lora_alpha"] *= twice
+            for pattern, factor in {"rank_pattern": 2, "alpha_pattern": twice}.items():
+                if pattern in written:
+                    written[pattern] = {k: factor * v for k, v in written[pattern].items()}
+        return written
 
     @classmethod
     def from_peft(cls, written: Mapping[str, Any]) -> Self:
@@ -164,5 +207,4 @@ class LoRAConfig(AdapterConfig):
                 f"option init_lora_weights={init!r} changes the base's weights; convert it with "
                 "PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
             )
-        defaults = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False}
-        return super().from_peft(defaults | dict(written))
+        return super().from_peft(written)

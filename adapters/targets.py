@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 from itertools import chain
 
 from torch import nn
@@ -16,7 +17,9 @@ WRAPPERS = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
 
 
 def matching(model: nn.Module, names: Collection[str], what: str) -> dict[str, nn.Module]:
-    """Return the modules whose name is one of `names` or ends in a dot and one of them.
+    """Return the modules whose name is one of `names`, or ends in a dot and one of them.
+
+    A name can also be a regular expression that matches a whole name.
 
     Raises:
         ValueError: `names` is one string, or one of them matches nothing.
@@ -26,11 +29,21 @@ def matching(model: nn.Module, names: Collection[str], what: str) -> dict[str, n
     modules = _named_modules(model)
     found: dict[str, nn.Module] = {}
     for wanted in names:
-        hits = {name: module for name, module in modules.items() if _matches(name, wanted)}
+        hits = {name: module for name, module in modules.items() if matches(name, wanted)}
         if not hits:
             raise ValueError(f"{what} {wanted!r} matches no module; {_choice(wanted, modules)}")
         found |= hits
     return found
+
+
+def matches(name: str, wanted: str) -> bool:
+    """Return whether `wanted` is this name, its end after a dot, or a pattern for all of it."""
+    return ends(name, wanted) or _pattern(wanted).fullmatch(name) is not None
+
+
+def ends(name: str, wanted: str) -> bool:
+    """Return whether `wanted` is this name, or its end after a dot."""
+    return name == wanted or name.endswith(f".{wanted}")
 
 
 def in_layers(
@@ -47,7 +60,7 @@ def in_layers(
         raise ValueError(f"layer {missing[0]} has no target; there are: {there or 'none'}")
     chosen = {name: module for name, module in found.items() if numbers.get(name) in layers}
     for wanted in names:
-        if not any(_matches(name, wanted) for name in chosen):
+        if not any(matches(name, wanted) for name in chosen):
             raise ValueError(f"target {wanted!r} is in none of the layers {[*layers]}")
     return chosen
 
@@ -68,6 +81,8 @@ def refuse(
     for name, module in adapted.items():
         if name in trained:
             raise ValueError(f"{name!r} is both a target and trainable; choose one")
+        if inside := [outer for outer in _outer(name) if outer in adapted]:
+            raise ValueError(f"{name!r} lies inside {inside[0]!r}, a target too; choose one")
         for outer in (model, *(modules[outer] for outer in _outer(name))):
             if isinstance(outer, BYPASSING):
                 kind = type(outer).__name__
@@ -104,8 +119,12 @@ def _refuse_statistics(modules: Mapping[str, nn.Module], trained: Mapping[str, n
             )
 
 
-def _matches(name: str, wanted: str) -> bool:
-    return name == wanted or name.endswith(f".{wanted}")
+@cache
+def _pattern(wanted: str) -> re.Pattern[str]:
+    try:
+        return re.compile(wanted)
+    except re.error as error:
+        raise ValueError(f"{wanted!r} is no name, and no regular expression: {error}") from error
 
 
 def _block_numbers(names: Iterable[str]) -> dict[str, int]:

@@ -3,9 +3,10 @@
 `vitft finetune --adapter lora --base BASE --data DATA --out DIR`
 """
 
+import inspect
 import shlex
-from dataclasses import MISSING, dataclass, fields, replace
-from typing import Any
+from dataclasses import MISSING, dataclass, fields, make_dataclass, replace
+from typing import Any, get_type_hints
 
 import click
 import torch
@@ -27,12 +28,11 @@ BASELINES = ("linear", "full")  # train only the head, or everything
 LR = {"linear": 3e-3, "full": 3e-4}  # what a method without a line here gets is 3e-3
 PRESETS: dict[str, dict[str, Any]] = {"default": {}}
 CACHED_BYTES = 2**30  # of features, unless more is asked for
-METHOD_OPTIONS = ("rank", "alpha", "dropout", "targets", "layers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(TrainOptions):
-    """Freeze a base, put on a head for the new classes and train only that head and an adapter."""
+class CommonOptions(TrainOptions):
+    """The options that every method has."""
 
     adapter: str = option(help=f"Method: {', '.join([*adapters.METHODS, *BASELINES])}.")
     base: str = option(help="A .safetensors file, a run's folder, or the name of a bundled base.")
@@ -41,10 +41,11 @@ class FinetuneOptions(TrainOptions):
     weight_decay: float = option(0.0, "Decoupled weight decay of matrices.")
     epochs: int = option(10, "Passes over the training images.")
     batch_size: int = option(64, "Images in a step.")
-    rank: int | None = option(None, "Rank of the update.  [default: 8]")
-    alpha: float | None = option(None, "The update is scaled by alpha / rank.  [default: 16]")
-    dropout: float | None = option(None, "Of the adapter's input.  [default: 0]")
-    targets: tuple[str, ...] = option((), "Names of the linears to adapt.  [default: wq,wk,wv,wo]")
+    targets: tuple[str, ...] = option(
+        (),
+        "What to adapt: names, ends of names or regular expressions.  [default: the method's, "
+        "wq,wk,wv,wo for lora]",
+    )
     layers: tuple[str, ...] = option(
         (), "Numbers of the blocks to adapt, such as 4-5.  [default: all]"
     )
@@ -55,7 +56,53 @@ class FinetuneOptions(TrainOptions):
     )
 
 
-def finetune(options: FinetuneOptions) -> dict[str, Any]:
+def method_options() -> dict[str, tuple[Any, Any]]:
+    """Return the options that the methods add: by name its type, and its field for `option`."""
+    texts: dict[str, dict[str, list[str]]] = {}  # name -> help -> the methods that it is for
+    types: dict[str, Any] = {}
+    for method, config in adapters.METHODS.items():
+        hints = get_type_hints(config)
+        for field in fields(config):
+            if "help" not in field.metadata:  # those that every method has
+                continue
+            default = field.default if field.default not in (MISSING, (), "") else "none"
+            default = ",".join(default) if isinstance(default, tuple) else default
+            text = f"{field.metadata['help']} [default: {default}]"
+            texts.setdefault(field.name, {}).setdefault(text, []).append(method)
+            types[field.name] = hints[field.name]
+    return {
+        name: (
+            types[name] if types[name] == tuple[str, ...] else types[name] | None,
+            option(
+                () if types[name] == tuple[str, ...] else None,
+                "  ".join(f"{', '.join(methods)}: {text}" for text, methods in told.items()),
+            ),
+        )
+        for name, told in texts.items()
+    }
+
+
+def method_lines() -> list[str]:
+    """Return a line for every method: its name, and the first line of its documentation."""
+    told = {name: inspect.getdoc(config) or "" for name, config in adapters.METHODS.items()}
+    told |= {"linear": "only the new head", "full": "everything"}
+    return [f"  {name:<12}{text.splitlines()[0].rstrip('.')}" for name, text in told.items()]
+
+
+FinetuneOptions = make_dataclass(
+    "FinetuneOptions",
+    [(name, kind, field) for name, (kind, field) in method_options().items()],
+    bases=(CommonOptions,),
+    frozen=True,
+    kw_only=True,
+    namespace={
+        "__doc__": "Freeze a base, put on a head for the new classes and train only that head and "
+        "an adapter.\n\n\b\n" + "\n".join(["Methods:", *method_lines()])
+    },
+)
+
+
+def finetune(options: CommonOptions) -> dict[str, Any]:
     """Train an adapter, write the files of the run and return its summary.
 
     The order is fixed: build, load, inject (which freezes), move to the device, compile, optimize.
@@ -69,6 +116,10 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     if options.lr is None:
         options = replace(options, lr=LR.get(options.adapter, 3e-3))
     plan = make_plan(options, device)
+    if config is not None:  # config.json tells every resolved option
+        own = [field.name for field in fields(config) if "help" in field.metadata]
+        options = replace(options, **{name: getattr(config, name) for name in own})
+        plan = replace(plan, lr_factors=config.lr_factors())
     folder = check_run(options)
     if find_base(options.base).parent.resolve() == folder.resolve():
         raise ValueError(
@@ -111,7 +162,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     return finish(fit, splits, options, folder, facts)
 
 
-def method_config(options: FinetuneOptions) -> Any:
+def method_config(options: CommonOptions) -> adapters.AdapterConfig | None:
     """Return the adapter's config, None for a baseline.
 
     Raises:
@@ -122,22 +173,20 @@ def method_config(options: FinetuneOptions) -> Any:
     if options.adapter not in known:
         raise ValueError(f"unknown adapter {options.adapter!r}; choose from {', '.join(known)}")
     method = adapters.METHODS.get(options.adapter)
-    given = {
-        name: getattr(options, name)
-        for name in METHOD_OPTIONS
-        if getattr(options, name) not in (None, ())
-    }
-    if "layers" in given:
-        given["layers"] = parse_layers(options.layers)
     has = {field.name for field in fields(method)} if method else set()
-    if unused := sorted(given.keys() - has):
-        raise ValueError(
-            f"--{unused[0]} means nothing to --adapter {options.adapter}; leave it out"
-        )
+    given: dict[str, Any] = {}
+    for name in ("targets", "layers", *method_options()):
+        if (value := getattr(options, name)) not in (None, ()):
+            if name not in has:
+                flag = name.replace("_", "-")
+                raise ValueError(
+                    f"--{flag} means nothing to --adapter {options.adapter}; leave it out"
+                )
+            given[name] = parse_layers(value) if name == "layers" else value
     if method is None:
         return None
-    needs = {field.name for field in fields(method) if field.default is MISSING}
-    if missing := sorted(needs - given.keys()):
+    needs = {field.name for field in fields(method) if field.default is field.default_factory}
+    if missing := sorted(needs - given.keys()):  # neither a default nor a factory of one
         raise ValueError(f"--adapter {options.adapter} needs --{missing[0]}")
     return method(**given)
 
@@ -157,9 +206,7 @@ def parse_layers(layers: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def pick_cached(
-    model: VisionTransformer, options: FinetuneOptions, plan: Plan, n_images: int
-) -> int:
+def pick_cached(model: VisionTransformer, options: CommonOptions, plan: Plan, n_images: int) -> int:
     """Return how many of the model's first stages to compute once, 0 for none.
 
     Raises:
@@ -179,7 +226,7 @@ def pick_cached(
     return n if pays else 0
 
 
-def run(options: FinetuneOptions) -> None:
+def run(options: CommonOptions) -> None:
     """Train and print what a person wants to know."""
     summary = finetune(options)
     trained, n_all = summary["n_trainable"], summary["n_parameters"]

@@ -1,5 +1,6 @@
 """A foreign transformer in float64, nothing of ours, and what the tests of `adapters` do to it."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,14 +51,44 @@ def toy(seed: int = 0) -> Toy:
     return Toy().double()
 
 
-def config(method: str, **options: object) -> AdapterConfig:
-    """Return a small config of a method."""
-    return METHODS[method](targets=("wq", "attn.wv", "blocks.1.ffn.0"), **options)
+LINEARS = ("wq", "attn.wv", "blocks.1.ffn.0")
+TARGETS = {  # of the methods that do not adapt linears only
+    "norm": ("norm",),
+    "ssf": (*LINEARS, "norm"),
+    "bitfit": (*LINEARS, "norm"),
+    "adaptformer": ("ffn",),
+    "vpt": (r"blocks\.\d",),
+}
+# every method as it is, and what its options make another function of
+KINDS: dict[str, tuple[str, dict[str, object]]] = {method: (method, {}) for method in METHODS} | {
+    "vera": ("vera", {"rank": 5}),
+    "vera unsaved": ("vera", {"rank": 5, "save_projection": False}),
+    "rslora": ("lora", {"use_rslora": True}),
+    "pissa": ("lora", {"init": "pissa", "rank": 2}),
+    "olora": ("lora", {"init": "olora", "rank": 2, "use_rslora": True}),
+    "dora of pissa": ("dora", {"init": "pissa", "rank": 2}),
+    "patterns": (
+        "lora",
+        {"rank_pattern": {"wq": 2, r"blocks\.1\.ffn.*": 3}, "alpha_pattern": {"attn.wv": 5.0}},
+    ),
+    "lokr of thin": ("lokr", {"rank": 1, "decompose_both": True, "decompose_factor": 4}),
+    "ia3 of inputs": ("ia3", {"feedforward": ("wv", "ffn.0")}),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+WRAPPERS = ("adaptformer", "vpt")
+MERGED = [kind for kind in KINDS if kind not in WRAPPERS]
+CONVERTED = ("pissa", "olora", "dora of pissa")
 
 
-def adapted(method: str, seed: int = 0) -> Toy:
+def config(kind: str, **options: object) -> AdapterConfig:
+    """Return a small config of a kind."""
+    method, own = KINDS[kind]
+    return METHODS[method](**{"targets": TARGETS.get(method, LINEARS), **own, **options})
+
+
+def adapted(kind: str, seed: int = 0) -> Toy:
     """Return an adapted model in eval mode, every trained tensor of which is moved at random."""
-    model = inject(toy(seed), config(method), trainable=("head",)).eval()
+    model = inject(toy(seed), config(kind), trainable=("head",)).eval()
     move(model)
     return model
 
@@ -68,6 +99,11 @@ def move(model: nn.Module) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
+
+
+def added(model: nn.Module) -> set[str]:
+    """Return the keys of an adapted toy that the base does not have."""
+    return set(model.state_dict()) - set(toy().state_dict())
 
 
 def fit(model: nn.Module, steps: int = 3) -> None:

@@ -3,47 +3,61 @@
 import contextlib
 import copy
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from adapters_toy import Toy, X, adapted, config, fit, snapshot, toy
+from adapters_toy import (
+    KINDS,
+    MERGED,
+    WRAPPERS,
+    Toy,
+    X,
+    adapted,
+    added,
+    config,
+    every_kind,
+    fit,
+    snapshot,
+    toy,
+)
 from torch import nn
 
-from adapters import METHODS, LoRAConfig, disabled, eject, fingerprint, inject, merge
+from adapters import LoRAConfig, disabled, eject, fingerprint, inject, merge
 from adapters.base import AdapterConfig
+from adapters.targets import matching
 
-every_method = pytest.mark.parametrize("method", METHODS)
-TARGETS = ("blocks.0.attn.wq", "blocks.1.attn.wq", "blocks.0.attn.wv", "blocks.1.attn.wv")
-TARGETS = (*TARGETS, "blocks.1.ffn.0")
-
-
-def names(method: str) -> set[str]:
-    return {f"{target}.{name}" for target in TARGETS for name in METHODS[method].peft_tensors}
+merging = pytest.mark.parametrize("kind", MERGED)
 
 
-@every_method
-def test_keys_are_the_base_keys_and_the_declared_ones(method: str) -> None:
-    base, model = toy(), inject(toy(), config(method))
-    assert set(model.state_dict()) - set(base.state_dict()) == names(method)
+@every_kind
+def test_keys_are_the_base_keys_and_the_declared_ones(kind: str) -> None:
+    base, model = toy(), inject(toy(), config(kind))
+    settings = vars(model)["_injection"].config
+    own = {*settings.peft_tensors, "start_a", "start_b"}
+    targets = set(matching(toy(), settings.targets, "target"))
+    assert {key.rpartition(".")[0] for key in added(model)} == targets
+    assert {key.rpartition(".")[2] for key in added(model)} <= own
     result = model.load_state_dict(base.state_dict(), strict=False)
-    assert set(result.missing_keys) == names(method)
+    assert set(result.missing_keys) == added(model)
     assert not result.unexpected_keys
 
 
-@every_method
-def test_a_fresh_adapter_changes_nothing(method: str) -> None:
-    model = inject(toy(), config(method), trainable=("head",))
-    torch.testing.assert_close(model(X), toy()(X), rtol=0, atol=0 if method == "lora" else 1e-12)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "vpt"])  # random prompts
+def test_a_fresh_adapter_changes_nothing(kind: str) -> None:
+    model = inject(toy(), config(kind), trainable=("head",))
+    torch.testing.assert_close(model(X), toy()(X), rtol=0, atol=0 if kind == "lora" else 1e-12)
 
 
-@every_method
-def test_training_moves_adapters_and_head_only(method: str) -> None:
-    model = inject(toy(), config(method), trainable=("head",))
+@every_kind
+def test_training_moves_adapters_and_head_only(kind: str) -> None:
+    model = inject(toy(), config(kind), trainable=("head",))
     before = copy.deepcopy(model.state_dict())
-    expected = names(method) | {"head.weight", "head.bias"}
+    kept = {key for key in before if key.endswith(("start_a", "start_b"))}
+    expected = added(model) - kept | {"head.weight", "head.bias"}
     fit(model)
     after = model.state_dict()
     assert {key for key in after if not torch.equal(after[key], before[key])} == expected
@@ -60,9 +74,9 @@ def test_without_a_config_only_the_head_trains() -> None:
     assert type(eject(model).head) is nn.Linear
 
 
-@every_method
-def test_merging_keeps_logits_keys_and_types(method: str) -> None:
-    model = adapted(method)
+@merging
+def test_merging_keeps_logits_keys_and_types(kind: str) -> None:
+    model = adapted(kind)
     expected = model(X)
     assert merge(model) is model
     torch.testing.assert_close(model(X), expected, rtol=0, atol=1e-12)
@@ -71,42 +85,53 @@ def test_merging_keeps_logits_keys_and_types(method: str) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@every_method
-def test_merging_in_half_precision_casts_once(method: str) -> None:
-    model = adapted(method).to(torch.bfloat16)
-    layer = model.blocks[0].attn.wq
-    expected = layer.adapted_weight()
+@merging
+def test_merging_in_half_precision_casts_once(kind: str) -> None:
+    model = adapted(kind).to(torch.bfloat16)
+    name = next(iter(vars(model)["_injection"].adapted))
+    expected = model.get_submodule(name).adapted_weight()
     assert expected.dtype == torch.float32
-    assert torch.equal(merge(model).blocks[0].attn.wq.weight, expected.bfloat16())
+    assert torch.equal(merge(model).get_submodule(name).weight, expected.bfloat16())
 
 
-@every_method
-def test_merging_refuses_what_is_not_finite_and_changes_nothing(method: str) -> None:
-    model = adapted(method)
+@merging
+def test_merging_refuses_what_is_not_finite_and_changes_nothing(kind: str) -> None:
+    model = adapted(kind)
+    name = next(iter(vars(model)["_injection"].adapted))
     with torch.no_grad():
-        for name in METHODS[method].peft_tensors:
-            model.blocks[0].attn.wq.get_parameter(name).fill_(float("inf"))
+        for key in added(model):
+            if key.startswith(f"{name}."):
+                model.state_dict()[key].fill_(float("inf"))
+    before = str(snapshot(model))
+    with pytest.raises(ValueError, match=f"merging '{name}' gives values that are not"):
+        merge(model)
+    assert str(snapshot(model)) == before
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_what_has_no_merged_form_is_refused_and_nothing_changes(kind: str) -> None:
+    model = adapted(kind)
     before = snapshot(model)
-    with pytest.raises(ValueError, match="merging 'blocks.0.attn.wq' gives values that are not"):
+    with pytest.raises(ValueError, match="cannot be merged; keep it, or eject it"):
         merge(model)
     assert snapshot(model) == before
 
 
-@every_method
-def test_ejecting_after_training_is_the_base_bit_for_bit(method: str) -> None:
+@every_kind
+def test_ejecting_after_training_is_the_base_bit_for_bit(kind: str) -> None:
     model = toy()
     model.embed.weight.requires_grad_(False)
     model.blocks[0].eval()
     before, output = snapshot(model), model(X)
-    fit(inject(model, config(method), trainable=("head", "norm")))
+    fit(inject(model, config(kind), trainable=("head", "wo")))
     assert eject(model) is model
     assert snapshot(model) == before
     assert torch.equal(model(X), output)
 
 
-@every_method
-def test_ejecting_follows_casts_modes_and_assigned_tensors(method: str) -> None:
-    model = adapted(method).float()
+@every_kind
+def test_ejecting_follows_casts_modes_and_assigned_tensors(kind: str) -> None:
+    model = adapted(kind).float()
     model.load_state_dict(toy(1).float().state_dict(), strict=False, assign=True)
     eject(model.eval())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -114,9 +139,9 @@ def test_ejecting_follows_casts_modes_and_assigned_tensors(method: str) -> None:
     assert not any(module.training for module in model.modules())
 
 
-@every_method
-def test_disabled_is_the_base_also_nested_and_after_an_error(method: str) -> None:
-    model = adapted(method)
+@every_kind
+def test_disabled_is_the_base_also_nested_and_after_an_error(kind: str) -> None:
+    model = adapted(kind)
     model.classes = ("x", "y", "z")
     expected = model(X)
     with contextlib.suppress(KeyError), disabled(model):
@@ -142,23 +167,24 @@ def test_a_model_without_adapters_has_no_way_back(call: object) -> None:
         call(toy())
 
 
-@every_method
-def test_a_model_can_be_adapted_again_after_either_way_back(method: str) -> None:
-    for way_back in (merge, eject):
-        model = way_back(adapted(method))
+@every_kind
+def test_a_model_can_be_adapted_again_after_either_way_back(kind: str) -> None:
+    for way_back in (merge, eject) if kind in MERGED else (eject,):
+        model = way_back(adapted(kind))
         expected = model(X)
-        inject(model, config(method))
-        torch.testing.assert_close(model(X), expected, rtol=0, atol=1e-12)
+        inject(model, config(kind))
+        with disabled(model):
+            assert torch.equal(model(X), expected)
 
 
-@every_method
-def test_the_fingerprint_tells_the_base_only(method: str) -> None:
+@every_kind
+def test_the_fingerprint_tells_the_base_only(kind: str) -> None:
     model = toy()
     before = fingerprint(model, exclude=("head",))
     assert before != fingerprint(model)
     assert before == fingerprint(model.float(), exclude=("head",))
     assert before != fingerprint(toy(1), exclude=("head",))
-    inject(model, config(method), trainable=("head",))
+    inject(model, config(kind), trainable=("head",))
     assert fingerprint(model) == before
     fit(model.double())
     assert fingerprint(model) == before
@@ -174,16 +200,17 @@ def test_the_fingerprint_tells_the_base_only(method: str) -> None:
         ),
         ("q", "target 'q' matches no module"),
         ("locks.0.attn.wq", "target 'locks.0.attn.wq' matches no module"),
-        ("norm", "'blocks.0.norm' is a LayerNorm, not an nn.Linear"),
+        ("blocks", "lies inside 'blocks', a target too; choose one"),
         ("head", "'head' is both a target and trainable; choose one"),
     ],
 )
-@every_method
-def test_a_failed_injection_changes_nothing(method: str, target: str, message: str) -> None:
+@every_kind
+def test_a_failed_injection_changes_nothing(kind: str, target: str, message: str) -> None:
     model = toy()
     before = snapshot(model)
+    settings = config(kind)
     with pytest.raises(ValueError, match=message):
-        inject(model, METHODS[method](targets=("wq", target)), trainable=("head",))
+        inject(model, replace(settings, targets=(*settings.targets, target)), trainable=("head",))
     assert snapshot(model) == before
 
 
@@ -271,11 +298,11 @@ def test_hooks_are_refused() -> None:
         inject(model, lora("wq"))
 
 
-def train_on_rank(rank: int, folder: str, method: str) -> None:
+def train_on_rank(rank: int, folder: str, kind: str) -> None:
     """Train half a batch in one of two processes, and compare the adapters of both."""
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    model = inject(toy(), config(method), trainable=("head",))
+    model = inject(toy(), config(kind), trainable=("head",))
     parallel = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):

@@ -59,7 +59,7 @@ def test_finetune_trains_saves_and_reloads(
     vitft: Run, folder: Path, base: Path, tmp_path: Path, method: str
 ) -> None:
     out = tmp_path / f"a run of {method}"
-    rank = ["--rank=2"] if method in adapters.METHODS else []
+    rank = ["--rank=2"] if method in ("lora", "dora", "vera", "loha", "lokr") else []
     common = ["--data", folder, "--base", base]
     done = vitft("finetune", f"--adapter={method}", *common, "--out", out, "--epochs=2", *rank)
     told = summary(out)
@@ -74,6 +74,40 @@ def test_finetune_trains_saves_and_reloads(
     files = {path.name for path in out.iterdir()}
     assert ("model.safetensors" in files) is (method == "full")
     assert ("adapter_config.json" in files) is (method != "full")
+
+
+def test_the_options_of_methods_reach_them(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    flags = ["--use-rslora", "--lr-ratio=4", "--init=pissa", "--rank-pattern=w1=3,wq=1"]
+    flags += ["--targets", r"wq,.*\.1\.ffn\.w.", "--epochs=1", "--rank=2"]
+    vitft("finetune", "--adapter=lora", "--data", folder, "--base", base, "--out", tmp_path, *flags)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["rank_pattern"] == {"w1": 6, "wq": 2}  # doubled by PiSSA
+    assert written["use_rslora"]
+    assert written["target_modules"][-2:] == ["blocks.1.ffn.w1", "blocks.1.ffn.w2"]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["lr_ratio"], config["alpha"], config["width"]) == (4, 16, None)
+    done = vitft("finetune", "--help").stdout
+    assert all(f"  {method} " in done for method in METHODS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--adapter=ia3", "--rank=2"], "--rank means nothing to --adapter ia3; leave it out"),
+        (["--adapter=lora", "--width=2"], "--width means nothing to --adapter lora"),
+        (["--adapter=lora", "--rank-pattern=w1"], "'w1' is not NAME=VALUE,NAME=VALUE"),
+        (["--adapter=lora", "--rank-pattern=w9=2"], "pattern 'w9' matches none of the targets"),
+        (["--adapter=lora", "--init=zeros"], "init='zeros' is unknown; choose from kaiming, gau"),
+        (["--adapter=vpt", "--targets=wq"], "'blocks.0.attn.wq' is a Linear with weights of its"),
+    ],
+)
+def test_options_of_methods_that_do_not_fit_are_refused(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    common = ["--data", folder, "--base", base, "--out", tmp_path / "a"]
+    assert message in vitft("finetune", *common, *flags, code=2).stderr
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])

@@ -16,7 +16,8 @@ from vitft.augment import Augmentation
 from vitft.evaluate import evaluate
 from vitft.files import read_tensors, write_tensors
 from vitft.images import Images
-from vitft.optim import OPTIMIZERS, build_optimizers, lr_factor
+from vitft.muon import Muon, orthogonalise
+from vitft.optim import OPTIMIZERS, build_optimizers, lr_factor, set_lr
 from vitft.plan import Plan
 from vitft.train import Fit, Interrupted
 
@@ -204,6 +205,45 @@ def test_muon_and_adamw_share_the_parameters() -> None:
     assert not groups[0] & groups[1]
     assert groups[0] | groups[1] == {id(p) for p in model.parameters()}
     assert len(groups[1]) == 12  # wq wk wv wo w1 w2 of two blocks
+
+
+def test_a_part_of_the_parameters_can_learn_faster() -> None:
+    model = nn.Module()
+    model.lora_a, model.lora_b = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3))
+    factors = {"lora_b": 16.0}
+    optimizers = build_optimizers(
+        model, name="adamw", lr=1e-3, weight_decay=0.0, lr_factors=factors
+    )
+    set_lr(optimizers, 1e-2)
+    (model.lora_a.sum() + model.lora_b.sum()).backward()
+    optimizers[0].step()
+    moved = 1 - torch.stack([model.lora_a.mean(), model.lora_b.mean()])
+    torch.testing.assert_close(moved, torch.tensor([0.01, 0.16]))
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 9), (2, 7, 7)])
+def test_orthogonalising_turns_every_direction_alike(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    found = orthogonalise(x, 10)
+    values = u.mT @ found @ v.mT  # diagonal: the same directions, other lengths
+    assert (values.diagonal(dim1=1, dim2=2) - 0.95).abs().max() < 0.3
+    assert (values - torch.diag_embed(values.diagonal(dim1=1, dim2=2))).abs().max() < 1e-3
+
+
+def test_muon_is_torchs() -> None:
+    ours, theirs = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.empty(6, 4))
+    theirs.data = ours.data.clone()
+    mine = Muon([ours], lr=0.01, weight_decay=0.1)
+    other = torch.optim.Muon(
+        [theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw", momentum=0.95
+    )
+    for _ in range(3):
+        ours.grad = torch.randn(6, 4)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        other.step()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-4)  # torch's is in bfloat16
 
 
 @pytest.mark.parametrize(

@@ -1,56 +1,66 @@
 """Optimizers and learning-rate schedules by name: trainable parameters, options in; updates out."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
+
+from vitft.muon import Muon
 
 OPTIMIZERS = ("adamw", "adam", "muon")
 SCHEDULES = ("cosine", "linear", "multistep", "constant")
 
 
 def build_optimizers(
-    model: nn.Module, *, name: str, lr: float, weight_decay: float
+    model: nn.Module,
+    *,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> list[torch.optim.Optimizer]:
     """Return the optimizers that together train every parameter that requires a gradient.
 
     Weight decay is decoupled (arXiv:1711.05101) and spares biases, norms, the class token and the
-    positions. "muon" orthogonalises the updates of the blocks' matrices, scaled so that AdamW's
-    `lr` fits it (arXiv:2502.16982), and leaves the rest to AdamW. "adam" is the article's: it has
-    no weight decay.
+    positions. "muon" is for the blocks' matrices and leaves the rest to AdamW. "adam" is the
+    article's: it has no weight decay.
+
+    Args:
+        lr_factors: what to multiply the learning rate of parameters by, by the last part of their
+            names, "lora_b" for all B.
 
     Raises:
         ValueError: unknown name, nothing to train, or "adam" with weight decay.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {name!r}; choose from {', '.join(OPTIMIZERS)}")
-    trainable = {key: value for key, value in model.named_parameters() if value.requires_grad}
-    if not trainable:
+    if name == "adam" and weight_decay:
+        raise ValueError(f"adam has no {weight_decay=}; use --optimizer adamw, or --weight-decay 0")
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            hidden = name == "muon" and parameter.ndim == 2 and "blocks." in key
+            factor = (lr_factors or {}).get(key.rpartition(".")[2], 1.0)
+            groups.setdefault((hidden, decays(parameter), factor), []).append(parameter)
+    if not groups:
         raise ValueError("nothing to train: no parameter requires a gradient")
-    if name == "adam":
-        if weight_decay:
-            raise ValueError(
-                f"adam has no {weight_decay=}; use --optimizer adamw, or --weight-decay 0"
-            )
-        return [torch.optim.Adam(trainable.values(), lr=lr, fused=True)]
-    hidden = [value for key, value in trainable.items() if value.ndim == 2 and "blocks." in key]
-    matrices = {id(value) for value in hidden} if name == "muon" else set()
-    rest = [value for value in trainable.values() if id(value) not in matrices]
-    groups = [
-        {"params": [value for value in rest if decays(value)], "weight_decay": weight_decay},
-        {"params": [value for value in rest if not decays(value)], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
     optimizers: list[torch.optim.Optimizer] = []
-    if groups:
-        optimizers.append(torch.optim.AdamW(groups, lr=lr, fused=True))
-    if matrices:
-        optimizers.append(
-            torch.optim.Muon(
-                hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-        )
+    for muon in (False, True):
+        own = [
+            {
+                "params": parameters,
+                "weight_decay": weight_decay if decay else 0.0,
+                "lr_factor": factor,
+            }
+            for (hidden, decay, factor), parameters in groups.items()
+            if hidden is muon
+        ]
+        if own and muon:
+            optimizers.append(Muon(own, lr=lr))
+        elif own:
+            kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+            optimizers.append(kind(own, lr=lr, fused=True))
     return optimizers
 
 
@@ -82,7 +92,7 @@ def lr_factor(schedule: str, progress: float, *, warmup: float) -> float:
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
-    """Give every parameter group the learning rate `lr`."""
+    """Give every parameter group the learning rate `lr` times its `lr_factor`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]

@@ -6,7 +6,8 @@ Names, defaults and help texts stand once, in the dataclass.
 import dataclasses
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, Union
 
 import click
 
@@ -71,12 +72,28 @@ def comma_separated(value: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
+def key_values(kind: Callable[[str], Any]) -> Callable[[str], dict[str, Any]]:
+    """Return a function that reads NAME=VALUE,NAME=VALUE, with values of this kind."""
+
+    def read(value: str) -> dict[str, Any]:
+        parts = [part.rpartition("=") for part in comma_separated(value)]
+        try:
+            if not all(key for key, _, _ in parts):
+                raise ValueError
+            return {key: kind(part) for key, _, part in parts}
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is not NAME=VALUE,NAME=VALUE") from None
+
+    return read
+
+
 def _parameter(field: "dataclasses.Field[Any]", kind: Any) -> click.Parameter:
     default: Any = field.default
     required = default is dataclasses.MISSING
     many = typing.get_origin(kind) is tuple
     if field.metadata["argument"]:
         return click.Argument([field.name], nargs=-1 if many else 1, required=required)
+    metavar = None
     flag = "--" + field.name.replace("_", "-")
     text = field.metadata["help"]
     if kind is bool:
@@ -88,9 +105,10 @@ def _parameter(field: "dataclasses.Field[Any]", kind: Any) -> click.Parameter:
         text += f"  [default: {shown}]"
     if many:
         kind, metavar = comma_separated, "A,B,..."
-    else:  # X of X | None
-        kind = next((part for part in typing.get_args(kind) if part is not type(None)), kind)
-        metavar = None
+    elif typing.get_origin(kind) in (Union, UnionType):  # X of X | None
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    if typing.get_origin(kind) is Mapping:
+        kind, metavar = key_values(typing.get_args(kind)[1]), "NAME=VALUE,..."
     return click.Option(
         [flag, field.name],
         type=kind,

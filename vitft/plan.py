@@ -1,7 +1,8 @@
 """How to train: every choice that the training loop follows, checked when it is made."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from vitft.augment import Augmentation
 from vitft.optim import lr_factor
@@ -20,6 +21,8 @@ class Plan:
     lr: float
     weight_decay: float
     optimizer: str = "adamw"
+    # what to multiply the rate by, for parameters by the last part of their names
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
     schedule: str = "cosine"
     warmup: float = 0.05  # share of the run over which the learning rate rises
     clip: float = 1.0  # largest norm of the gradient; 0: any

@@ -57,7 +57,11 @@ class Fit:
         self.device = next(model.parameters()).device
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizers = build_optimizers(
-            model, name=plan.optimizer, lr=plan.lr, weight_decay=plan.weight_decay
+            model,
+            name=plan.optimizer,
+            lr=plan.lr,
+            weight_decay=plan.weight_decay,
+            lr_factors=plan.lr_factors,
         )
         self.steps_per_epoch = max(1, len(train) // plan.batch_size)
         self.epoch, self.step = 0, 0  # step: in this epoch
