@@ -1,6 +1,7 @@
 """Adapters for any module that calls its parts: inject, train, save, load, merge, eject."""
 
 from adapters.adaptformer import AdaptFormerConfig
+from adapters.bank import Bank
 from adapters.base import AdapterConfig
 from adapters.bitfit import BitFitConfig
 from adapters.dora import DoRAConfig
@@ -20,6 +21,7 @@ __all__ = [
     "METHODS",
     "AdaptFormerConfig",
     "AdapterConfig",
+    "Bank",
     "BitFitConfig",
     "DoRAConfig",
     "IA3Config",

@@ -20,6 +20,10 @@ class TunedBias(AffineLayer):
         """Return y (..., O) for x (..., I)."""
         return self.compute(x, self.weight, self.tuned_bias)
 
+    def parts(self) -> dict[str, Tensor]:
+        """Return what a bank stacks of this layer."""
+        return {"bias": self.tuned_bias}
+
     def adapted_bias(self) -> Tensor:
         """Return b' (O,), in float32 or wider."""
         return self.wide(self.tuned_bias)

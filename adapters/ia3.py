@@ -25,6 +25,11 @@ class IA3Linear(AdapterLinear):
         y = self.compute(x, self.weight, self.bias)
         return y * self.factors[:, 0].to(y.dtype)
 
+    def parts(self) -> dict[str, Tensor]:
+        """Return what a bank stacks of this layer."""
+        bias = self.adapted_bias()
+        return {"gain": self.factors[:, 0]} | ({} if bias is None else {"bias": bias})
+
     def adapted_weight(self) -> Tensor:
         """Return diag(l) W (O, I), in float32 or wider."""
         return self.wide(self.factors) * self.wide(self.weight)
@@ -44,6 +49,10 @@ class IA3Input(AdapterLinear):
     def adapted(self, x: Tensor) -> Tensor:
         """Return y (..., O) for x (..., I)."""
         return self.compute(x * self.factors[0], self.weight, self.bias)
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return what a bank stacks of this layer."""
+        return {"in_gain": self.factors[0]}
 
     def adapted_weight(self) -> Tensor:
         """Return W diag(l) (O, I), in float32 or wider."""

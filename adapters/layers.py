@@ -32,6 +32,17 @@ class AdapterLayer(nn.Module):
         """Return the tensors that a file holds of this layer, among others, by their own names."""
         return self.state_dict()
 
+    def parts(self) -> dict[str, Tensor]:
+        """Return what a bank stacks of this layer, see `adapters.bank`.
+
+        Of y = gain (W (in_gain x) + b a x) + bias for a linear, y = gain normalised(x) + bias for a
+        norm: those that are not the base's.
+
+        Raises:
+            ValueError: it computes another function.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be stacked in a bank; load it alone")
+
 
 class AffineLayer(AdapterLayer):
     """A module with one weight and perhaps a bias, and a function that uses nothing else."""

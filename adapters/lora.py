@@ -80,6 +80,11 @@ class LowRankLinear(AdapterLinear):
         a, b = self.factors()
         return self.scale * F.linear(F.linear(x, a), b)
 
+    def parts(self) -> dict[str, Tensor]:
+        """Return what a bank stacks of this layer."""
+        a, b = self.factors()
+        return {"a": a, "b": self.scale * b}
+
     def adapted_weight(self) -> Tensor:
         """Return W + scale B A (O, I), in float32 or wider."""
         weight, a, b = map(self.wide, (self.weight, *self.factors()))

@@ -22,6 +22,11 @@ class TunedNorm(AdapterNorm):
         """Return y (..., D) for x (..., D)."""
         return self.compute(x, self.tuned_weight, self.tuned_bias)
 
+    def parts(self) -> dict[str, Tensor]:
+        """Return what a bank stacks of this layer."""
+        bias = self.adapted_bias()
+        return {"gain": self.tuned_weight} | ({} if bias is None else {"bias": bias})
+
     def adapted_weight(self) -> Tensor:
         """Return w' (D,), in float32 or wider."""
         return self.wide(self.tuned_weight)

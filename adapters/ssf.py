@@ -22,6 +22,12 @@ class ScaleAndShift(AffineLayer):
         y = self.compute(x, self.weight, self.bias)
         return torch.addcmul(self.beta.to(y.dtype), y, self.gamma.to(y.dtype))
 
+    def parts(self) -> dict[str, Tensor]:
+        """Return what a bank stacks of this layer."""
+        if self.weight.ndim == 1:  # a norm, whose gain is its weight
+            return {"gain": self.adapted_weight(), "bias": self.adapted_bias()}
+        return {"gain": self.gamma, "bias": self.adapted_bias()}
+
     def adapted_weight(self) -> Tensor:
         """Return diag(gamma) W (O, I) of a linear, gamma * w (D,) of a norm."""
         gamma = self.wide(self.gamma)

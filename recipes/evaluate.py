@@ -23,12 +23,13 @@ class ModelOptions:
     """The options of every command that uses a model."""
 
     base: str = option(help="A .safetensors file, a run's folder, or the name of a bundled base.")
-    adapter: str | None = option(None, "Folder of an adapter for that base.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(ModelOptions):
     """Measure accuracy on the test split of DATA."""
+
+    adapter: str | None = option(None, "Folder of an adapter for that base.")
 
     data: str = option(
         help="Data set: a name that `vitft data` lists, "
@@ -40,22 +41,22 @@ class EvaluateOptions(ModelOptions):
     json: bool = option(False, "Print JSON.")
 
 
-def open_model(options: ModelOptions) -> VisionTransformer:
+def open_model(base: str, adapter: str | None) -> VisionTransformer:
     """Return the base, adapted where an adapter is given, ready for evaluation.
 
     Raises:
         ValueError, OSError: a file is missing, broken, or the adapter is another base's.
     """
-    model = load_model(options.base)
-    if options.adapter is None:
+    model = load_model(base)
+    if adapter is None:
         return model
-    adapters.load_adapter(model, options.adapter)
+    adapters.load_adapter(model, adapter)
     n_classes = model.head.out_features
-    if read_adapter(options.adapter).classes is None and len(model.classes) != n_classes:
+    if read_adapter(adapter).classes is None and len(model.classes) != n_classes:
         model.classes = tuple(str(i) for i in range(n_classes))  # PEFT saves no names
     if len(model.classes) != n_classes:
         raise ValueError(
-            f"{options.adapter} names {len(model.classes)} classes, but its head has {n_classes}"
+            f"{adapter} names {len(model.classes)} classes, but its head has {n_classes}"
         )
     return model
 
@@ -79,7 +80,7 @@ def run(options: EvaluateOptions) -> None:
     device = pick_device(options.device)
     if options.batch_size < 1:
         raise ValueError(f"batch_size={options.batch_size} is not positive")
-    model = open_model(options).to(device)
+    model = open_model(options.base, options.adapter).to(device)
     data = load_data(
         options.data, image_size=model.config.image_size, n_channels=model.config.n_channels
     )

@@ -317,3 +317,22 @@ def test_the_model_is_compiled_where_it_pays(
     options = TrainOptions(data="x", out="y", epochs=1, compile=asked)
     plan = replace(make_plan(options, torch.device("cpu")), n_cached=n_cached)
     assert pick_compile(options, plan, n_train, torch.device(device)) is expected
+
+
+def test_predict_asks_several_adapters_in_one_pass(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    common = ["--data", folder, "--base", base, "--epochs=1"]
+    vitft("finetune", "--adapter=lora", *common, "--rank=2", "--out", tmp_path / "a")
+    vitft("finetune", "--adapter=dora", *common, "--rank=3", "--out", tmp_path / "b,c")
+    image = next((folder / "test" / "red").iterdir())
+    both = ["--adapter", tmp_path / "a", "--adapter", tmp_path / "b,c"]
+    told = json.loads(vitft("predict", "--base", base, *both, image, "--json").stdout)
+    for name, classes in told[0]["adapters"].items():
+        alone = vitft("predict", "--base", base, "--adapter", name, image, "--json").stdout
+        assert classes == pytest.approx(json.loads(alone)[0]["classes"], abs=1e-6)
+    lines = vitft("predict", "--base", base, *both, image, "--top=1").stdout.splitlines()
+    assert [line.split("  ")[1] for line in lines] == [str(tmp_path / "a"), str(tmp_path / "b,c")]
+    vitft("finetune", "--adapter=loha", *common, "--out", tmp_path / "loha")
+    failed = vitft("predict", "--base", base, *both, "--adapter", tmp_path / "loha", image, code=2)
+    assert "LoHaLinear cannot be stacked in a bank; load it alone" in failed.stderr

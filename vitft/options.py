@@ -12,15 +12,23 @@ from typing import Any, Union
 import click
 
 
-def option(default: Any = dataclasses.MISSING, help: str = "", *, argument: bool = False) -> Any:
+def option(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    argument: bool = False,
+    repeated: bool = False,
+) -> Any:
     """Return a dataclass field that is also a command-line option, required if without default.
 
     Args:
         default: what holds when the option is not given; a tuple is written with commas.
         help: one line for `--help`.
         argument: positional instead, any number of values for a tuple, else one.
+        repeated: given once for every value of a tuple, not with commas.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "argument": argument})
+    metadata = {"help": help, "argument": argument, "repeated": repeated}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def command(
@@ -98,6 +106,8 @@ def _parameter(field: "dataclasses.Field[Any]", kind: Any) -> click.Parameter:
     text = field.metadata["help"]
     if kind is bool:
         text += f"  [default: {flag if default else 'no'}]"
+    if field.metadata["repeated"]:
+        return click.Option([flag, field.name], multiple=True, help=text)
     if kind in (bool, bool | None):
         return click.Option([f"{flag}/--no-{flag[2:]}", field.name], default=None, help=text)
     if not required and default not in (None, "", ()):
