@@ -6,7 +6,7 @@ from adapters.base import AdapterConfig
 from adapters.bitfit import BitFitConfig
 from adapters.dora import DoRAConfig
 from adapters.ia3 import IA3Config
-from adapters.inject import disabled, eject, fingerprint, inject, merge
+from adapters.inject import disabled, eject, fingerprint, inject, merge, shared_copy
 from adapters.io import load_adapter, save_adapter
 from adapters.loha import LoHaConfig
 from adapters.lokr import LoKrConfig
@@ -14,6 +14,7 @@ from adapters.lora import LoRAConfig
 from adapters.methods import METHODS
 from adapters.norm import NormConfig
 from adapters.ssf import SSFConfig
+from adapters.together import together
 from adapters.vera import VeRAConfig
 from adapters.vpt import VPTConfig
 
@@ -39,4 +40,6 @@ __all__ = [
     "load_adapter",
     "merge",
     "save_adapter",
+    "shared_copy",
+    "together",
 ]

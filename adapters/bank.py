@@ -8,23 +8,18 @@ padded with zeros. Slot 0 is the base.
     logits = bank(images, ids)  # ids: 1 for signs, 2 for symbols, 0 for the base
 """
 
-import copy
 import os
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from adapters.base import plain, plain_linear
-from adapters.inject import adapter_layer, injection
+from adapters.inject import adapter_layer, injection, shared_copy
 from adapters.io import load_adapter
 from adapters.layers import AdapterLinear, AdapterNorm, AffineLayer
 
 Slot = dict[str, dict[str, Tensor]]  # an adapter's parts by the name of a module and of a part
-
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 class Ids:
@@ -177,7 +172,7 @@ class Bank(nn.Module):
         super().__init__()
         self.base: nn.Module
         vars(self)["base"] = model  # not a child: its parameters are those of self.model
-        self.model = _shared_copy(model).requires_grad_(False).eval()
+        self.model = shared_copy(model).requires_grad_(False).eval()
         self.head, self.ids = head, Ids()
         self.n_slots = max(n_slots or 0, len(folders) + 1)
         self.classes: list[tuple[str, ...]] = [()] * self.n_slots
@@ -241,7 +236,7 @@ class Bank(nn.Module):
 
     def _read(self, folder: str | os.PathLike[str]) -> tuple[Slot, tuple[str, ...]]:
         """Return an adapter's parts, by module, and its classes, all checked by `load_adapter`."""
-        adapted = load_adapter(_shared_copy(self.base), folder)
+        adapted = load_adapter(shared_copy(self.base), folder)
         record = injection(adapted)
         if others := sorted(record.trained.keys() - {self.head}):
             raise ValueError(f"{folder}: {others[0]!r} trained too; a bank stacks only the head")
@@ -269,9 +264,3 @@ class Bank(nn.Module):
         for name, stack in stacks.items():
             stack.fill(i, slot.get(name, {}))
         self.classes[i] = classes
-
-
-def _shared_copy(model: Model) -> Model:
-    """Return a copy of the modules of `model`, with the same Parameters and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

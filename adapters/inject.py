@@ -182,6 +182,12 @@ def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:
     return digest.hexdigest()[:16]
 
 
+def shared_copy(model: Model) -> Model:
+    """Return a copy of the modules of `model`, with the same Parameters and buffers."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
 def adapter_layer(model: nn.Module, name: str) -> AdapterLayer:
     """Return the adapter layer called `name`."""
     return cast(AdapterLayer, model.get_submodule(name))

@@ -5,7 +5,9 @@
 
 import inspect
 import shlex
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, make_dataclass, replace
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import click
@@ -23,6 +25,7 @@ from vitft.features import feature_bytes, n_frozen
 from vitft.model import VisionTransformer
 from vitft.options import option
 from vitft.plan import Plan
+from vitft.train import Fit
 
 BASELINES = ("linear", "full")  # train only the head, or everything
 LR = {"linear": 3e-3, "full": 3e-4}  # what a method without a line here gets is 3e-3
@@ -112,14 +115,7 @@ def finetune(options: CommonOptions) -> dict[str, Any]:
         KeyboardInterrupt: stopped, with the state saved.
     """
     device = pick_device(options.device)
-    config = method_config(options)
-    if options.lr is None:
-        options = replace(options, lr=LR.get(options.adapter, 3e-3))
-    plan = make_plan(options, device)
-    if config is not None:  # config.json tells every resolved option
-        own = [field.name for field in fields(config) if "help" in field.metadata]
-        options = replace(options, **{name: getattr(config, name) for name in own})
-        plan = replace(plan, lr_factors=config.lr_factors())
+    options, config, plan = resolve(options, device)
     folder = check_run(options)
     if find_base(options.base).parent.resolve() == folder.resolve():
         raise ValueError(
@@ -130,36 +126,67 @@ def finetune(options: CommonOptions) -> dict[str, Any]:
     data = load_data(
         options.data, image_size=model.config.image_size, n_channels=model.config.n_channels
     )
-    torch.manual_seed(options.seed)
-    model.new_head(data.classes)
-    if options.adapter != "full":
-        adapters.inject(model, config, trainable=("head",))
+    adapt(model, options, config, data.classes)
     splits = make_splits(data, options, device)
     model.to(device)
-    n_trainable, n_all = (
-        sum(p.numel() for p in ps) for ps in (_trainable(model), model.parameters())
-    )
+    trained, n_all = (sum(p.numel() for p in ps) for ps in (_trainable(model), model.parameters()))
     say(
-        f"{options.adapter}: {n_trainable:,} of {n_all:,} parameters train "
+        f"{options.adapter}: {trained:,} of {n_all:,} parameters train "
         f"on {len(splits.train):,} images, on {device}"
     )
     n_images = len(splits.train) + len(splits.validation)
     plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
     fit = train(model, splits, plan, options, folder, [fingerprint])
+    return finish(fit, splits, options, folder, save_trained(fit, options, folder))
+
+
+def resolve(
+    options: CommonOptions, device: torch.device
+) -> tuple[CommonOptions, adapters.AdapterConfig | None, Plan]:
+    """Return the options with every default in place, the adapter's config, and the plan.
+
+    Raises:
+        ValueError: an option is unknown, out of its range, or not the method's.
+    """
+    config = method_config(options)
+    if options.lr is None:
+        options = replace(options, lr=LR.get(options.adapter, 3e-3))
+    plan = make_plan(options, device)
+    if config is not None:
+        own = [field.name for field in fields(config) if "help" in field.metadata]
+        options = replace(options, **{name: getattr(config, name) for name in own})
+        plan = replace(plan, lr_factors=config.lr_factors())
+    return options, config, plan
+
+
+def adapt(
+    model: VisionTransformer,
+    options: CommonOptions,
+    config: adapters.AdapterConfig | None,
+    classes: Sequence[str],
+) -> None:
+    """Give a base a new head and the adapter, both drawn from the seed."""
+    torch.manual_seed(options.seed)
+    model.new_head(classes)
+    if options.adapter != "full":
+        adapters.inject(model, config, trainable=("head",))
+
+
+def save_trained(fit: Fit, options: CommonOptions, folder: Path) -> dict[str, Any]:
+    """Write what was trained, and return the summary's facts about it."""
     if options.adapter == "full":
         file = folder / "model.safetensors"
-        save_model(model, file)
+        save_model(fit.model, file)
     else:
         file = folder / "adapter_model.safetensors"
-        adapters.save_adapter(model, folder)
-    facts = {
+        adapters.save_adapter(fit.model, folder)
+    return {
         "adapter": options.adapter,
         "feature_seconds": round(fit.feature_seconds, 1),  # besides "seconds"
         "base": options.base,
         "file": file.name,
         "file_bytes": file.stat().st_size,
     }
-    return finish(fit, splits, options, folder, facts)
 
 
 def method_config(options: CommonOptions) -> adapters.AdapterConfig | None:

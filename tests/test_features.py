@@ -129,7 +129,7 @@ def test_a_cached_run_goes_on_bit_for_bit_and_takes_no_validation_images(
     common = ["finetune", "--adapter=lora", "--layers=1", "--base", base, "--data", folder]
     common += ["--epochs=4", "--batch-size=8", "--val-fraction=0"]
     vitft(*common, "--out", tmp_path / "whole")
-    finish = Fit._finish_epoch
+    finish = Fit.finish_epoch
 
     def stop(fit: Fit, bar: Any) -> None:
         finish(fit, bar)
@@ -137,7 +137,7 @@ def test_a_cached_run_goes_on_bit_for_bit_and_takes_no_validation_images(
             fit.save()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Fit, "_finish_epoch", stop)
+    monkeypatch.setattr(Fit, "finish_epoch", stop)
     assert "--resume goes on" in vitft(*common, "--out", tmp_path / "cut", code=130).stderr
     monkeypatch.undo()
     vitft(*common, "--out", tmp_path / "cut", "--resume", "--cache-features")

@@ -16,6 +16,8 @@ from vitft.version import __version__
 COMMANDS = {
     "pretrain": "Train a base from scratch.",
     "finetune": "Freeze a base and train an adapter and a new head.",
+    "sweep": "Train many adapters together and pick the best by validation.",
+    "compare": "Show finished runs side by side.",
     "evaluate": "Measure accuracy on a test split.",
     "predict": "Classify image files.",
     "merge": "Bake an adapter into a plain base.",

@@ -45,6 +45,8 @@ p, dt, svg { color: light-dark(#66707c, #97a1ad) } figcaption { font-size: 13px 
 dl { columns: 400px; column-gap: 40px } dt { flex: 0 0 150px }
 dl div { display: flex; gap: 12px; break-inside: avoid; padding: 3px 0 }
 svg { display: block; margin: auto; overflow: visible } text { font-family: inherit !important }
+table { border-collapse: collapse; font-size: 14px } th { text-align: left; font-weight: 600 }
+td, th { padding: 4px 18px 4px 0; border-bottom: 1px solid light-dark(#e3e7ec, #2b313a) }
 img { width: 96px; height: 96px; object-fit: contain; image-rendering: pixelated }
 """
 
@@ -80,7 +82,7 @@ def _facts(facts: Mapping[str, object]) -> str:
     return f'<div class="grid" style="--w: 200px">{tiles}</div><dl>{others}</dl>'
 
 
-def _svg(figure: "Figure") -> str:
+def svg(figure: "Figure") -> str:
     """Return the figure as an SVG element, always the same for the same content."""
     file, nothing = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", metadata=nothing)
@@ -107,7 +109,7 @@ def _curves(history: Sequence[Mapping[str, float | None]]) -> str:
         axes.locator_params(axis="x", integer=True, min_n_ticks=1)
         axes.locator_params(axis="y", nbins=5)
         axes.yaxis.set_major_formatter(f"{{x:{form}}}")
-        panels += f'<div class="panel">{legend}{_svg(figure)}</div>' if legend else ""
+        panels += f'<div class="panel">{legend}{svg(figure)}</div>' if legend else ""
     return f'<h2>Training</h2><div class="grid" style="--w: 300px">{panels}</div>' * bool(panels)
 
 
@@ -135,7 +137,7 @@ def _confusion(classes: Sequence[str], counts: Tensor) -> str:
         rule(edges, -0.5, n - 0.5, color=GREY, alpha=0.3, linewidth=0.5)
     return (
         "<h2>Confusions</h2><p>A row is a true class, a column a predicted one; the deeper a cell, "
-        f'the larger its share of the row (square root).</p><div class="panel">{_svg(figure)}</div>'
+        f'the larger its share of the row (square root).</p><div class="panel">{svg(figure)}</div>'
     )
 
 
@@ -156,7 +158,7 @@ def _per_class(classes: Sequence[str], counts: Tensor) -> str:
         axes.set_yticks(range(len(some)), [classes[i] for i in some])
         axes.set(xticks=(), xlim=(0, 1), ylim=(height - 0.5, -0.5))
     which = "each class" if len(order) == len(classes) else f"the {len(order)} hardest classes"
-    return f'<h2>Accuracy of {which}</h2><div class="panel">{_svg(figure)}</div>'
+    return f'<h2>Accuracy of {which}</h2><div class="panel">{svg(figure)}</div>'
 
 
 def _png(image: Tensor) -> str:
@@ -222,6 +224,11 @@ def write_report(
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser will have it
         body = _facts(facts) + _curves(history) + _confusion(classes, counts)
         body += _per_class(classes, counts) + _mistakes(classes, image, labels, probabilities)
+    write_page(path, title, body)
+
+
+def write_page(path: Path, title: str, body: str) -> None:
+    """Write HTML that needs nothing else, replacing `path` at once or not at all."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head += f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>"
     page = f'<!DOCTYPE html><html lang="en">{head}{body}</html>\n'

@@ -79,18 +79,18 @@ class Fit:
             ValueError: the loss is no longer finite.
         """
         self.save()
-        self._cache()
-        with _stop_signals() as stop, self._bar() as bar:
+        self.cache()
+        with stop_signals() as stop, self.bar() as bar:
             while self.epoch < self.plan.epochs:
                 self._run_epoch(stop, bar)
-                self._finish_epoch(bar)
+                self.finish_epoch(bar)
             self.model.first = 0
             self.save()
             if stop:  # during the last validation: nothing is lost, and nothing more is wanted
                 raise Interrupted(f"stopped by {signal.Signals(stop[0]).name}")
         return self.history
 
-    def _cache(self) -> None:
+    def cache(self) -> None:
         """Let the first stages make of the images, once, what the rest then trains on."""
         n = self.plan.n_cached
         if n and self.epoch < self.plan.epochs:
@@ -100,7 +100,7 @@ class Fit:
                 for images in (self.train, self.validation)
             )
             self.model.first = n
-            self._synchronize()
+            self.synchronize()
             self.feature_seconds = time.perf_counter() - started
 
     def save(self) -> None:
@@ -136,14 +136,14 @@ class Fit:
         self.model.resize(self.plan.image_size(self.epoch, self.model.config.image_size))
         saved = shown = now = time.perf_counter()
         started = saved - self.seconds
-        for images, labels in self.train.batches(self._order(), self.plan.batch_size, self.device):
+        for images, labels in self.train.batches(self.order(), self.plan.batch_size, self.device):
             self._train_step(images, labels)
             self.step += 1
             bar.update(len(labels))
             now = time.perf_counter()
             if now - shown > 0.5 and not bar.disable:
                 shown = now
-                self._show(bar)
+                self.show(bar)
             if stop or now - saved > self.plan.save_seconds > 0:
                 self.seconds = now - started
                 self.save()
@@ -151,14 +151,15 @@ class Fit:
                 started += saved - now
             if stop:
                 raise Interrupted(f"stopped by {signal.Signals(stop[0]).name}")
-        self._synchronize()
+        self.synchronize()
         self.seconds = time.perf_counter() - started
 
-    def _synchronize(self) -> None:
+    def synchronize(self) -> None:
+        """Wait for the device, so that the clock tells what was computed."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def _order(self) -> Tensor:
+    def order(self) -> Tensor:
         """Return the indices still to come in this epoch; only whole batches, if there is one."""
         generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.train), generator=generator)
@@ -170,26 +171,45 @@ class Fit:
         return self.plan.lr * lr_factor(self.plan.schedule, progress, warmup=self.plan.warmup)
 
     def _train_step(self, images: Tensor, labels: Tensor) -> None:
-        plan = self.plan
-        set_lr(self.optimizers, self._lr(self.step))
+        images, targets = self.prepare(images, labels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.bf16):
+            logits = self.model(images)
+        self.loss(logits, targets).backward()
+        self.update()
+
+    def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the model takes of a batch, augmented, and targets (B, n_classes)."""
         targets = F.one_hot(labels, self.model.head.out_features).float()
         if not self.model.first:  # else they are features
-            images, targets = plan.augmentation(self.model.normalize(images), targets)
+            images = self.model.normalize(images)
+            images, targets = self.plan.augmentation(images, targets)
             images = resample(images, self.model.image_size)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=plan.bf16):
-            logits = self.model(images)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=plan.label_smoothing)
-        loss.backward()
-        if plan.clip:
-            torch.nn.utils.clip_grad_norm_(self.trainable, plan.clip)
+        return images, targets
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of a batch, and note it for metrics.jsonl."""
+        smoothing = self.plan.label_smoothing
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        right = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
+        n = len(targets)
+        self.sums += torch.stack([loss.detach() * n, right, torch.full_like(right, n)])
+        return loss
+
+    def update(self) -> None:
+        """Take a step with the gradients that stand in the parameters."""
+        set_lr(self.optimizers, self._lr(self.step))
+        if self.plan.clip:
+            torch.nn.utils.clip_grad_norm_(self.trainable, self.plan.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        right = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
-        n = len(labels)
-        self.sums += torch.stack([loss.detach() * n, right, torch.full_like(right, n)])
 
-    def _finish_epoch(self, bar: "tqdm[Any]") -> None:
+    def finish_epoch(self, bar: "tqdm[Any]") -> None:
+        """Validate, and write the epoch's line of metrics.jsonl.
+
+        Raises:
+            ValueError: the loss or a weight is no longer finite.
+        """
         loss, n_images = (self.sums[0] / self.sums[2]).item(), int(self.sums[2])
         if not (math.isfinite(loss) and all(p.isfinite().all() for p in self.trainable)):
             raise ValueError(
@@ -215,7 +235,8 @@ class Fit:
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         self.sums.zero_()
 
-    def _bar(self) -> "tqdm[Any]":
+    def bar(self) -> "tqdm[Any]":
+        """Return a progress bar of the run's images, on standard error where that is a terminal."""
         per_epoch = min(len(self.train), self.steps_per_epoch * self.plan.batch_size)
         return tqdm(
             total=self.plan.epochs * per_epoch,
@@ -225,7 +246,8 @@ class Fit:
             dynamic_ncols=True,
         )
 
-    def _show(self, bar: "tqdm[Any]") -> None:
+    def show(self, bar: "tqdm[Any]") -> None:
+        """Show the epoch's loss and accuracy so far."""
         loss, accuracy, _ = (self.sums / self.sums[2]).tolist()
         bar.set_postfix_str(
             f"epoch {self.epoch + 1}/{self.plan.epochs}, loss {loss:.3f}, accuracy {accuracy:.1%}"
@@ -233,7 +255,7 @@ class Fit:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of dying of them; the second one is not waited for."""
     received: list[int] = []
 

@@ -1,0 +1,197 @@
+"""A sweep: every adapter trains as it does alone, to 1e-5 in float64 and closer; and compare."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import TINY_FLAGS, Run
+from vitft import load_model, save_model
+from vitft.comparison import text_table
+from vitft.model import VisionTransformer
+
+
+@pytest.fixture(scope="module")
+def base(vitft: Run, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("base") / "base"
+    flags = [*TINY_FLAGS, "--epochs=1", "--batch-size=8"]
+    vitft("pretrain", "--data", folder, "--out", out, *flags)
+    return out
+
+
+@pytest.fixture
+def _float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every base be loaded in float64."""
+    plain = VisionTransformer.normalize
+    monkeypatch.setattr(VisionTransformer, "normalize", lambda self, x: plain(self, x).double())
+    for module in ("recipes.sweep", "recipes.finetune"):
+        monkeypatch.setattr(f"{module}.load_model", lambda path: load_model(path).double())
+
+
+FLAGS = ["--epochs=2", "--batch-size=8", "--shift=1", "--flip", "--save-seconds=0"]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("lora", ["--lr-ratio=4"]),
+        ("dora", []),
+        ("vera", []),
+        ("ia3", []),
+        ("ssf", []),
+        ("norm", []),
+    ],
+)
+def test_every_adapter_trains_as_it_does_alone(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path, method: str, own: list[str]
+) -> None:
+    ranks = ["--rank=1,3"] if method in ("lora", "dora", "vera") else []
+    common = [f"--adapter={method}", "--base", base, "--data", folder, *FLAGS, *own]
+    vitft("sweep", *common, *ranks, "--lr=1e-2,3e-2", "--seeds=2", "--out", tmp_path / "sweep")
+    last = f"{'rank=3,' if ranks else ''}lr=0.03,seed=1"
+    alone = ["--rank=3"] if ranks else []
+    vitft("finetune", *common, *alone, "--lr=3e-2", "--seed=1", "--out", tmp_path / "alone")
+    found, expected = tensors(tmp_path / "sweep" / last), tensors(tmp_path / "alone")
+    assert found.keys() == expected.keys()
+    for key, tensor in found.items():
+        assert tensor.dtype == torch.float64
+        torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-7)
+    rows = [
+        [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        for out in (tmp_path / "sweep" / last, tmp_path / "alone")
+    ]
+    for one, two in zip(*rows, strict=True):
+        assert one["train_loss"] == pytest.approx(two["train_loss"], abs=1e-6)
+        assert one["val_accuracy"] == two["val_accuracy"]
+
+
+def sweep(vitft: Run, folder: Path, base: Path, out: Path, *flags: object, code: int = 0) -> Any:
+    common = ["--adapter=lora", "--base", base, "--data", folder, *FLAGS]
+    return vitft("sweep", *common, "--out", out, *flags, code=code)
+
+
+def test_a_sweep_picks_by_validation_and_writes_all_it_promises(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    flags = ["--rank=1,2", "--lr=1e-3,3e-2", "--seeds=2", "--layers=1", "--together=3"]
+    done = sweep(vitft, folder, base, tmp_path, *flags)
+    told = json.loads((tmp_path / "sweep.json").read_text())
+    assert len(told["rows"]) == 4
+    assert told["best"]["val_accuracy"] == max(row["val_accuracy"] for row in told["rows"])
+    assert [row for row in told["rows"] if "test_accuracy" in row] == [told["best"]]
+    folders = [Path(name) for row in told["rows"] for name in row["folders"]]
+    assert {path.name for path in folders} == {
+        f"rank={rank},lr={lr},seed={seed}"
+        for rank in (1, 2)
+        for lr in (0.001, 0.03)
+        for seed in (0, 1)
+    }
+    for path in folders:
+        assert (path / "adapter_config.json").exists()
+        assert (path / "summary.json").exists() == (str(path) in told["best"]["folders"])
+    assert f"{told['best']['test_accuracy']:.2%}" in done.stdout
+    page = (tmp_path / "report.html").read_text()
+    assert "<svg" in page
+    assert "<table>" in page
+    best = told["best"]["folders"][0]
+    measured = vitft("evaluate", "--base", base, "--adapter", best, "--data", folder, "--json")
+    summary = json.loads(Path(best, "summary.json").read_text())
+    assert json.loads(measured.stdout)["test_accuracy"] == summary["test_accuracy"]
+
+
+def test_cached_features_change_nothing(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    plain = ["--no-flip", "--shift=0", "--layers=1", "--rank=1,2"]
+    for name in ("--cache-features", "--no-cache-features"):
+        sweep(vitft, folder, base, tmp_path / name, *plain, name)
+    for path in ("rank=1,seed=0", "rank=2,seed=0"):
+        one, two = (
+            tensors(tmp_path / name / path) for name in ("--cache-features", "--no-cache-features")
+        )
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_stopped_sweep_goes_on_as_if_it_had_not(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--rank=1,2,3", "--together=2"]
+    sweep(vitft, folder, base, tmp_path / "whole", *flags)
+    plain, n_steps = torch.Tensor.backward, iter(range(100))
+
+    def backward(self: torch.Tensor) -> None:
+        plain(self)
+        if next(n_steps) == 8:  # in the second epoch of the first two
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "backward", backward)
+        stopped = sweep(vitft, folder, base, tmp_path / "cut", *flags, code=130)
+    assert "--resume goes on" in stopped.stderr
+    sweep(vitft, folder, base, tmp_path / "cut", *flags, "--resume")
+    for rank in (1, 2, 3):
+        one, two = (tensors(tmp_path / name / f"rank={rank},seed=0") for name in ("whole", "cut"))
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--rank=2,x"], "--rank 'x' is no number"),
+        (["--rank=2,0"], "rank=0 is not a positive integer"),
+        (["--seeds=0"], "seeds=0 is not positive"),
+        (["--together=0"], "together=0 is not positive"),
+        (["--val-fraction=0"], "a sweep picks by validation; leave out --val-fraction 0"),
+        (["--adapter=full"], "adapter 'full' is none to sweep; choose from lora"),
+        (["--adapter=loha"], "LoHaLinear cannot be stacked"),
+        (["--dropout=0.1"], "dropout draws other numbers together than alone; leave it out"),
+        (["--width=3"], "--width means nothing to --adapter lora"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    done = sweep(vitft, folder, base, tmp_path / "out", *flags, code=2)
+    assert message in done.stderr
+    assert not (tmp_path / "out" / "sweep.json").exists()
+
+
+def test_compare_shows_runs_side_by_side(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    for method in ("linear", "lora"):
+        vitft("finetune", f"--adapter={method}", "--base", base, "--data", folder, "--epochs=1",
+              "--out", tmp_path / method)  # fmt: skip
+    runs = [base, tmp_path / "linear", tmp_path / "lora"]
+    page = tmp_path / "pages" / "compare.html"
+    done = vitft("compare", *runs, "--out", page)
+    rows = json.loads(vitft("compare", *runs, "--out", page, "--json").stdout)
+    assert {row["method"] for row in rows} == {"pretrain", "linear", "lora"}
+    accuracies = [row["test_accuracy"] for row in rows]
+    assert accuracies == sorted(accuracies, reverse=True)
+    lora = next(row for row in rows if row["method"] == "lora")
+    assert f"{lora['trained_share']:.2%}" in done.stdout
+    assert f"{lora['file_kB']:,.0f}" in done.stdout
+    assert "<svg" in page.read_text()
+    (tmp_path / "lora" / "summary.json").write_text("{}")
+    assert "is broken" in vitft("compare", *runs, "--out", page, code=2).stderr
+    (tmp_path / "lora" / "summary.json").unlink()
+    assert "holds no finished run" in vitft("compare", *runs, "--out", page, code=2).stderr
+
+
+def test_a_table_of_text_is_aligned() -> None:
+    rows = [{"run": "a", "share": 0.5}, {"run": "long", "share": None}]
+    expected = "run    share\na     50.00%\nlong       –"
+    assert text_table(rows, {"run": "", "share": ".2%"}) == expected
+    assert save_model is not None
