@@ -1,6 +1,7 @@
 """Adapters for any module that calls its parts: inject, train, save, load, merge, eject."""
 
 from adapters.adaptformer import AdaptFormerConfig
+from adapters.arithmetic import combine, diff
 from adapters.bank import Bank
 from adapters.base import AdapterConfig
 from adapters.bitfit import BitFitConfig
@@ -33,6 +34,8 @@ __all__ = [
     "SSFConfig",
     "VPTConfig",
     "VeRAConfig",
+    "combine",
+    "diff",
     "disabled",
     "eject",
     "fingerprint",

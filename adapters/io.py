@@ -40,6 +40,24 @@ class AdapterFolder:
     fingerprint: str | None  # of the base; None where PEFT wrote the folder
     classes: tuple[str, ...] | None  # what the logits stand for
 
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write both files to `folder`, each whole or not at all.
+
+        Raises:
+            OSError: the folder can't be written.
+        """
+        ours: dict[str, Any] = {}
+        if self.fingerprint is not None:
+            ours["base_fingerprint"] = self.fingerprint
+        if self.classes is not None:
+            ours["classes"] = self.classes
+        metadata = {"adapters": json.dumps(ours, sort_keys=True)}
+        tensors = {key: t.detach().contiguous().cpu() for key, t in self.tensors.items()}
+        _write(Path(folder, TENSORS), save(tensors, metadata))
+        # not sort_keys: of several patterns that match, the first counts
+        text = json.dumps(dict(sorted(self.config.items())), indent=2) + "\n"
+        _write(Path(folder, CONFIG), text.encode())
+
 
 def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Write the adapter and the trained modules to `folder`, each file whole or not at all.
@@ -51,20 +69,18 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     record = injection(model)
     written = record.config.to_peft() if record.config else {"peft_type": LINEAR}
     written |= {"modules_to_save": [*record.trained] or None, "task_type": None}
-    ours: dict[str, Any] = {"base_fingerprint": record.fingerprint}
-    if isinstance(classes := getattr(model, "classes", None), tuple):
-        ours["classes"] = classes
-    tensors = {
-        key: t.detach().contiguous().cpu() for key, t in _tensors(model, record, save=True).items()
-    }
-    _write(Path(folder, TENSORS), save(tensors, {"adapters": json.dumps(ours, sort_keys=True)}))
-    # not sort_keys: of several patterns that match, the first counts
-    _write(
-        Path(folder, CONFIG), (json.dumps(dict(sorted(written.items())), indent=2) + "\n").encode()
-    )
+    classes = getattr(model, "classes", None)
+    AdapterFolder(
+        config=written,
+        tensors=_tensors(model, record, save=True),
+        fingerprint=record.fingerprint,
+        classes=classes if isinstance(classes, tuple) else None,
+    ).save(folder)
 
 
-def load_adapter(model: Model, folder: str | os.PathLike[str], *, train: bool = False) -> Model:
+def load_adapter(
+    model: Model, folder: str | os.PathLike[str] | AdapterFolder, *, train: bool = False
+) -> Model:
     """Adapt the base `model` in place as `folder` says, and return it.
 
     Trained modules, the head above all, come with the adapter: an `nn.Linear` gets as many outputs
@@ -72,7 +88,7 @@ def load_adapter(model: Model, folder: str | os.PathLike[str], *, train: bool = 
 
     Args:
         model: the base, in the dtype and on the device to compute in.
-        folder: written by `save_adapter`, or by PEFT.
+        folder: written by `save_adapter`, or by PEFT; or what `combine` gave.
         train: False returns the model frozen and in eval mode; True as `inject` would, to train on.
 
     Raises:
@@ -81,16 +97,17 @@ def load_adapter(model: Model, folder: str | os.PathLike[str], *, train: bool = 
             unexpected, of another shape or not finite, or the adapter belongs to another base.
             The model is then what it was.
     """
-    saved = read_adapter(folder)
+    saved = folder if isinstance(folder, AdapterFolder) else read_adapter(folder)
+    where = Path() if isinstance(folder, AdapterFolder) else Path(folder)
     try:
         inject(model, _config(model, saved.config), saved.config.get("modules_to_save") or ())
     except ValueError as error:
-        raise ValueError(f"{Path(folder, CONFIG)}: {error}") from error
+        raise ValueError(f"{where / CONFIG}: {error}") from error
     try:
         _fill(model, saved)
     except Exception as error:
         eject(model)
-        raise ValueError(f"{Path(folder, TENSORS)}: {error}") from error
+        raise ValueError(f"{where / TENSORS}: {error}") from error
     if saved.classes is not None:
         set_classes(model, saved.classes)
     return model if train else model.requires_grad_(False).eval()

@@ -174,14 +174,19 @@ class LoRAConfig(RankConfig):
             ValueError: `module` is not a plain `nn.Linear`, or the rank exceeds its sides.
         """
         base = plain_linear(module, name)
-        rank, alpha = self.rank_and_alpha(name)
+        rank, _ = self.rank_and_alpha(name)
         if rank > min(base.weight.shape):
             raise ValueError(
                 f"rank={rank} exceeds the smaller side of {name!r}, "
                 f"{tuple(base.weight.shape)}; choose rank from 1 to {min(base.weight.shape)}"
             )
-        scale = alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        scale = self.scale(name)
         return self.layer(base, rank=rank, scale=scale, dropout=self.dropout, init=self.init)
+
+    def scale(self, name: str) -> float:
+        """Return what the update of the module called `name` is multiplied by."""
+        rank, alpha = self.rank_and_alpha(name)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def lr_factors(self) -> dict[str, float]:
         """Return what to multiply the learning rate by, for a layer's own parameters by name."""

@@ -128,7 +128,7 @@ def together(base: Model, members: Sequence[nn.Module], head: str = "head") -> M
             raise ValueError(f"{[*record.trained]} train besides the adapter; only {head!r} may")
         if getattr(record.config, "dropout", 0):
             raise ValueError("dropout draws other numbers together than alone; leave it out")
-    for name in {name for record in records for name in record.adapted}:
+    for name in sorted({name for record in records for name in record.adapted}):
         module = plain(base.get_submodule(name), name, nn.Linear, nn.LayerNorm)
         assert isinstance(module, nn.Linear | nn.LayerNorm)
         own = [member.get_submodule(name) for member in members]

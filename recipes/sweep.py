@@ -3,6 +3,7 @@
 `vitft sweep --adapter lora --rank 2,4,8 --lr 1e-3,3e-3 --seeds 3 --base BASE --data DATA --out DIR`
 """
 
+import copy
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -96,9 +97,6 @@ def combinations(options: SweepBase) -> list[tuple[dict[str, Any], CommonOptions
     Raises:
         ValueError: a value is no number, or nothing can be trained so.
     """
-    if options.adapter not in adapters.METHODS:
-        known = ", ".join(adapters.METHODS)
-        raise ValueError(f"adapter {options.adapter!r} is none to sweep; choose from {known}")
     if options.val_fraction == 0:
         raise ValueError("a sweep picks by validation; leave out --val-fraction 0")
     for name in ("seeds", "together"):
@@ -152,7 +150,8 @@ def sweep(options: SweepBase) -> dict[str, Any]:
     for chosen, own, config, plan in made:
         if own.seed not in splits:
             splits[own.seed] = make_splits(data, own, device)
-        model = adapters.shared_copy(base)
+        full = own.adapter == "full"  # trains the base's own Parameters
+        model = copy.deepcopy(base) if full else adapters.shared_copy(base)
         adapt(model, own, config, data.classes)
         draws = torch.get_rng_state()
         train, validation = splits[own.seed].train, splits[own.seed].validation
@@ -162,8 +161,14 @@ def sweep(options: SweepBase) -> dict[str, Any]:
         fit = Fit(model, train, validation, plan, folder, [fingerprint])
         members.append(Member(own, chosen, folder, splits[own.seed], fit, draws))
     say(f"{len(members)} adapters by {options.adapter} on {len(train):,} images, on {device}")
-    for i in range(0, len(members), options.together):
-        _train(base, members[i : i + options.together])
+    n_together = options.together
+    try:
+        adapters.together(base, [members[0].fit.model])
+    except ValueError as error:
+        say(f"one after the other: {error}")
+        n_together = 1
+    for i in range(0, len(members), n_together):
+        _train(base, members[i : i + n_together])
     rows = _rows(members)
     best = max(rows, key=lambda row: row["val_accuracy"])
     best["test_accuracy"] = statistics.mean(
@@ -186,8 +191,10 @@ def _resumed(own: CommonOptions) -> CommonOptions:
 
 def _train(base: VisionTransformer, members: Sequence[Member]) -> None:
     """Train some of the adapters together, or go on, and save them."""
-    joint = adapters.together(base, [member.fit.model for member in members])
     fits = [member.fit for member in members]
+    joint = fits[0].model  # one trains as ever
+    if len(fits) > 1:
+        joint = adapters.together(base, [fit.model for fit in fits])
     steps = Lockstep(fits, joint, [member.draws for member in members])
     if all(member.options.resume for member in members):
         steps.restore()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import TINY_FLAGS, Run
-from vitft import load_model, save_model
+from vitft import load_model
 from vitft.comparison import text_table
 from vitft.model import VisionTransformer
 
@@ -76,6 +76,32 @@ def test_every_adapter_trains_as_it_does_alone(
 def sweep(vitft: Run, folder: Path, base: Path, out: Path, *flags: object, code: int = 0) -> Any:
     common = ["--adapter=lora", "--base", base, "--data", folder, *FLAGS]
     return vitft("sweep", *common, "--out", out, *flags, code=code)
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--adapter=full"], "the model has no adapters"),
+        (["--adapter=loha", "--rank=2,3"], "LoHaLinear cannot be stacked"),
+        (["--adapter=vpt"], "'blocks.0' is a Block"),
+        (["--dropout=0.1"], "dropout draws other numbers together than alone"),
+    ],
+)
+def test_what_cannot_train_together_trains_one_after_the_other(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path, flags: list[str], why: str
+) -> None:
+    done = sweep(vitft, folder, base, tmp_path / "sweep", *flags, "--lr=1e-3,3e-3")
+    assert f"one after the other: {why}" in done.stderr
+    common = ["--adapter=lora", "--base", base, "--data", folder, *FLAGS]
+    alone = [flag for flag in flags if "rank" not in flag]
+    chosen = f"{'rank=2,' if alone != flags else ''}lr=0.003,seed=0"
+    alone += ["--rank=2"] if alone != flags else []
+    vitft("finetune", *common, *alone, "--lr=3e-3", "--out", tmp_path / "alone")
+    one, two = (
+        [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        for out in (tmp_path / "sweep" / chosen, tmp_path / "alone")
+    )
+    assert [row["train_loss"] for row in one] == [row["train_loss"] for row in two]
 
 
 def test_a_sweep_picks_by_validation_and_writes_all_it_promises(
@@ -153,9 +179,7 @@ def test_a_stopped_sweep_goes_on_as_if_it_had_not(
         (["--seeds=0"], "seeds=0 is not positive"),
         (["--together=0"], "together=0 is not positive"),
         (["--val-fraction=0"], "a sweep picks by validation; leave out --val-fraction 0"),
-        (["--adapter=full"], "adapter 'full' is none to sweep; choose from lora"),
-        (["--adapter=loha"], "LoHaLinear cannot be stacked"),
-        (["--dropout=0.1"], "dropout draws other numbers together than alone; leave it out"),
+        (["--adapter=boft"], "unknown adapter 'boft'; choose from lora"),
         (["--width=3"], "--width means nothing to --adapter lora"),
     ],
 )
@@ -194,4 +218,3 @@ def test_a_table_of_text_is_aligned() -> None:
     rows = [{"run": "a", "share": 0.5}, {"run": "long", "share": None}]
     expected = "run    share\na     50.00%\nlong       –"
     assert text_table(rows, {"run": "", "share": ".2%"}) == expected
-    assert save_model is not None

@@ -1,7 +1,7 @@
 """Several training runs at once: their batches go through one model, each has all else its own.
 
 Every run computes what it computes alone: it draws its own random numbers, clips its own gradients,
-and writes its own files.
+and writes its own files. Only dropout in the base is drawn for all of them together.
 """
 
 import signal
@@ -117,6 +117,7 @@ class Lockstep:
         first = self.fits[0]
         with torch.autocast(first.device.type, torch.bfloat16, enabled=first.plan.bf16):
             logits = self.joint(torch.cat(inputs)).chunk(len(self.fits))
+        self.draws[-1] = torch.get_rng_state()  # goes on after what the base's dropout drew
         losses = [f.loss(y, t) for f, y, t in zip(self.fits, logits, targets, strict=True)]
         torch.stack(losses).sum().backward()
         for fit in self.fits:
