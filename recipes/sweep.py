@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-import torch
 
 import adapters
 from recipes.finetune import (
@@ -88,7 +87,6 @@ class Member:
     folder: Path
     splits: Splits
     fit: Fit
-    draws: torch.Tensor  # the state of the random numbers before training
 
 
 def combinations(options: SweepBase) -> list[tuple[dict[str, Any], CommonOptions]]:
@@ -153,13 +151,12 @@ def sweep(options: SweepBase) -> dict[str, Any]:
         full = own.adapter == "full"  # trains the base's own Parameters
         model = copy.deepcopy(base) if full else adapters.shared_copy(base)
         adapt(model, own, config, data.classes)
-        draws = torch.get_rng_state()
         train, validation = splits[own.seed].train, splits[own.seed].validation
         n_images = (len(train) + len(validation)) * options.seeds
         plan = replace(plan, n_cached=pick_cached(model, own, plan, n_images))
         folder = Path(own.out)
         fit = Fit(model, train, validation, plan, folder, [fingerprint])
-        members.append(Member(own, chosen, folder, splits[own.seed], fit, draws))
+        members.append(Member(own, chosen, folder, splits[own.seed], fit))
     say(f"{len(members)} adapters by {options.adapter} on {len(train):,} images, on {device}")
     n_together = options.together
     try:
@@ -195,7 +192,7 @@ def _train(base: VisionTransformer, members: Sequence[Member]) -> None:
     joint = fits[0].model  # one trains as ever
     if len(fits) > 1:
         joint = adapters.together(base, [fit.model for fit in fits])
-    steps = Lockstep(fits, joint, [member.draws for member in members])
+    steps = Lockstep(fits, joint)
     if all(member.options.resume for member in members):
         steps.restore()
     else:

@@ -80,7 +80,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, optimizer: str, stop_
     whole = fit(tmp_path / "whole", **options)
     whole.run()
     stopped = fit(tmp_path / "stopped", **options)
-    step, n_steps = stopped._train_step, 0
+    step, n_steps = stopped.train_step, 0
 
     def counting_step(images: Tensor, labels: Tensor) -> None:
         nonlocal n_steps
@@ -89,7 +89,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, optimizer: str, stop_
         if n_steps == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    stopped._train_step = counting_step  # type: ignore[method-assign]
+    stopped.train_step = counting_step  # type: ignore[method-assign]
     with pytest.raises(Interrupted, match="stopped by SIGTERM"):
         stopped.run()
     resumed = fit(tmp_path / "stopped", **options)

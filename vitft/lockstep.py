@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from vitft.features import n_frozen
 from vitft.images import Images
 from vitft.model import VisionTransformer
 from vitft.train import Fit, Interrupted, stop_signals
@@ -20,17 +22,22 @@ from vitft.train import Fit, Interrupted, stop_signals
 class Lockstep:
     """Runs with equal plans but for their learning rates and seeds, on sets of equal size.
 
+    Runs of one seed on one set see the same images; what is frozen computes them once.
+
     Args:
         fits: the runs.
         joint: a model of their batches (K * B, ...), one after the other, to logits in that order,
             through which their parameters train.
-        draws: the state of the random numbers that each run begins with.
     """
 
-    def __init__(
-        self, fits: Sequence[Fit], joint: VisionTransformer, draws: Sequence[torch.Tensor]
-    ):
-        self.fits, self.joint, self.draws = [*fits], joint, [*draws]
+    def __init__(self, fits: Sequence[Fit], joint: VisionTransformer) -> None:
+        self.fits, self.joint = [*fits], joint
+        same = [(id(fit.train), fit.plan.seed) for fit in fits]
+        self.sets = list(dict.fromkeys(same))
+        self.set_of = torch.tensor([self.sets.index(key) for key in same], device=fits[0].device)
+        self.leaders = [fits[same.index(key)] for key in self.sets]  # they draw for their set
+        self.draws = [torch.Generator().manual_seed(seed).get_state() for _, seed in self.sets]
+        self.n_shared = min(n_frozen(fit.model) for fit in fits) if len(fits) > 1 else 0
 
     def run(self) -> None:
         """Run them all to the end.
@@ -60,7 +67,7 @@ class Lockstep:
             FileNotFoundError: nothing was saved.
             ValueError: a state is broken, or they were not saved together.
         """
-        for i, fit in enumerate(self.fits):
+        for fit, i in zip(self.fits, self.set_of.tolist(), strict=True):
             fit.restore()
             self.draws[i] = torch.get_rng_state()
         places = {(fit.epoch, fit.step) for fit in self.fits}
@@ -68,8 +75,8 @@ class Lockstep:
             raise ValueError("the runs were stopped at different steps; start with --overwrite")
 
     def _save(self) -> None:
-        for fit, draws in zip(self.fits, self.draws, strict=True):
-            torch.set_rng_state(draws)
+        for fit, i in zip(self.fits, self.set_of.tolist(), strict=True):
+            torch.set_rng_state(self.draws[i])
             fit.save()
 
     def _cache(self) -> None:
@@ -90,9 +97,9 @@ class Lockstep:
         first, n = self.fits[0], len(self.fits)
         started = saved = time.perf_counter()
         before = first.seconds * n
-        batches = [f.train.batches(f.order(), f.plan.batch_size, f.device) for f in self.fits]
+        batches = [f.train.batches(f.order(), f.plan.batch_size, f.device) for f in self.leaders]
         for pairs in zip(*batches, strict=True):
-            self._train_step(pairs)
+            self.train_step(pairs)
             now = time.perf_counter()
             for fit in self.fits:
                 fit.step += 1
@@ -106,9 +113,14 @@ class Lockstep:
                 raise Interrupted(f"stopped by {signal.Signals(stop[0]).name}")
         first.synchronize()
 
-    def _train_step(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def train_step(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Move every run's parameters by the gradient of its batch, in one pass.
+
+        Args:
+            pairs: images and labels (B,) of every set.
+        """
         inputs, targets = [], []
-        for i, (fit, pair) in enumerate(zip(self.fits, pairs, strict=True)):
+        for i, (fit, pair) in enumerate(zip(self.leaders, pairs, strict=True)):
             torch.set_rng_state(self.draws[i])
             prepared = fit.prepare(*pair)
             self.draws[i] = torch.get_rng_state()
@@ -116,9 +128,20 @@ class Lockstep:
             targets.append(prepared[1])
         first = self.fits[0]
         with torch.autocast(first.device.type, torch.bfloat16, enabled=first.plan.bf16):
-            logits = self.joint(torch.cat(inputs)).chunk(len(self.fits))
+            logits = self._forward(torch.stack(inputs)).chunk(len(self.fits))
         self.draws[-1] = torch.get_rng_state()  # goes on after what the base's dropout drew
-        losses = [f.loss(y, t) for f, y, t in zip(self.fits, logits, targets, strict=True)]
+        losses = [
+            fit.loss(y, targets[i])
+            for fit, y, i in zip(self.fits, logits, self.set_of.tolist(), strict=True)
+        ]
         torch.stack(losses).sum().backward()
         for fit in self.fits:
             fit.update()
+
+    def _forward(self, x: Tensor) -> Tensor:
+        """Return logits (K * B, n_classes) for the inputs of every set (n_sets, B, ...)."""
+        start = self.joint.first
+        shared = max(start, self.n_shared)
+        with torch.no_grad():
+            y = self.joint.run(x.flatten(0, 1), start, shared).unflatten(0, x.shape[:2])
+        return self.joint.run(y[self.set_of].flatten(0, 1), shared)

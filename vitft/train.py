@@ -78,6 +78,8 @@ class Fit:
             Interrupted: after SIGINT or SIGTERM, with the state saved.
             ValueError: the loss is no longer finite.
         """
+        if (self.epoch, self.step) == (0, 0):  # all that follows is drawn from the seed alone
+            torch.manual_seed(self.plan.seed)
         self.save()
         self.cache()
         with stop_signals() as stop, self.bar() as bar:
@@ -137,7 +139,7 @@ class Fit:
         saved = shown = now = time.perf_counter()
         started = saved - self.seconds
         for images, labels in self.train.batches(self.order(), self.plan.batch_size, self.device):
-            self._train_step(images, labels)
+            self.train_step(images, labels)
             self.step += 1
             bar.update(len(labels))
             now = time.perf_counter()
@@ -170,7 +172,8 @@ class Fit:
         progress = (self.epoch + (step + 0.5) / self.steps_per_epoch) / self.plan.epochs
         return self.plan.lr * lr_factor(self.plan.schedule, progress, warmup=self.plan.warmup)
 
-    def _train_step(self, images: Tensor, labels: Tensor) -> None:
+    def train_step(self, images: Tensor, labels: Tensor) -> None:
+        """Move the parameters by the gradient of one batch."""
         images, targets = self.prepare(images, labels)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.bf16):
             logits = self.model(images)
