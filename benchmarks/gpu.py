@@ -18,7 +18,8 @@ import click
 from benchmarks.versus_article import with_few_tests
 from vitft import load_model, save_model
 
-RECIPE = ["--batch-size=512", "--lr=2e-3", "--init=mimetic", "--cutmix=0.5", "--mixup=0.3"]
+RECIPE = ["--batch-size=512", "--optimizer=muon", "--lr=3e-3", "--init=mimetic"]
+RECIPE += ["--cutmix=0.5", "--mixup=0.3"]
 PARTS = ("speed", "base", "transfer", "ablation")
 
 
@@ -43,6 +44,10 @@ def speed(cifar10: Path, small: bool) -> None:
     python("benchmarks.throughput", f"--data={cifar10}", *few)
     few = ["--batch-size=8", "--rounds=1"] if small else ["--rounds=100", "--bf16"]
     python("benchmarks.inference", *few)
+    few = ["--batch-size=4", "--rounds=1", "--adapters=1,2"] if small else ["--rounds=50"]
+    python("benchmarks.bank", *few)
+    few = ["--batch-sizes=4", "--rounds=1", "--adapters=2"] if small else ["--rounds=30"]
+    python("benchmarks.sweep", *few)
 
 
 def base(cifar10: Path, out: Path, epochs: int, small: bool) -> Path:
@@ -57,10 +62,15 @@ def base(cifar10: Path, out: Path, epochs: int, small: bool) -> Path:
 
 
 def transfer(start: Path, data: Path, small: bool) -> None:
-    """Fine-tune by every method, three seeds each."""
-    few = ["--seeds=1", "--epochs=1", "--limit=200"] if small else ["--seeds=3", "--epochs=30"]
-    options = [f"--base={start}", f"--data={data}", f"--runs={runs(small)}/transfer"]
-    python("benchmarks.transfer", *options, "--name=transfer_gpu", *few, "--shift=2")
+    """Fine-tune in every way, tuned alike, three seeds each; then with 20 images a class."""
+    options = [f"--base={start}", f"--data={data}", f"--runs={runs(small)}/transfer", "--shift=2"]
+    if small:
+        few = ["--seeds=1", "--rates=1", "--epochs=1", "--limit=100"]
+        python("benchmarks.transfer", *options, "--name=transfer_gpu", *few)
+        return
+    python("benchmarks.transfer", *options, "--name=transfer_gpu", "--epochs=10")
+    few = ["--name=transfer_20_gpu", "--epochs=20", "--limit=860"]
+    python("benchmarks.transfer", *options, *few)
 
 
 def ablation(cifar10: Path, small: bool) -> None:
