@@ -31,7 +31,7 @@ WAYS: dict[str, list[str]] = {  # the methods; then LoRA's ranks and targets
     "pissa": ["--adapter=lora", "--init=pissa"],
 }
 SCRATCH = "from scratch"  # a pretraining of the same epochs
-RATES = {"linear": 1e-2, "full": 3e-4, SCRATCH: 1e-3}  # the middle one of three; else 3e-3
+RATES = {"linear": 1e-2, "full": 3e-4}  # the middle one of three; else 3e-3
 COLUMNS = {
     "way": "",
     "test_accuracy": ".2%",
@@ -65,7 +65,7 @@ def scratch(lrs: list[float], seeds: int, out: Path, given: list[str]) -> dict[s
         for seed in range(seeds):
             run = out / f"{lr:g}-{seed}"
             command = ["pretrain", "--no-flip", f"--lr={lr:g}", f"--seed={seed}", f"--out={run}"]
-            run_once([*command, "--init=mimetic", "--batch-size=64", "--overwrite", *given], run)
+            run_once([*command, "--batch-size=64", "--overwrite", *given], run)
             last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
             summary = json.loads((run / "summary.json").read_text())
             found.setdefault(lr, []).append(summary | {"val_accuracy": last["val_accuracy"]})

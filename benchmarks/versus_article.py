@@ -18,7 +18,7 @@ from benchmarks.results import FOLDER, table, write_result
 
 LOOPS = "Batch sizes of the article's loop, and presets of vitft's."
 # Of vitft pretrain, and the least number of epochs: "cpu" divides them among image sizes.
-OPTIONS = {"default": (["--batch-size=32", "--init=mimetic"], 1), "cpu": ([], 6)}
+OPTIONS = {"default": (["--batch-size=64"], 1), "cpu": ([], 6)}
 COLUMNS = {
     "loop": "",
     "batch_size": "",

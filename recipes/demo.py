@@ -38,7 +38,7 @@ def demo(folder: Path) -> list[dict[str, Any]]:
     """Run the path, every file of it below `folder`, and return the summaries of its runs."""
     base = folder / "base"
     vitft(
-        f"pretrain --data shapes --out {base} --epochs 9 --sizes 16:0.78 --lr 2e-3 "
+        f"pretrain --data shapes --out {base} --epochs 6 --sizes 16:0.67 "
         f"--batch-size 64 {SIZES} --overwrite"
     )
     for method in METHODS:

@@ -25,7 +25,7 @@ class TrainOptions:
     lr: float | None = option(1e-3, "Highest learning rate.")
     weight_decay: float = option(0.05, "Decoupled weight decay of matrices.")
     optimizer: str = option(
-        "adamw", "adamw, muon (for pretraining: dearer steps, but far fewer) or adam."
+        "adamw", "adamw, adam, or muon, which is for whole matrices, not for thin ones."
     )
     schedule: str = option("cosine", "Of the learning rate: cosine, linear, multistep or constant.")
     warmup: float = option(0.05, "Share of the run over which the learning rate rises.")

@@ -19,15 +19,12 @@ from vitft.model import VisionTransformer, ViTConfig
 from vitft.options import option
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # flips and crops; for few epochs
+    # flips and shifts; for few epochs
     "default": {},
     # on two cores: most of the epochs on small images, which cost a quarter
     "cpu": {
         "epochs": 12,
         "batch_size": 256,
-        "lr": 3e-3,
-        "optimizer": "muon",
-        "init": "mimetic",
         "stem": "conv",
         "sizes": ("16:0.66", "24:0.17"),
     },
@@ -56,6 +53,8 @@ class PretrainOptions(TrainOptions):
     """Train a Vision Transformer from scratch and save it as OUT/model.safetensors."""
 
     preset: str = option("default", f"Values for what is not given: {', '.join(PRESETS)}.")
+    lr: float | None = option(3e-3, "Highest learning rate; for adamw about a third of it.")
+    optimizer: str = option("muon", "muon (dearer steps, but far fewer), adamw or adam.")
     label_smoothing: float = option(0.05, "Probability that a target leaves to the other classes.")
     flip: bool = option(
         True, "Mirror half of the training images; wrong where left and right differ, as in signs."
@@ -66,7 +65,7 @@ class PretrainOptions(TrainOptions):
         (), "Train on smaller images first: SIZE:SHARE of the epochs, e.g. 16:0.6,24:0.3."
     )
     init: str = option(
-        "small", f"What the weights start from: {', '.join(INITS)} (arXiv:2305.09828)."
+        "mimetic", f"What the weights start from: {', '.join(INITS)} (arXiv:2305.09828)."
     )
     pooling: str = option(
         "mean", "What the head reads: the mean of the tokens, or cls, the class token."
