@@ -141,11 +141,10 @@ class StackedHead(Stack, AdapterLinear):
 class Bank(nn.Module):
     """One base and any number of saved adapters, each of a batch's rows with its own.
 
-    LoRA, DoRA, VeRA, (IA)^3, SSF, BitFit and norm tuning can be stacked, in any mixture. The
-    base's Parameters are shared with `model`, which stays what it is.
+    LoRA, DoRA, VeRA, (IA)^3, SSF, BitFit and norm tuning can be stacked, in any mixture.
 
     Args:
-        model: the base, frozen from then on in the bank's eyes: what it learns later, rows see.
+        model: the base, which stays what it is; the bank's weights lie in the same memory.
         folders: saved adapters, for slots 1, 2, ...; they also tell what room the bank needs.
         n_slots: room for adapters, at least as many as folders, and the base.
         rank: room for the ranks of low-rank updates, at least the folders'.
@@ -171,7 +170,7 @@ class Bank(nn.Module):
     ) -> None:
         super().__init__()
         self.base: nn.Module
-        vars(self)["base"] = model  # not a child: its parameters are those of self.model
+        vars(self)["base"] = model  # not a child: self.model has its weights
         self.model = shared_copy(model).requires_grad_(False).eval()
         self.head, self.ids = head, Ids()
         self.n_slots = max(n_slots or 0, len(folders) + 1)

@@ -183,9 +183,15 @@ def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:
 
 
 def shared_copy(model: Model) -> Model:
-    """Return a copy of the modules of `model`, with the same Parameters and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    """Return a copy of `model` whose tensors lie in the same memory.
+
+    What is frozen, moved to another device or cast in one of them is not so in the other; a value
+    that changes in place changes in both.
+    """
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
+    return copy.deepcopy(model, memo)
 
 
 def adapter_layer(model: nn.Module, name: str) -> AdapterLayer:

@@ -121,7 +121,7 @@ def together(base: Model, members: Sequence[nn.Module], head: str = "head") -> M
     Raises:
         ValueError: a method can't be stacked, has dropout, or something besides the head trains.
     """
-    joint = shared_copy(base)
+    joint = shared_copy(base).requires_grad_(False)
     records = [injection(member) for member in members]
     for record in records:
         if record.trained.keys() != {head}:
@@ -129,7 +129,7 @@ def together(base: Model, members: Sequence[nn.Module], head: str = "head") -> M
         if getattr(record.config, "dropout", 0):
             raise ValueError("dropout draws other numbers together than alone; leave it out")
     for name in sorted({name for record in records for name in record.adapted}):
-        module = plain(base.get_submodule(name), name, nn.Linear, nn.LayerNorm)
+        module = plain(joint.get_submodule(name), name, nn.Linear, nn.LayerNorm)
         assert isinstance(module, nn.Linear | nn.LayerNorm)
         own = [member.get_submodule(name) for member in members]
         for layer, record in zip(own, records, strict=True):

@@ -80,7 +80,11 @@ def test_a_slot_is_loaded_and_replaced_without_recompiling(tmp_path: Path) -> No
 def test_the_base_is_shared_and_stays_what_it_is(tmp_path: Path) -> None:
     model = toy()
     bank = Bank(model, [saved("lora", tmp_path)])
-    assert bank.model.blocks[0].attn.wq.weight is model.blocks[0].attn.wq.weight
+    pairs = zip(bank.model.parameters(), model.parameters(), strict=True)
+    assert all(one.data_ptr() == two.data_ptr() for one, two in pairs)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(parameter.requires_grad for parameter in bank.parameters())
+    assert bank.half().model.embed.weight.dtype == torch.float16
     assert torch.equal(model(X), toy()(X))
     assert [type(m) for m in model.modules()] == [type(m) for m in toy().modules()]
 

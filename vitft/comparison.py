@@ -86,20 +86,23 @@ def _picture(rows: Sequence[Mapping[str, Any]], x: str, y: str, series: str) -> 
             colour = COLOURS[i % len(COLOURS)]
             spread = [row.get("spread") or 0 for row in own]
             axes.errorbar(place, height, spread, color=colour, marker="o", markersize=4, capsize=2)
+            number = isinstance(own[0][series], int | float)
             axes.annotate(
-                name,
+                f"{series} {name}" if number else name,
                 (place[-1], height[-1]),
                 (6, 3),
                 textcoords="offset points",
                 color=colour,
             )
         axes.set_xscale("log")
-        values = sorted({row[x] for row in points})
-        if len(values) <= 8:
-            axes.set_xticks(values, [f"{value:.4g}" for value in values])
-            axes.minorticks_off()
+        if x.endswith("_share"):
+            axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        else:
+            values = sorted({row[x] for row in points})
+            axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
         axes.grid(axis="y")
-        axes.margins(x=0.12)
-        axes.set_xlabel(x.replace("_", " "))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.margins(x=0.12, y=0.1)
+        axes.set_xlabel(x.replace("_", " "), color=GREY)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         return f'<h2>{escape(y.replace("_", " "))}</h2><div class="panel">{svg(figure)}</div>'
