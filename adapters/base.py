@@ -139,7 +139,7 @@ class RankConfig(AdapterConfig):
 
     targets: tuple[str, ...] = ("wq", "wk", "wv", "wo")
     rank: int = option(8, "rank of the update")
-    alpha: float = option(16.0, "the update is scaled by alpha / rank")
+    alpha: float = option(16, "the update is scaled by alpha / rank")
     rank_pattern: Mapping[str, int] = option({}, "other ranks, by names: w1=4,w2=16")
     alpha_pattern: Mapping[str, float] = option({}, "other alphas, by names")
 

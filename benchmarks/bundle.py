@@ -37,7 +37,7 @@ trained briefly. It is a start for fine-tuning and for trying things, not a clas
 # What a reader needs to train it again, in the order of the command.
 SHOWN = (
     *("preset", "epochs", "batch_size", "lr", "weight_decay", "optimizer", "schedule", "warmup"),
-    *("label_smoothing", "flip", "shift", "sizes", "pooling", "init"),
+    *("label_smoothing", "flip", "shift", "sizes", "pooling", "init", "stem"),
 )
 
 
