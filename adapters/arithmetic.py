@@ -168,6 +168,8 @@ def _updates(saved: AdapterFolder, folder: str) -> dict[str, Factors]:
     config = LoRAConfig.from_peft(saved.config | {"target_modules": sorted(names) or ["none"]})
     found = {}
     for name in sorted(names):
+        if (missing := f"{PREFIX}{name}{B}") not in saved.tensors:
+            raise ValueError(f"{folder}: tensor {missing} is missing")
         a, b = (_wide(saved.tensors[f"{PREFIX}{name}{end}"]) for end in (A, B))
         found[name] = a, config.scale(name) * b
     return found

@@ -153,6 +153,15 @@ class RankConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("rank_pattern", "alpha_pattern"):
+            object.__setattr__(self, name, dict(getattr(self, name) or {}))
+            for key in getattr(self, name):
+                try:
+                    re.compile(key)
+                except re.error as error:
+                    raise ValueError(
+                        f"{name}'s {key!r} is no regular expression: {error}"
+                    ) from error
         for rank in (self.rank, *self.rank_pattern.values()):
             if not isinstance(rank, int) or rank < 1:
                 raise ValueError(f"rank={rank!r} is not a positive integer; 4 to 32 are usual")

@@ -3,13 +3,14 @@
 y = l * (W x + b), or W (l * x) + b (arXiv:2205.05638, section 3.3).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from adapters.base import AdapterConfig, option, plain_linear
-from adapters.layers import AdapterLinear
+from adapters.layers import AdapterLayer, AdapterLinear
 from adapters.targets import ends, matches
 
 
@@ -92,6 +93,29 @@ class IA3Config(AdapterConfig):
                         f"feedforward {wanted!r} says more than the target {target!r}; "
                         "name both alike"
                     )
+
+    def adapt_all(self, modules: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
+        """Return the (IA)^3 layers that take the places of plain `nn.Linear`s.
+
+        Raises:
+            ValueError: one of them is not, or one of `feedforward`, if given, is none of them.
+        """
+        for wanted in self.feedforward:
+            given = self.feedforward != type(self).feedforward
+            if given and not any(matches(name, wanted) for name in modules):
+                raise ValueError(f"feedforward {wanted!r} is none of the targets {[*modules]}")
+        return super().adapt_all(modules)
+
+    @classmethod
+    def from_peft(cls, written: Mapping[str, Any]) -> Self:
+        """Return the config that an adapter_config.json tells; keys left out have PEFT's defaults.
+
+        Raises:
+            ValueError: an option is missing, has a wrong value, or is not supported and not off.
+        """
+        pattern = written.get("feedforward_modules")
+        given = {"feedforward_modules": (pattern,)} if isinstance(pattern, str) else {}
+        return super().from_peft({**written, **given})
 
     def to_peft(self) -> dict[str, Any]:
         """Return the entries of an adapter_config.json; `feedforward` by the targets' names."""

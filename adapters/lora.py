@@ -171,14 +171,15 @@ class LoRAConfig(RankConfig):
         """Return the LoRA layer that takes the place of a plain `nn.Linear`.
 
         Raises:
-            ValueError: `module` is not a plain `nn.Linear`, or the rank exceeds its sides.
+            ValueError: `module` is not a plain `nn.Linear`, or the rank exceeds its sides where A
+                and B start from W.
         """
         base = plain_linear(module, name)
         rank, _ = self.rank_and_alpha(name)
-        if rank > min(base.weight.shape):
+        if self.init in CONVERTED and rank > min(base.weight.shape):
             raise ValueError(
-                f"rank={rank} exceeds the smaller side of {name!r}, "
-                f"{tuple(base.weight.shape)}; choose rank from 1 to {min(base.weight.shape)}"
+                f"rank={rank} exceeds the smaller side of {name!r}, {tuple(base.weight.shape)}; "
+                f"choose rank from 1 to {min(base.weight.shape)} for init={self.init!r}"
             )
         scale = self.scale(name)
         return self.layer(base, rank=rank, scale=scale, dropout=self.dropout, init=self.init)

@@ -81,8 +81,6 @@ def refuse(
     for name, module in adapted.items():
         if name in trained:
             raise ValueError(f"{name!r} is both a target and trainable; choose one")
-        if inside := [outer for outer in _outer(name) if outer in adapted]:
-            raise ValueError(f"{name!r} lies inside {inside[0]!r}, a target too; choose one")
         for outer in (model, *(modules[outer] for outer in _outer(name))):
             if isinstance(outer, BYPASSING):
                 kind = type(outer).__name__
@@ -92,6 +90,8 @@ def refuse(
     for name, module in (*adapted.items(), *trained.items()):
         if inside := [outer for outer in _outer(name) if outer in trained]:
             raise ValueError(f"{name!r} lies inside {inside[0]!r}, which is trainable; choose one")
+        if inside := [outer for outer in _outer(name) if outer in adapted]:
+            raise ValueError(f"{name!r} lies inside {inside[0]!r}, which is a target; choose one")
         if twin := [n for n, m in modules.items() if m is module and n != name]:
             raise ValueError(f"{name!r} and {twin[0]!r} are one module; it can't be replaced")
     _refuse_tied(model, trained)

@@ -83,6 +83,13 @@ class Joint(nn.Module):
         pairs = [(part.get("a", empty["a"]), part.get("b", empty["b"])) for part in parts]
         a = torch.stack([F.pad(a, (0, 0, 0, rank - len(a))) for a, _ in pairs])  # (K, R, I)
         b = torch.stack([F.pad(b, (0, rank - b.shape[1])) for _, b in pairs])  # (K, O, R)
+        if torch.is_autocast_enabled(x.device.type) or x.dtype not in (
+            torch.float32,
+            torch.float64,
+        ):
+            return F.linear(x, weight) + torch.bmm(
+                torch.bmm(x, a.mT), b.mT
+            )  # see AdapterLinear.sums
         return cast(Tensor, SummedProducts.apply(x, weight, a, b))  # type: ignore[no-untyped-call]
 
     def _norm(self, x: Tensor) -> Tensor:

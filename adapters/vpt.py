@@ -21,8 +21,8 @@ class PromptedBlock(Wrapper):
     def __init__(self, base: nn.Module, dim: int, *, n_prompts: int, dropout: float) -> None:
         super().__init__(base)
         bound = math.sqrt(6 / (2 * dim))  # Xavier's, the paper's for patches of D numbers
-        prompts = next(base.parameters()).new_empty(n_prompts, dim)
-        self.prompts = nn.Parameter(prompts.uniform_(-bound, bound))  # (P, D)
+        prompts = next(base.parameters()).new_empty(1, n_prompts, dim)
+        self.prompts = nn.Parameter(prompts.uniform_(-bound, bound))  # (1, P, D)
         self.dropout_rate = dropout
 
     def adapted(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:

@@ -18,6 +18,7 @@ COLUMNS = {
     "data": "",
     "trained_share": ".2%",
     "test_accuracy": ".2%",
+    "val_accuracy": ".2%",
     "images_per_second": ",.0f",
     "seconds": ",.0f",
     "file_kB": ",.0f",
@@ -39,7 +40,7 @@ def compare(options: CompareOptions) -> list[dict[str, Any]]:
     Raises:
         ValueError, OSError: a folder holds no finished run, or the page can't be written.
     """
-    rows = sorted(map(read_run, options.dir), key=lambda row: -row["test_accuracy"])
+    rows = sorted(map(read_run, options.dir), key=lambda row: -(row["test_accuracy"] or 0))
     write_comparison(
         Path(options.out),
         title="Runs side by side",
@@ -69,7 +70,8 @@ def read_run(folder: str) -> dict[str, Any]:
             "method": told.get("adapter", "pretrain"),
             "data": Path(told["data"]).name,
             "trained_share": told["n_trainable"] / told["n_parameters"],
-            "test_accuracy": float(told["test_accuracy"]),
+            "test_accuracy": told["test_accuracy"],  # None for those a sweep did not pick
+            "val_accuracy": told.get("val_accuracy"),
             "images_per_second": told["images_per_second"],
             "seconds": told["seconds"],
             "file_kB": told["file_bytes"] / 1000 if "file_bytes" in told else None,

@@ -3,6 +3,7 @@
 `vitft finetune --adapter lora --base BASE --data DATA --out DIR`
 """
 
+import copy
 import inspect
 import shlex
 from collections.abc import Sequence
@@ -117,10 +118,7 @@ def finetune(options: CommonOptions) -> dict[str, Any]:
     device = pick_device(options.device)
     options, config, plan = resolve(options, device)
     folder = check_run(options)
-    if find_base(options.base).parent.resolve() == folder.resolve():
-        raise ValueError(
-            f"{folder} holds the base, which the run would replace; choose another --out"
-        )
+    check_base(options.base, folder)
     model = load_model(options.base)
     fingerprint = adapters.fingerprint(model)
     data = load_data(
@@ -138,6 +136,18 @@ def finetune(options: CommonOptions) -> dict[str, Any]:
     plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
     fit = train(model, splits, plan, options, folder, [fingerprint])
     return finish(fit, splits, options, folder, save_trained(fit, options, folder))
+
+
+def check_base(base: str, folder: Path) -> None:
+    """Check that a run in `folder` does not replace the base.
+
+    Raises:
+        ValueError: it would.
+    """
+    if find_base(base).parent.resolve() == folder.resolve():
+        raise ValueError(
+            f"{folder} holds the base, which the run would replace; choose another --out"
+        )
 
 
 def resolve(
@@ -186,6 +196,7 @@ def save_trained(fit: Fit, options: CommonOptions, folder: Path) -> dict[str, An
         "base": options.base,
         "file": file.name,
         "file_bytes": file.stat().st_size,
+        "can_be_merged": options.adapter != "full" and _can_be_merged(fit.model),
     }
 
 
@@ -266,8 +277,16 @@ def run(options: CommonOptions) -> None:
     click.echo(f"report          {out}/report.html")
     click.echo(f"evaluate it     vitft evaluate {model} --data {data}")
     click.echo(f"use it          vitft predict {model} IMAGE")
-    if not full:
+    if summary["can_be_merged"]:
         click.echo(f"bake it in      vitft merge {model} --out {out}/merged.safetensors")
+
+
+def _can_be_merged(model: torch.nn.Module) -> bool:
+    try:
+        adapters.merge(copy.deepcopy(model))
+    except ValueError:
+        return False
+    return True
 
 
 def _trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:

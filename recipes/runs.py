@@ -72,7 +72,8 @@ def check_same(options: TrainOptions, folder: Path) -> None:
     default = {field.name: field.default for field in fields(options)}
     for name, value in _written(options).items():
         before = started.get(name, default[name])  # what an older version did not know
-        if name not in MAY_DIFFER and before != value:
+        unknown = name not in started and (before is None or before == ())  # the method's own
+        if name not in MAY_DIFFER and before != value and not unknown:
             raise ValueError(
                 f"the run in {folder} was started with {name} {before}, not {value}; "
                 "resume it with the same options"

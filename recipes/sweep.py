@@ -19,6 +19,7 @@ from recipes.finetune import (
     CommonOptions,
     FinetuneOptions,
     adapt,
+    check_base,
     method_lines,
     method_options,
     pick_cached,
@@ -26,8 +27,8 @@ from recipes.finetune import (
     save_trained,
 )
 from recipes.options import pick_device
-from recipes.runs import check_run, start_run
-from recipes.training import Splits, finish, make_splits, say
+from recipes.runs import OUTPUTS, check_run, start_run
+from recipes.training import Splits, finish, make_splits, say, summarise
 from vitft import options as cli
 from vitft.checkpoint import load_model
 from vitft.comparison import text_table, write_comparison
@@ -87,6 +88,7 @@ class Member:
     folder: Path
     splits: Splits
     fit: Fit
+    failed: str = ""  # why, if it did
 
 
 def combinations(options: SweepBase) -> list[tuple[dict[str, Any], CommonOptions]]:
@@ -100,11 +102,16 @@ def combinations(options: SweepBase) -> list[tuple[dict[str, Any], CommonOptions
     for name in ("seeds", "together"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name}={getattr(options, name)} is not positive")
+    if options.compile:
+        raise ValueError("a sweep is not compiled; leave out --compile")
     values = {
         name: [_number(name, text) for text in getattr(options, name)]
         for name in GRID
         if getattr(options, name)
     }
+    for name, found in values.items():
+        if len(set(found)) < len(found):
+            raise ValueError(f"--{name.replace('_', '-')} has a value twice: {found}")
     same = {field.name for field in fields(FinetuneOptions)} - GRID.keys() - {"seed", "out"}
     common = {name: getattr(options, name) for name in same}
     made = []
@@ -133,41 +140,114 @@ def sweep(options: SweepBase) -> dict[str, Any]:
         KeyboardInterrupt: stopped, with every state saved.
     """
     device = pick_device(options.device)
+    made = [(chosen, *resolve(_resumed(given), device)) for chosen, given in combinations(options)]
+    out = Path(options.out)
+    for folder, own in [(out, options), *((Path(own.out), own) for _, own, _, _ in made)]:
+        check_base(options.base, folder)
+        if folder == out:
+            _check_out(options, out)
+        else:
+            check_run(own)
     base = load_model(options.base)
+    fingerprint = adapters.fingerprint(base)
     data = load_data(
         options.data, image_size=base.config.image_size, n_channels=base.config.n_channels
     )
-    made = [(chosen, *resolve(_resumed(given), device)) for chosen, given in combinations(options)]
-    for _, own, _, _ in made:
-        check_run(own)
-    splits: dict[int, Splits] = {}
-    members: list[Member] = []
-    fingerprint = adapters.fingerprint(base)
     base.new_head(data.classes)
     base.to(device)
+    splits = {
+        seed: make_splits(data, replace(options, seed=seed), device) for seed in _seeds(options)
+    }
+    members: list[Member] = []
     for chosen, own, config, plan in made:
-        if own.seed not in splits:
-            splits[own.seed] = make_splits(data, own, device)
         full = own.adapter == "full"  # trains the base's own Parameters
         model = copy.deepcopy(base) if full else adapters.shared_copy(base)
         adapt(model, own, config, data.classes)
         train, validation = splits[own.seed].train, splits[own.seed].validation
         n_images = (len(train) + len(validation)) * options.seeds
         plan = replace(plan, n_cached=pick_cached(model, own, plan, n_images))
-        folder = Path(own.out)
-        fit = Fit(model, train, validation, plan, folder, [fingerprint])
-        members.append(Member(own, chosen, folder, splits[own.seed], fit))
+        fit = Fit(model, train, validation, plan, Path(own.out), [fingerprint])
+        if own.resume:
+            fit.restore()
+        members.append(Member(own, chosen, Path(own.out), splits[own.seed], fit))
     say(f"{len(members)} adapters by {options.adapter} on {len(train):,} images, on {device}")
-    n_together = options.together
+    for member in members:
+        if not member.options.resume:
+            start_run(member.options, member.folder)
+    for chunk in _chunks(base, members, options.together):
+        _train(base, chunk)
+    return _conclude(options, members)
+
+
+def _seeds(options: SweepBase) -> range:
+    return range(options.seed, options.seed + options.seeds)
+
+
+def _check_out(options: SweepBase, out: Path) -> None:
+    """Check that the sweep's own files replace none, unless they may.
+
+    Raises:
+        ValueError: they would.
+    """
+    there = [name for name in ("sweep.json", *OUTPUTS) if (out / name).exists()]
+    if there and not (options.overwrite or options.resume):
+        raise ValueError(
+            f"{out} holds {there[0]} already; use --resume, --overwrite or another --out"
+        )
+
+
+def _resumed(own: CommonOptions) -> CommonOptions:
+    """Return the options with --resume only where there is something to go on from."""
+    return replace(own, resume=own.resume and Path(own.out, STATE).exists())
+
+
+def _chunks(base: VisionTransformer, members: Sequence[Member], n: int) -> list[list[Member]]:
+    """Return what trains together: at most `n`, at the same place, and only what can be stacked."""
+    alone: list[list[Member]] = []
+    places: dict[tuple[int, int], list[Member]] = {}
+    for member in members:
+        try:
+            adapters.together(base, [member.fit.model])
+        except ValueError as error:
+            if not alone:
+                say(f"one after the other: {error}")
+            alone.append([member])
+        else:
+            places.setdefault((member.fit.epoch, member.fit.step), []).append(member)
+    return alone + [same[i : i + n] for same in places.values() for i in range(0, len(same), n)]
+
+
+def _train(base: VisionTransformer, members: Sequence[Member]) -> None:
+    """Train some of the adapters together, or go on, and save them."""
+
+    def join(models: list[VisionTransformer]) -> VisionTransformer:
+        return models[0] if len(models) == 1 else adapters.together(base, models)
+
+    steps = Lockstep([member.fit for member in members], join)
     try:
-        adapters.together(base, [members[0].fit.model])
-    except ValueError as error:
-        say(f"one after the other: {error}")
-        n_together = 1
-    for i in range(0, len(members), n_together):
-        _train(base, members[i : i + n_together])
+        steps.run()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "the states are saved; the same command with --resume goes on"
+        ) from None
+    except ValueError:
+        if not steps.failed:
+            raise
+    for i, member in enumerate(members):
+        if i in steps.failed:
+            member.failed = steps.failed[i]
+            say(f"{member.folder.name} failed: {member.failed}")
+        else:
+            facts = save_trained(member.fit, member.options, member.folder)
+            summarise(member.fit, member.splits, member.options, member.folder, facts)
+
+
+def _conclude(options: SweepBase, members: Sequence[Member]) -> dict[str, Any]:
+    """Read the test split for the best, and write sweep.json and report.html."""
     rows = _rows(members)
-    best = max(rows, key=lambda row: row["val_accuracy"])
+    if not any(row["val_accuracy"] is not None for row in rows):
+        raise ValueError(f"every adapter failed; {members[0].failed}")
+    best = max(rows, key=lambda row: row["val_accuracy"] or 0)
     best["test_accuracy"] = statistics.mean(
         finish(m.fit, m.splits, m.options, m.folder, save_trained(m.fit, m.options, m.folder))[
             "test_accuracy"
@@ -181,33 +261,6 @@ def sweep(options: SweepBase) -> dict[str, Any]:
     return result
 
 
-def _resumed(own: CommonOptions) -> CommonOptions:
-    """Return the options with --resume only where there is something to go on from."""
-    return replace(own, resume=own.resume and Path(own.out, STATE).exists())
-
-
-def _train(base: VisionTransformer, members: Sequence[Member]) -> None:
-    """Train some of the adapters together, or go on, and save them."""
-    fits = [member.fit for member in members]
-    joint = fits[0].model  # one trains as ever
-    if len(fits) > 1:
-        joint = adapters.together(base, [fit.model for fit in fits])
-    steps = Lockstep(fits, joint)
-    if all(member.options.resume for member in members):
-        steps.restore()
-    else:
-        for member in members:
-            start_run(member.options, member.folder)
-    try:
-        steps.run()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            "the states are saved; the same command with --resume goes on"
-        ) from None
-    for member in members:
-        save_trained(member.fit, member.options, member.folder)
-
-
 def _rows(members: Sequence[Member]) -> list[dict[str, Any]]:
     """Return a row for every combination: the mean over its seeds of the last validation."""
     groups: dict[tuple[Any, ...], list[Member]] = {}
@@ -216,14 +269,15 @@ def _rows(members: Sequence[Member]) -> list[dict[str, Any]]:
         groups.setdefault(key, []).append(member)
     rows = []
     for group in groups.values():
-        found = [member.fit.history[-1]["val_accuracy"] for member in group]
-        first = group[0]
+        first, failed = group[0], [member.failed for member in group if member.failed]
+        found = [] if failed else [member.fit.history[-1]["val_accuracy"] for member in group]
         rows.append(
             {name: value for name, value in first.chosen.items() if name != "seed"}
             | {
-                "val_accuracy": statistics.mean(found),
+                "val_accuracy": statistics.mean(found) if found else None,
                 "spread": statistics.stdev(found) if len(found) > 1 else None,
                 "n_trainable": sum(p.numel() for p in first.fit.trainable),
+                "failed": failed[0] if failed else None,
                 "folders": [str(member.folder) for member in group],
             }
         )

@@ -14,7 +14,7 @@ import torch
 from recipes.options import TrainOptions, pick_compile
 from recipes.runs import start_run
 from vitft.data import ImageSet
-from vitft.evaluate import evaluate
+from vitft.evaluate import Evaluation, evaluate
 from vitft.files import write_json
 from vitft.images import Images, limit, split
 from vitft.model import VisionTransformer
@@ -78,15 +78,41 @@ def finish(
     model.resize(model.config.image_size)
     started = time.perf_counter()
     result = evaluate(model, splits.test, bf16=fit.plan.bf16)
+    summary = summarise(fit, splits, options, folder, facts, result, time.perf_counter() - started)
+    write_report(
+        folder / "report.html",
+        title=f"{folder.name}: {options.data}",
+        facts=summary,
+        history=fit.history,
+        classes=model.classes,
+        image=splits.test.decode,
+        labels=result.labels,
+        probabilities=result.probabilities,
+    )
+    return summary
+
+
+def summarise(
+    fit: Fit,
+    splits: Splits,
+    options: TrainOptions,
+    folder: Path,
+    facts: Mapping[str, Any],
+    result: Evaluation | None = None,
+    test_seconds: float = 0.0,
+) -> dict[str, Any]:
+    """Write summary.json and return it; without `result`, the test split's figures are None."""
+    model = fit.model
     seconds = sum(row["seconds"] for row in fit.history)
     summary: dict[str, Any] = {
-        "test_accuracy": result.accuracy,
-        "test_loss": result.loss,
+        "test_accuracy": result.accuracy if result else None,
+        "test_loss": result.loss if result else None,
+        "val_accuracy": fit.history[-1]["val_accuracy"] if fit.history else None,
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "n_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "images_per_second": round(len(fit.history) and _n_images(fit) / max(seconds, 1e-9), 1),
         "seconds": round(seconds, 1),
-        "test_seconds": round(time.perf_counter() - started, 1),
+        "test_seconds": round(test_seconds, 1),
         "device": device_name(fit.device),
         "data": options.data,
         "n_train": len(splits.train),
@@ -102,16 +128,6 @@ def finish(
         },
     }
     write_json(folder / "summary.json", summary)
-    write_report(
-        folder / "report.html",
-        title=f"{folder.name}: {options.data}",
-        facts=summary,
-        history=fit.history,
-        classes=model.classes,
-        image=splits.test.decode,
-        labels=result.labels,
-        probabilities=result.probabilities,
-    )
     return summary
 
 

@@ -184,11 +184,6 @@ def test_a_layer_that_cannot_be_adapted_is_refused(kind: str) -> None:
         pass
 
     cases = [
-        (
-            linear(),
-            9,
-            r"rank=9 exceeds the smaller side of 'wq', \(9, 8\); choose rank from 1 to 8",
-        ),
         (Own(8, 8), 2, "'wq' is a Own, a subclass of nn.Linear; only plain nn.Linear"),
         (nn.LayerNorm(8), 2, "'wq' is a LayerNorm, not an nn.Linear"),
         (nn.Linear(8, 8, device="meta"), 2, r"'wq' has no weights yet \(device meta\)"),
@@ -199,6 +194,12 @@ def test_a_layer_that_cannot_be_adapted_is_refused(kind: str) -> None:
     for module, rank, message in cases:
         with pytest.raises(ValueError, match=message):
             METHODS[kind](rank=rank).adapt(module, "wq")
+
+
+def test_a_rank_may_exceed_the_sides_unless_the_start_is_of_the_weight() -> None:
+    LoRAConfig(rank=9).adapt(linear(), "wq")
+    with pytest.raises(ValueError, match=r"rank=9 exceeds the smaller side of 'wq', \(9, 8\)"):
+        LoRAConfig(rank=9, init="pissa").adapt(linear(), "wq")
 
 
 def test_dora_refuses_rows_of_zeros() -> None:

@@ -123,7 +123,7 @@ def test_ejecting_after_training_is_the_base_bit_for_bit(kind: str) -> None:
     model.embed.weight.requires_grad_(False)
     model.blocks[0].eval()
     before, output = snapshot(model), model(X)
-    fit(inject(model, config(kind), trainable=("head", "wo")))
+    fit(inject(model, config(kind), trainable=("head", "embed")))
     assert eject(model) is model
     assert snapshot(model) == before
     assert torch.equal(model(X), output)
@@ -200,7 +200,7 @@ def test_the_fingerprint_tells_the_base_only(kind: str) -> None:
         ),
         ("q", "target 'q' matches no module"),
         ("locks.0.attn.wq", "target 'locks.0.attn.wq' matches no module"),
-        ("blocks", "lies inside 'blocks', a target too; choose one"),
+        ("blocks", "lies inside 'blocks', which is a target; choose one"),
         ("head", "'head' is both a target and trainable; choose one"),
     ],
 )

@@ -162,6 +162,7 @@ def test_converted_starts_keep_the_base_and_save_a_plain_lora_of_twice_the_rank(
         ("adaptformer", {"scale": 0.0}, "scale=0.0 is not positive; 0.1 is usual"),
         ("adaptformer", {"dropout": 1.0}, "dropout=1.0 is not in 0 <= dropout < 1"),
         ("vpt", {"n_prompts": 0}, "n_prompts=0 is not a positive integer; try 10"),
+        ("lora", {"rank_pattern": {"w[": 2}}, "rank_pattern's 'w\\[' is no regular expression"),
         ("vpt", {"dropout": 1.0}, "dropout=1.0 is not in 0 <= dropout < 1"),
     ],
 )
@@ -197,3 +198,21 @@ def test_dropout_of_a_method_acts_in_training_only(kind: str) -> None:
             parameter.add_(0.3)
     assert torch.equal(model.eval()(X), model(X))
     assert not torch.equal(model.train()(X), model(X))
+
+
+def test_a_feedforward_that_is_no_target_is_refused() -> None:
+    with pytest.raises(ValueError, match="feedforward 'w_2' is none of the targets"):
+        inject(VisionTransformer(), METHODS["ia3"](feedforward=("w_2",)))
+    inject(VisionTransformer(), METHODS["ia3"](targets=("wk",)))  # the default asks for none
+
+
+def test_layers_leave_out_what_only_the_default_targets_name() -> None:
+    model = inject(VisionTransformer(), METHODS["norm"](layers=(5,)))
+    trained = {name.rpartition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"blocks.5.norm1", "blocks.5.norm2"}
+
+
+@pytest.mark.parametrize(("kind", "name"), [("adaptformer", "ffn.0"), ("vpt", "attn.wo")])
+def test_nothing_inside_a_target_can_be_trained_besides(kind: str, name: str) -> None:
+    with pytest.raises(ValueError, match="lies inside .* which is a target; choose one"):
+        inject(toy(), config(kind), trainable=("head", name))

@@ -72,7 +72,9 @@ def test_a_target_can_be_a_pattern_for_a_whole_name() -> None:
     assert names(r".*\.w.", "embed")[0] == "embed"
     with pytest.raises(ValueError, match=r"'\*wq' is no name, and no regular expression"):
         names("*wq")
-    with pytest.raises(ValueError, match="'blocks.0.attn.wq' lies inside 'blocks.0', a tar"):
+    with pytest.raises(
+        ValueError, match="'blocks.0.attn.wq' lies inside 'blocks.0', which is a tar"
+    ):
         inject(toy(), config("vpt", targets=("blocks.0", "wq")))
 
 

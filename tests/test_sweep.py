@@ -122,7 +122,8 @@ def test_a_sweep_picks_by_validation_and_writes_all_it_promises(
     }
     for path in folders:
         assert (path / "adapter_config.json").exists()
-        assert (path / "summary.json").exists() == (str(path) in told["best"]["folders"])
+        tested = json.loads((path / "summary.json").read_text())["test_accuracy"] is not None
+        assert tested == (str(path) in told["best"]["folders"])
     assert f"{told['best']['test_accuracy']:.2%}" in done.stdout
     page = (tmp_path / "report.html").read_text()
     assert "<svg" in page
@@ -179,6 +180,8 @@ def test_a_stopped_sweep_goes_on_as_if_it_had_not(
         (["--seeds=0"], "seeds=0 is not positive"),
         (["--together=0"], "together=0 is not positive"),
         (["--val-fraction=0"], "a sweep picks by validation; leave out --val-fraction 0"),
+        (["--lr=1e-3,0.001"], "--lr has a value twice: [0.001, 0.001]"),
+        (["--compile"], "a sweep is not compiled; leave out --compile"),
         (["--adapter=boft"], "unknown adapter 'boft'; choose from lora"),
         (["--width=3"], "--width means nothing to --adapter lora"),
     ],
@@ -189,6 +192,58 @@ def test_what_cannot_be_swept_is_refused(
     done = sweep(vitft, folder, base, tmp_path / "out", *flags, code=2)
     assert message in done.stderr
     assert not (tmp_path / "out" / "sweep.json").exists()
+
+
+def test_a_rate_that_diverges_takes_no_other_with_it(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    flags = ["--lr=1e-3,1e30", "--clip=0"]
+    done = sweep(vitft, folder, base, tmp_path / "out", *flags)
+    assert "lr=1e+30,seed=0 failed: the loss is" in done.stderr
+    told = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert [row["val_accuracy"] is None for row in told["rows"]] == [False, True]
+    sweep(vitft, folder, base, tmp_path / "alone", "--lr=1e-3", "--clip=0")
+    one, two = tensors(tmp_path / "out/lr=0.001,seed=0"), tensors(tmp_path / "alone/seed=0")
+    for key, tensor in one.items():
+        torch.testing.assert_close(tensor, two[key], rtol=0, atol=1e-4)
+    done = sweep(vitft, folder, base, tmp_path / "none", "--lr=1e30", "--clip=0", code=2)
+    assert "the loss is" in done.stderr
+
+
+def test_a_sweep_that_grows_keeps_what_is_done(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    sweep(vitft, folder, base, tmp_path, "--rank=1,2")
+    before = tensors(tmp_path / "rank=1,seed=0")
+    lines = (tmp_path / "rank=1,seed=0" / "metrics.jsonl").read_text()
+    sweep(vitft, folder, base, tmp_path, "--rank=1,2,3", "--resume")
+    assert (tmp_path / "rank=1,seed=0" / "metrics.jsonl").read_text() == lines
+    after = tensors(tmp_path / "rank=1,seed=0")
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert len(json.loads((tmp_path / "sweep.json").read_text())["rows"]) == 3
+
+
+def test_a_sweep_replaces_neither_a_run_nor_its_base(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    sweep(vitft, folder, base, tmp_path / "a", "--adapter=full")
+    done = sweep(vitft, folder, base, tmp_path / "a", "--rank=2,3", code=2)
+    assert "holds sweep.json already; use --resume, --overwrite or another --out" in done.stderr
+    own = tmp_path / "a" / "seed=0"
+    done = sweep(vitft, folder, own, tmp_path / "a", "--overwrite", code=2)
+    assert "holds the base, which the run would replace" in done.stderr
+    assert load_model(own)
+
+
+def test_a_sweep_in_bfloat16_is_near_each_alone(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    flags = ["--precision=bf16", "--epochs=1", "--no-flip", "--shift=0"]
+    sweep(vitft, folder, base, tmp_path / "both", "--rank=2,3", *flags)
+    sweep(vitft, folder, base, tmp_path / "alone", "--rank=3", *flags)
+    one, two = (tensors(tmp_path / n) for n in ("both/rank=3,seed=0", "alone/seed=0"))
+    for key, tensor in one.items():
+        torch.testing.assert_close(tensor, two[key], rtol=0.05, atol=0.02)
 
 
 def test_compare_shows_runs_side_by_side(

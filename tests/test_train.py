@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import signal
@@ -219,6 +220,30 @@ def test_a_part_of_the_parameters_can_learn_faster() -> None:
     optimizers[0].step()
     moved = 1 - torch.stack([model.lora_a.mean(), model.lora_b.mean()])
     torch.testing.assert_close(moved, torch.tensor([0.01, 0.16]))
+
+
+def test_a_vector_that_is_stored_as_a_matrix_is_no_matrix() -> None:
+    model = VisionTransformer(ViTConfig(**TINY))
+    adapters.inject(model, adapters.IA3Config(), trainable=("head",))
+    one, *others = build_optimizers(model, name="muon", lr=1, weight_decay=0.1)
+    assert not others
+    decayed = [p for group in one.param_groups if group["weight_decay"] for p in group["params"]]
+    assert [tuple(p.shape) for p in decayed] == [(10, 16)]  # the head
+
+
+def test_a_copy_of_muon_goes_on() -> None:
+    matrix = nn.Parameter(torch.randn(3, 4))
+    optimizer = copy.deepcopy(Muon([matrix], lr=0.1))
+    (copied,) = optimizer.param_groups[0]["params"]
+
+    def closure() -> Tensor:
+        loss = copied.square().sum()
+        loss.backward()
+        return loss
+
+    before = copied.detach().clone()
+    assert optimizer.step(closure) == before.square().sum()
+    assert not torch.equal(copied, before)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 9), (2, 7, 7)])

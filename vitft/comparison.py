@@ -53,7 +53,8 @@ def write_comparison(
 
     Args:
         columns: as for `cells`.
-        x: key of a number, on a logarithmic axis; rows without are left out of the picture.
+        x: key of a number, on a logarithmic axis where all are positive; rows without are left out
+            of the picture.
         y: key of a share in 0..1; where a row has `spread`, it is drawn as a bar to both sides.
         series: key that tells which points belong to one line.
     """
@@ -72,7 +73,7 @@ def _picture(rows: Sequence[Mapping[str, Any]], x: str, y: str, series: str) -> 
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    points = [row for row in rows if row.get(x) and row.get(y) is not None]
+    points = [row for row in rows if row.get(x) is not None and row.get(y) is not None]
     if not points:
         return ""
     with warnings.catch_warnings(), style.context(LOOK, after_reset=True):
@@ -94,7 +95,8 @@ def _picture(rows: Sequence[Mapping[str, Any]], x: str, y: str, series: str) -> 
                 textcoords="offset points",
                 color=colour,
             )
-        axes.set_xscale("log")
+        if all(row[x] > 0 for row in points):
+            axes.set_xscale("log")
         if x.endswith("_share"):
             axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         else:

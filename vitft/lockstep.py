@@ -6,7 +6,7 @@ and writes its own files. Only dropout in the base is drawn for all of them toge
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,67 +16,87 @@ from tqdm import tqdm
 from vitft.features import n_frozen
 from vitft.images import Images
 from vitft.model import VisionTransformer
+from vitft.state import STATE, random_state, set_random_state
 from vitft.train import Fit, Interrupted, stop_signals
 
 
 class Lockstep:
-    """Runs with equal plans but for their learning rates and seeds, on sets of equal size.
+    """Runs with equal plans but for their learning rates and seeds, at the same place in them.
 
     Runs of one seed on one set see the same images; what is frozen computes them once.
 
     Args:
-        fits: the runs.
-        joint: a model of their batches (K * B, ...), one after the other, to logits in that order,
-            through which their parameters train.
+        fits: the runs, on sets of equal size.
+        join: makes of their models one of their batches (K * B, ...), one after the other, to
+            logits in that order, through which their parameters train.
+
+    Attributes:
+        failed: why a run was left out, by its place in `fits`, such as a loss that is not finite.
     """
 
-    def __init__(self, fits: Sequence[Fit], joint: VisionTransformer) -> None:
-        self.fits, self.joint = [*fits], joint
-        same = [(id(fit.train), fit.plan.seed) for fit in fits]
-        self.sets = list(dict.fromkeys(same))
-        self.set_of = torch.tensor([self.sets.index(key) for key in same], device=fits[0].device)
-        self.leaders = [fits[same.index(key)] for key in self.sets]  # they draw for their set
-        self.draws = [torch.Generator().manual_seed(seed).get_state() for _, seed in self.sets]
-        self.n_shared = min(n_frozen(fit.model) for fit in fits) if len(fits) > 1 else 0
+    def __init__(
+        self, fits: Sequence[Fit], join: Callable[[list[VisionTransformer]], VisionTransformer]
+    ) -> None:
+        self.all, self.join = [*fits], join
+        self.failed: dict[int, str] = {}
+        self.images = [(fit.train, fit.validation) for fit in fits]
+        self._gather()
+
+    def _gather(self) -> None:
+        """Join the runs that have not failed."""
+        self.fits = [fit for i, fit in enumerate(self.all) if i not in self.failed]
+        if not self.fits:
+            raise ValueError(next(iter(self.failed.values())))
+        same = [(id(fit.train), fit.plan.seed) for fit in self.fits]
+        sets = list(dict.fromkeys(same))
+        self.set_of = [sets.index(key) for key in same]
+        self.leaders = [self.fits[same.index(key)] for key in sets]  # they draw for their set
+        self.n_shared = min(n_frozen(fit.model) for fit in self.fits) if len(self.fits) > 1 else 0
+        self.joint = self.join([fit.model for fit in self.fits])
+        self.joint.first = self.fits[0].model.first
 
     def run(self) -> None:
-        """Run them all to the end.
+        """Run them all to the end; one that fails is left out, and noted in `failed`.
 
         Raises:
             Interrupted: after SIGINT or SIGTERM, with every state saved.
-            ValueError: a loss is no longer finite.
+            ValueError: all have failed.
         """
-        first, *_ = self.fits
+        first = self.fits[0]
         self._save()
         self._cache()
         with stop_signals() as stop, first.bar() as bar:
-            while first.epoch < first.plan.epochs:
+            while self.fits[0].epoch < first.plan.epochs:
                 self._run_epoch(stop, bar)
-                for fit in self.fits:
-                    fit.finish_epoch(bar)
-            for fit in self.fits:
-                fit.model.first = 0
+                self._finish_epoch(bar)
+            for fit, (train, validation) in zip(self.all, self.images, strict=True):
+                fit.model.first, fit.train, fit.validation = 0, train, validation
             self._save()
             if stop:
                 raise Interrupted(f"stopped by {signal.Signals(stop[0]).name}")
 
-    def restore(self) -> None:
-        """Go back to the states that were saved last.
+    def _finish_epoch(self, bar: "tqdm[Any]") -> None:
+        n_failed = len(self.failed)
+        for i, fit in enumerate(self.all):
+            if i not in self.failed:
+                try:
+                    fit.finish_epoch(bar)
+                except ValueError as error:
+                    self.failed[i] = str(error)
+                    (fit.folder / STATE).unlink(missing_ok=True)  # nothing to go on from
+        if len(self.failed) > n_failed:
+            self._share_draws()
+            self._gather()
 
-        Raises:
-            FileNotFoundError: nothing was saved.
-            ValueError: a state is broken, or they were not saved together.
-        """
-        for fit, i in zip(self.fits, self.set_of.tolist(), strict=True):
-            fit.restore()
-            self.draws[i] = torch.get_rng_state()
-        places = {(fit.epoch, fit.step) for fit in self.fits}
-        if len(places) > 1:
-            raise ValueError("the runs were stopped at different steps; start with --overwrite")
+    def _share_draws(self) -> None:
+        """Let every run know the random state of its set, whose leader may be left out."""
+        for fit, i in zip(self.fits, self.set_of, strict=True):
+            fit.draws = self.leaders[i].draws
 
     def _save(self) -> None:
-        for fit, i in zip(self.fits, self.set_of.tolist(), strict=True):
-            torch.set_rng_state(self.draws[i])
+        self._share_draws()
+        for fit in self.fits:
+            set_random_state(fit.draws, fit.device)
             fit.save()
 
     def _cache(self) -> None:
@@ -120,19 +140,20 @@ class Lockstep:
             pairs: images and labels (B,) of every set.
         """
         inputs, targets = [], []
-        for i, (fit, pair) in enumerate(zip(self.leaders, pairs, strict=True)):
-            torch.set_rng_state(self.draws[i])
+        for fit, pair in zip(self.leaders, pairs, strict=True):
+            set_random_state(fit.draws, fit.device)
             prepared = fit.prepare(*pair)
-            self.draws[i] = torch.get_rng_state()
+            fit.draws = random_state(fit.device)
             inputs.append(prepared[0])
             targets.append(prepared[1])
         first = self.fits[0]
         with torch.autocast(first.device.type, torch.bfloat16, enabled=first.plan.bf16):
             logits = self._forward(torch.stack(inputs)).chunk(len(self.fits))
-        self.draws[-1] = torch.get_rng_state()  # goes on after what the base's dropout drew
+        # goes on after what the base's dropout drew
+        self.leaders[-1].draws = random_state(first.device)
         losses = [
             fit.loss(y, targets[i])
-            for fit, y, i in zip(self.fits, logits, self.set_of.tolist(), strict=True)
+            for fit, y, i in zip(self.fits, logits, self.set_of, strict=True)
         ]
         torch.stack(losses).sum().backward()
         for fit in self.fits:

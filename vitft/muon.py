@@ -37,12 +37,16 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         n_iterations: int = 5,
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-        self.momentum, self.n_iterations = momentum, n_iterations
+        defaults = {"lr": lr, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "momentum": momentum, "n_iterations": n_iterations})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Move every matrix that has a gradient."""
+    def step(self, closure: Any = None) -> Any:
+        """Move every matrix that has a gradient; return what `closure`, if given, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
             for parameter in group["params"]:
@@ -50,22 +54,23 @@ class Muon(torch.optim.Optimizer):
                     by_shape.setdefault(tuple(sorted(parameter.shape)), []).append(parameter)
             for shape, matrices in by_shape.items():
                 updates = orthogonalise(
-                    torch.stack([_wide(self._direction(matrix)) for matrix in matrices]),
-                    self.n_iterations,
+                    torch.stack([_wide(self._direction(m, group["momentum"])) for m in matrices]),
+                    group["n_iterations"],
                 )
                 factor = -0.2 * group["lr"] * max(shape) ** 0.5
                 for matrix, update in zip(matrices, updates, strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
                     matrix.add_(update if len(matrix) == len(update) else update.T, alpha=factor)
+        return loss
 
-    def _direction(self, matrix: nn.Parameter) -> Tensor:
+    def _direction(self, matrix: nn.Parameter, momentum: float) -> Tensor:
         """Return what to orthogonalise: the gradient, pulled towards its running mean."""
         assert matrix.grad is not None
         state = self.state[matrix]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(matrix)
-        state["momentum"].lerp_(matrix.grad, 1 - self.momentum)
-        return matrix.grad.lerp(state["momentum"], self.momentum)
+        state["momentum"].lerp_(matrix.grad, 1 - momentum)
+        return matrix.grad.lerp(state["momentum"], momentum)
 
 
 def orthogonalise(x: Tensor, n_iterations: int) -> Tensor:

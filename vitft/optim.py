@@ -40,7 +40,8 @@ def build_optimizers(
     groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
-            hidden = name == "muon" and parameter.ndim == 2 and "blocks." in key
+            matrix = parameter.ndim == 2 and decays(parameter)
+            hidden = name == "muon" and matrix and "blocks." in key
             factor = (lr_factors or {}).get(key.rpartition(".")[2], 1.0)
             groups.setdefault((hidden, decays(parameter), factor), []).append(parameter)
     if not groups:
@@ -65,8 +66,8 @@ def build_optimizers(
 
 
 def decays(parameter: nn.Parameter) -> bool:
-    """Return whether weight decay is for it: a matrix or a convolution's kernel."""
-    return parameter.ndim in (2, 4)
+    """Return whether weight decay is for it: a matrix or a convolution's kernel, no vector."""
+    return parameter.ndim in (2, 4) and min(parameter.shape[:2]) > 1
 
 
 def lr_factor(schedule: str, progress: float, *, warmup: float) -> float:

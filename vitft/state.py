@@ -12,6 +12,19 @@ from vitft.files import read_tensors, write_tensors
 STATE = "state.safetensors"
 
 
+def random_state(device: torch.device) -> list[Tensor]:
+    """Return the state of the random numbers drawn for `device`: the CPU's, and its own."""
+    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *own]
+
+
+def set_random_state(states: Sequence[Tensor], device: torch.device) -> None:
+    """Go on drawing from what `random_state` gave."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
 def save_state(
     path: Path,
     model: nn.Module,

@@ -24,7 +24,7 @@ from vitft.images import Images
 from vitft.model import VisionTransformer
 from vitft.optim import build_optimizers, lr_factor, set_lr
 from vitft.plan import Plan
-from vitft.state import STATE, load_state, save_state
+from vitft.state import STATE, load_state, random_state, save_state, set_random_state
 
 PLACE = ("epoch", "step", "seconds", "history")  # of a run in its data
 
@@ -69,6 +69,8 @@ class Fit:
         self.feature_seconds = 0.0  # before the first epoch, see `Plan.n_cached`
         self.sums = torch.zeros(3, device=self.device)  # of loss, right answers, images
         self.history: list[dict[str, Any]] = []
+        torch.manual_seed(plan.seed)
+        self.draws = random_state(self.device)  # that training begins with
         self.belongs = [*model.classes, _digest(train), _digest(validation), *belongs]
 
     def run(self) -> list[dict[str, Any]]:
@@ -78,8 +80,7 @@ class Fit:
             Interrupted: after SIGINT or SIGTERM, with the state saved.
             ValueError: the loss is no longer finite.
         """
-        if (self.epoch, self.step) == (0, 0):  # all that follows is drawn from the seed alone
-            torch.manual_seed(self.plan.seed)
+        set_random_state(self.draws, self.device)
         self.save()
         self.cache()
         with stop_signals() as stop, self.bar() as bar:
@@ -119,6 +120,7 @@ class Fit:
             ValueError: the saved state is broken or belongs to another model.
         """
         place = load_state(self.folder / STATE, self.model, self.optimizers)
+        self.draws = random_state(self.device)
         if place.pop("belongs", None) != self.belongs:
             raise ValueError(
                 f"the run in {self.folder} was started on other images, classes or another base; "
