@@ -37,6 +37,7 @@ from vitft.files import write_json
 from vitft.lockstep import Lockstep
 from vitft.model import VisionTransformer
 from vitft.options import option
+from vitft.plan import Plan
 from vitft.state import STATE
 from vitft.train import Fit
 
@@ -141,13 +142,7 @@ def sweep(options: SweepBase) -> dict[str, Any]:
     """
     device = pick_device(options.device)
     made = [(chosen, *resolve(_resumed(given), device)) for chosen, given in combinations(options)]
-    out = Path(options.out)
-    for folder, own in [(out, options), *((Path(own.out), own) for _, own, _, _ in made)]:
-        check_base(options.base, folder)
-        if folder == out:
-            _check_out(options, out)
-        else:
-            check_run(own)
+    _check_folders(options, [own for _, own, _, _ in made])
     base = load_model(options.base)
     fingerprint = adapters.fingerprint(base)
     data = load_data(
@@ -155,22 +150,14 @@ def sweep(options: SweepBase) -> dict[str, Any]:
     )
     base.new_head(data.classes)
     base.to(device)
-    splits = {
-        seed: make_splits(data, replace(options, seed=seed), device) for seed in _seeds(options)
-    }
-    members: list[Member] = []
-    for chosen, own, config, plan in made:
-        full = own.adapter == "full"  # trains the base's own Parameters
-        model = copy.deepcopy(base) if full else adapters.shared_copy(base)
-        adapt(model, own, config, data.classes)
-        train, validation = splits[own.seed].train, splits[own.seed].validation
-        n_images = (len(train) + len(validation)) * options.seeds
-        plan = replace(plan, n_cached=pick_cached(model, own, plan, n_images))
-        fit = Fit(model, train, validation, plan, Path(own.out), [fingerprint])
-        if own.resume:
-            fit.restore()
-        members.append(Member(own, chosen, Path(own.out), splits[own.seed], fit))
-    say(f"{len(members)} adapters by {options.adapter} on {len(train):,} images, on {device}")
+    seeds = sorted({own.seed for _, own, _, _ in made})
+    splits = {seed: make_splits(data, replace(options, seed=seed), device) for seed in seeds}
+    members = [
+        _member(base, fingerprint, chosen, own, config, plan, splits)
+        for chosen, own, config, plan in made
+    ]
+    n_train = len(members[0].fit.train)
+    say(f"{len(members)} adapters by {options.adapter} on {n_train:,} images, on {device}")
     for member in members:
         if not member.options.resume:
             start_run(member.options, member.folder)
@@ -179,21 +166,44 @@ def sweep(options: SweepBase) -> dict[str, Any]:
     return _conclude(options, members)
 
 
-def _seeds(options: SweepBase) -> range:
-    return range(options.seed, options.seed + options.seeds)
+def _member(
+    base: VisionTransformer,
+    fingerprint: str,
+    chosen: dict[str, Any],
+    own: CommonOptions,
+    config: adapters.AdapterConfig | None,
+    plan: Plan,
+    splits: Mapping[int, Splits],
+) -> Member:
+    """Return one adapter, ready to train or to go on."""
+    full = own.adapter == "full"  # trains the base's own Parameters
+    model = copy.deepcopy(base) if full else adapters.shared_copy(base)
+    adapt(model, own, config, base.classes)
+    images = splits[own.seed]
+    n_images = (len(images.train) + len(images.validation)) * len(splits)
+    plan = replace(plan, n_cached=pick_cached(model, own, plan, n_images))
+    fit = Fit(model, images.train, images.validation, plan, Path(own.out), [fingerprint])
+    if own.resume:
+        fit.restore()
+    return Member(own, chosen, Path(own.out), images, fit)
 
 
-def _check_out(options: SweepBase, out: Path) -> None:
-    """Check that the sweep's own files replace none, unless they may.
+def _check_folders(options: SweepBase, made: Sequence[CommonOptions]) -> None:
+    """Check that neither the base nor, unless they may be, earlier files are replaced.
 
     Raises:
         ValueError: they would.
     """
+    out = Path(options.out)
     there = [name for name in ("sweep.json", *OUTPUTS) if (out / name).exists()]
     if there and not (options.overwrite or options.resume):
         raise ValueError(
             f"{out} holds {there[0]} already; use --resume, --overwrite or another --out"
         )
+    for folder in (out, *(Path(own.out) for own in made)):
+        check_base(options.base, folder)
+    for own in made:
+        check_run(own)
 
 
 def _resumed(own: CommonOptions) -> CommonOptions:
