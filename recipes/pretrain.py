@@ -22,6 +22,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # flips and shifts; for few epochs
     "default": {},
     # on two cores: most of the epochs on small images, which cost a quarter
+    # --data cifar10 (a JPEG copy): 82.66 %, seed 0, in 92 minutes beside other work on two cores of
+    # an AMD EPYC; 75.7 % of the validation images after 39 of them, 80.4 % after 61
     "cpu": {
         "epochs": 12,
         "batch_size": 256,
