@@ -96,7 +96,8 @@ class StackedLinear(Stack, AdapterLinear):
         if a is not None and b is not None:
             rows, tokens = self.ids.rows, x.reshape(len(x), -1, x.shape[-1])  # (B, N, I)
             hidden = torch.bmm(tokens, a[rows].mT)  # (B, N, R)
-            y = torch.baddbmm(y.view(len(x), -1, y.shape[-1]), hidden, b[rows].mT).view(y.shape)
+            # in place: another tensor as large as y costs a third of this
+            y = y.view(len(x), -1, y.shape[-1]).baddbmm_(hidden, b[rows].mT).view(y.shape)
         y = y if gain is None else gain * y
         return y if bias is None else y + bias
 

@@ -46,8 +46,9 @@ def members(
         plan = Plan(epochs=1, batch_size=batch_size, lr=1e-3 * 3 ** -(i // 4), weight_decay=0.0)
         fits.append(Fit(model, images, images, plan, folder))
         fits[-1].model.train()
-    joint = adapters.together(plain, [fit.model for fit in fits]).train()
-    return Lockstep(fits, joint), (pixels, labels)
+    steps = Lockstep(fits, lambda models: adapters.together(plain, models))
+    steps.joint.train()
+    return steps, (pixels, labels)
 
 
 @click.command()
