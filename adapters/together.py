@@ -20,20 +20,30 @@ from adapters.layers import AdapterLayer
 Model = TypeVar("Model", bound=nn.Module)
 
 
+def _products(x: Tensor, weights: Tensor) -> Tensor:
+    """Return x (K, T, I) times weights (K, I, O), one for each; on a CPU faster than as a batch."""
+    if x.device.type != "cpu":
+        return torch.bmm(x, weights)
+    y = x.new_empty(*x.shape[:2], weights.shape[2])
+    for i, weight in enumerate(weights):
+        torch.mm(x[i], weight, out=y[i])
+    return y
+
+
 class SummedProducts(torch.autograd.Function):
     """y = x (W + B A)^T for each of K; backward no gradient of W, as in `adapters.lora`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:  # noqa: D102
         ctx.save_for_backward(x, weight, a, b)
-        return torch.bmm(x, torch.baddbmm(weight.expand(len(a), -1, -1), b, a).mT)  # (K, T, O)
+        return _products(x, torch.baddbmm(weight.expand(len(a), -1, -1), b, a).mT)  # (K, T, O)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         x, weight, a, b = ctx.saved_tensors  # (K, T, I), (O, I), (K, R, I), (K, O, R)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.bmm(grad, torch.baddbmm(weight.expand(len(a), -1, -1), b, a))
+            grad_x = _products(grad, torch.baddbmm(weight.expand(len(a), -1, -1), b, a))
         grad_a = torch.bmm(torch.bmm(b.mT, grad.mT), x)  # (K, R, T) (K, T, I)
         grad_b = torch.bmm(torch.bmm(a, x.mT), grad).mT  # ((K, R, T) (K, T, O))^T
         return grad_x, None, grad_a, grad_b

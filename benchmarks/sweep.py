@@ -47,7 +47,6 @@ def members(
         fits.append(Fit(model, images, images, plan, folder))
         fits[-1].model.train()
     steps = Lockstep(fits, lambda models: adapters.together(plain, models))
-    steps.joint.train()
     return steps, (pixels, labels)
 
 

@@ -7,6 +7,7 @@ and writes its own files. Only dropout in the base is drawn for all of them toge
 import signal
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from vitft.images import Images
 from vitft.model import VisionTransformer
 from vitft.state import STATE, random_state, set_random_state
 from vitft.train import Fit, Interrupted, stop_signals
+
+CPU_IMAGES = 64  # in a pass on a CPU: more do not fit its caches, and take longer than one by one
 
 
 class Lockstep:
@@ -52,8 +55,10 @@ class Lockstep:
         self.set_of = [sets.index(key) for key in same]
         self.leaders = [self.fits[same.index(key)] for key in sets]  # they draw for their set
         self.n_shared = min(n_frozen(fit.model) for fit in self.fits) if len(self.fits) > 1 else 0
-        self.joint = self.join([fit.model for fit in self.fits])
-        self.joint.first = self.fits[0].model.first
+        on_cpu = self.fits[0].device.type == "cpu"
+        n = max(1, CPU_IMAGES // self.fits[0].plan.batch_size) if on_cpu else len(self.fits)
+        self.groups = [range(i, min(i + n, len(self.fits))) for i in range(0, len(self.fits), n)]
+        self.joints = [self.join([self.fits[i].model for i in group]) for group in self.groups]
 
     def run(self) -> None:
         """Run them all to the end; one that fails is left out, and noted in `failed`.
@@ -110,10 +115,10 @@ class Lockstep:
             else:
                 fit.cache()
                 done[images] = fit.train, fit.validation
-            self.joint.first = fit.model.first
 
     def _run_epoch(self, stop: list[int], bar: "tqdm[Any]") -> None:
-        self.joint.train()
+        for joint in self.joints:
+            joint.train()
         first, n = self.fits[0], len(self.fits)
         started = saved = time.perf_counter()
         before = first.seconds * n
@@ -147,22 +152,20 @@ class Lockstep:
             inputs.append(prepared[0])
             targets.append(prepared[1])
         first = self.fits[0]
-        with torch.autocast(first.device.type, torch.bfloat16, enabled=first.plan.bf16):
-            logits = self._forward(torch.stack(inputs)).chunk(len(self.fits))
+        start, shared = first.model.first, max(first.model.first, self.n_shared)
+        autocast = partial(torch.autocast, first.device.type, torch.bfloat16)
+        with torch.no_grad(), autocast(enabled=first.plan.bf16):  # what is frozen, once for a set
+            inputs = [self.joints[0].run(x, start, shared) for x in inputs]
+        for group, joint in zip(self.groups, self.joints, strict=True):
+            with autocast(enabled=first.plan.bf16):
+                x = torch.cat([inputs[self.set_of[i]] for i in group])
+                logits = joint.run(x, shared).chunk(len(group))
+            losses = [
+                self.fits[i].loss(y, targets[self.set_of[i]])
+                for i, y in zip(group, logits, strict=True)
+            ]
+            torch.stack(losses).sum().backward()
         # goes on after what the base's dropout drew
         self.leaders[-1].draws = random_state(first.device)
-        losses = [
-            fit.loss(y, targets[i])
-            for fit, y, i in zip(self.fits, logits, self.set_of, strict=True)
-        ]
-        torch.stack(losses).sum().backward()
         for fit in self.fits:
             fit.update()
-
-    def _forward(self, x: Tensor) -> Tensor:
-        """Return logits (K * B, n_classes) for the inputs of every set (n_sets, B, ...)."""
-        start = self.joint.first
-        shared = max(start, self.n_shared)
-        with torch.no_grad():
-            y = self.joint.run(x.flatten(0, 1), start, shared).unflatten(0, x.shape[:2])
-        return self.joint.run(y[self.set_of].flatten(0, 1), shared)
