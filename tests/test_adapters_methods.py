@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from adapters import METHODS, inject
 from adapters.lokr import factorise
-from vitft.model import VisionTransformer
+from vitft.model import VisionTransformer, ViTConfig
 
 D, H, L, R, P, M = 256, 512, 6, 8, 10, 64  # widths, blocks, rank, prompts, bottleneck
 COUNTS = {  # trained numbers in the article's ViT, by the papers' formulas
@@ -29,6 +29,12 @@ COUNTS = {  # trained numbers in the article's ViT, by the papers' formulas
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_trains_as_many_numbers_as_its_paper_says(method: str) -> None:
     model = inject(VisionTransformer(), METHODS[method]())
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == COUNTS[method]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_leaves_convolutions_alone(method: str) -> None:
+    model = inject(VisionTransformer(ViTConfig(stem="conv")), METHODS[method]())
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == COUNTS[method]
 
 

@@ -34,13 +34,13 @@ class ConvEmbed(nn.Module):
         super().__init__()
         p = patch_size // 2
         self.conv1 = nn.Conv2d(n_channels, 32, 3, padding=1, bias=False)
-        self.norm1 = nn.GroupNorm(4, 32)
+        self.conv_norm1 = nn.GroupNorm(4, 32)
         self.conv2 = nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(8, 64)
+        self.conv_norm2 = nn.GroupNorm(8, 64)
         self.conv3 = nn.Conv2d(64, dim, p, stride=p)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return a token for each patch."""
-        x = F.gelu(self.norm1(self.conv1(images)))  # (B, 32, height, width)
-        x = F.gelu(self.norm2(self.conv2(x)))  # (B, 64, height / 2, width / 2)
+        x = F.gelu(self.conv_norm1(self.conv1(images)))  # (B, 32, height, width)
+        x = F.gelu(self.conv_norm2(self.conv2(x)))  # (B, 64, height / 2, width / 2)
         return self.conv3(x).flatten(2).transpose(1, 2)
