@@ -8,7 +8,7 @@ demo: setup
 	$(BIN)/python -m recipes.demo
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 lint: setup
 	$(BIN)/ruff check
