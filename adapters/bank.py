@@ -95,9 +95,10 @@ class StackedLinear(Stack, AdapterLinear):
         a, b = self._buffers.get("stack_a"), self._buffers.get("stack_b")
         if a is not None and b is not None:
             rows, tokens = self.ids.rows, x.reshape(len(x), -1, x.shape[-1])  # (B, N, I)
-            hidden = torch.bmm(tokens, a[rows].mT)  # (B, N, R)
+            hidden = torch.bmm(tokens, a[rows].mT).to(y.dtype)  # (B, N, R)
+            b = b[rows].mT.to(y.dtype)  # (B, R, O)
             # in place: another tensor as large as y costs a third of this
-            y = y.view(len(x), -1, y.shape[-1]).baddbmm_(hidden, b[rows].mT).view(y.shape)
+            y = y.view(len(x), -1, y.shape[-1]).baddbmm_(hidden, b).view(y.shape)
         y = y if gain is None else gain * y
         return y if bias is None else y + bias
 

@@ -89,6 +89,19 @@ def test_the_base_is_shared_and_stays_what_it_is(tmp_path: Path) -> None:
     assert [type(m) for m in model.modules()] == [type(m) for m in toy().modules()]
 
 
+def test_a_bank_computes_in_bfloat16_and_gives_gradients_of_images(tmp_path: Path) -> None:
+    folders = [saved(kind, tmp_path / kind, 4) for kind in ("lora", "dora", "ssf")]
+    bank, images = Bank(toy(), folders).float(), IMAGES.float().requires_grad_()
+    ids = torch.arange(12) % 4
+    expected = bank(images, ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = bank(images, ids)
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.2)
+    expected.clamp(min=-1e3).sum().backward()
+    assert images.grad is not None
+    assert images.grad.any()
+
+
 def test_an_empty_slot_gives_no_number(tmp_path: Path) -> None:
     bank = Bank(toy(), [saved("lora", tmp_path)], n_slots=3)
     assert bank(IMAGES, torch.full((12,), 2)).isnan().all()
