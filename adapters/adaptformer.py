@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.base import AdapterConfig, option, partless
+from adapters.base import AdapterConfig, check_count, check_dropout, option, partless
 from adapters.layers import Wrapper
 
 
@@ -67,12 +67,10 @@ class AdaptFormerConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.width, int) or self.width < 1:
-            raise ValueError(f"width={self.width!r} is not a positive integer; 64 is usual")
+        check_count("width", self.width, "64 is usual")
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale={self.scale!r} is not positive; 0.1 is usual")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout!r} is not in 0 <= dropout < 1; 0 is off")
+        check_dropout(self.dropout)
 
     def adapt(self, module: nn.Module, name: str) -> ParallelBottleneck:
         """Return the layer that takes the place of a feed-forward: linears, and what is between.

@@ -14,9 +14,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from adapters.inject import inject, set_classes
-from adapters.io import PREFIX, AdapterFolder, read_adapter
-from adapters.lora import LoRAConfig, LoRALinear
+from adapters.io import PREFIX, AdapterFolder, load_adapter, read_adapter
+from adapters.layers import wide
+from adapters.lora import LoRAConfig
 
 Model = TypeVar("Model", bound=nn.Module)
 Factors = tuple[Tensor, Tensor]  # A (R, I) and B (O, R) of an update B A
@@ -56,18 +56,7 @@ def combine(
         ValueError: a file is broken, an adapter is no LoRA or another base's, or an option is out
             of its range.
     """
-    if how not in COMBINATIONS:
-        raise ValueError(f"{how=} is unknown; choose from {', '.join(COMBINATIONS)}")
-    if not folders or len(folders) != len(weights):
-        raise ValueError(f"{len(folders)} folders and {len(weights)} weights; give one for each")
-    if not all(math.isfinite(weight) for weight in weights):
-        raise ValueError(f"weights={[*weights]} are not all finite")
-    if not 0 < density <= 1:
-        raise ValueError(f"{density=} is not in 0 < density <= 1; 1 keeps all")
-    if not 0 <= head_of < len(folders):
-        raise ValueError(f"{head_of=} is no place in {len(folders)} folders, from 0")
-    if rank is not None and (rank < 1 or how == "cat"):
-        raise ValueError(f"{rank=} is not positive, or given for how='cat', which adds the ranks")
+    _check(how, folders, weights, density, head_of, rank)
     saved = [read_adapter(folder) for folder in folders]
     prints = {one.fingerprint for one in saved} - {None}
     if len(prints) > 1:
@@ -78,24 +67,16 @@ def combine(
     for name in sorted({name for update in updates for name in update}):
         own = [(w, *u[name]) for w, u in zip(weights, updates, strict=True) if name in u]
         if how == "cat":
-            factors[name] = (
-                torch.cat([a for _, a, _ in own]),
-                torch.cat([w * b for w, _, b in own], 1),
-            )
+            a, b = [a for _, a, _ in own], [w * b for w, _, b in own]
+            factors[name] = torch.cat(a), torch.cat(b, dim=1)
         else:
             total = _sum([w * (b @ a) for w, a, b in own], how, density, generator)
             most = rank or max(len(a) for _, a, _ in own)
             factors[name] = closest(total, min(most, *total.shape))[0]
     chosen = saved[head_of]
-    head = {key: t for key, t in chosen.tensors.items() if not key.endswith((A, B))}
-    tensors = {
-        f"{PREFIX}{n}{end}": t
-        for n, ab in factors.items()
-        for end, t in zip((A, B), ab, strict=True)
-    }
-    written = _config(factors).to_peft()
-    written |= {"modules_to_save": chosen.config.get("modules_to_save"), "task_type": None}
-    return AdapterFolder(written, tensors | head, next(iter(prints), None), chosen.classes)
+    trained = {key: t for key, t in chosen.tensors.items() if not key.endswith((A, B))}
+    names = chosen.config.get("modules_to_save")
+    return _folder(factors, trained, names, next(iter(prints), None), chosen.classes)
 
 
 def diff(
@@ -125,7 +106,7 @@ def diff(
             other = others.get(name)
             if not isinstance(other, nn.Linear) or other.weight.shape != module.weight.shape:
                 raise ValueError(f"{name!r} is no such linear in the tuned model")
-            change = (_wide(other.weight) - _wide(module.weight)).detach()
+            change = (wide(other.weight) - wide(module.weight)).detach()
             if change.any():
                 changes[name] = change
     if not changes:
@@ -135,17 +116,9 @@ def diff(
         factors[name], kept[name] = closest(change, min(rank, *change.shape))
     energies = {name: change.square().sum().item() for name, change in changes.items()}
     kept["all"] = sum(kept[n] * energies[n] for n in energies) / sum(energies.values())
-    inject(base, _config(factors), trainable=(head,))
-    for name, (a, b) in factors.items():
-        layer = base.get_submodule(name)
-        assert isinstance(layer, LoRALinear)
-        layer.lora_a.data.copy_(a)
-        layer.lora_b.data.copy_(b)
-    for key, parameter in others[head].named_parameters():
-        base.get_submodule(head).get_parameter(key).data = parameter.detach().clone()
-    _match(base.get_submodule(head))
-    set_classes(base, getattr(tuned, "classes", None))
-    return base, kept
+    trained = {f"{PREFIX}{head}.{k}": t for k, t in others[head].state_dict().items()}
+    classes = getattr(tuned, "classes", None)
+    return load_adapter(base, _folder(factors, trained, [head], None, classes), train=True), kept
 
 
 def closest(update: Tensor, rank: int) -> tuple[Factors, float]:
@@ -170,7 +143,7 @@ def _updates(saved: AdapterFolder, folder: str) -> dict[str, Factors]:
     for name in sorted(names):
         if (missing := f"{PREFIX}{name}{B}") not in saved.tensors:
             raise ValueError(f"{folder}: tensor {missing} is missing")
-        a, b = (_wide(saved.tensors[f"{PREFIX}{name}{end}"]) for end in (A, B))
+        a, b = (wide(saved.tensors[f"{PREFIX}{name}{end}"]) for end in (A, B))
         found[name] = a, config.scale(name) * b
     return found
 
@@ -191,6 +164,47 @@ def _sum(updates: list[Tensor], how: str, density: float, generator: torch.Gener
     return stacked.sum(dim=0)
 
 
+def _folder(
+    factors: Mapping[str, Factors],
+    trained: Mapping[str, Tensor],
+    names: Sequence[str] | None,
+    fingerprint: str | None,
+    classes: tuple[str, ...] | None,
+) -> AdapterFolder:
+    """Return updates B A as a LoRA, with the tensors and names of the modules trained besides."""
+    written = _config(factors).to_peft() | {"modules_to_save": names, "task_type": None}
+    ends = ((A, 0), (B, 1))
+    thin = {f"{PREFIX}{name}{end}": ab[i] for name, ab in factors.items() for end, i in ends}
+    return AdapterFolder(written, thin | dict(trained), fingerprint, classes)
+
+
+def _check(
+    how: str,
+    folders: Sequence[object],
+    weights: Sequence[float],
+    density: float,
+    head_of: int,
+    rank: int | None,
+) -> None:
+    """Check the options of `combine`.
+
+    Raises:
+        ValueError: one is out of its range.
+    """
+    if how not in COMBINATIONS:
+        raise ValueError(f"{how=} is unknown; choose from {', '.join(COMBINATIONS)}")
+    if not folders or len(folders) != len(weights):
+        raise ValueError(f"{len(folders)} folders and {len(weights)} weights; give one for each")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise ValueError(f"weights={[*weights]} are not all finite")
+    if not 0 < density <= 1:
+        raise ValueError(f"{density=} is not in 0 < density <= 1; 1 keeps all")
+    if not 0 <= head_of < len(folders):
+        raise ValueError(f"{head_of=} is no place in {len(folders)} folders, from 0")
+    if rank is not None and (rank < 1 or how == "cat"):
+        raise ValueError(f"{rank=} is not positive, or given for how='cat', which adds the ranks")
+
+
 def _config(factors: Mapping[str, Factors]) -> LoRAConfig:
     """Return the config of updates B A of these ranks, scale 1."""
     ranks = {name: len(a) for name, (a, _) in factors.items()}
@@ -199,13 +213,3 @@ def _config(factors: Mapping[str, Factors]) -> LoRAConfig:
     return LoRAConfig(
         targets=tuple(factors), rank=most, alpha=most, rank_pattern=fewer, alpha_pattern=fewer
     )
-
-
-def _match(head: nn.Module) -> None:
-    """Let a linear's width be that of its weight."""
-    if isinstance(head, nn.Linear):
-        head.out_features = len(head.weight)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

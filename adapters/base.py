@@ -163,8 +163,7 @@ class RankConfig(AdapterConfig):
                         f"{name}'s {key!r} is no regular expression: {error}"
                     ) from error
         for rank in (self.rank, *self.rank_pattern.values()):
-            if not isinstance(rank, int) or rank < 1:
-                raise ValueError(f"rank={rank!r} is not a positive integer; 4 to 32 are usual")
+            check_count("rank", rank, "4 to 32 are usual")
         for alpha in (self.alpha, *self.alpha_pattern.values()):
             if not 0 < alpha < math.inf:
                 raise ValueError(f"alpha={alpha!r} is not positive; twice the rank is usual")
@@ -234,6 +233,26 @@ def partless(module: nn.Module, name: str) -> nn.Module:
             "made of others is wrapped"
         )
     return module
+
+
+def check_dropout(dropout: float) -> None:
+    """Check a share of numbers that are dropped.
+
+    Raises:
+        ValueError: it is not in 0 <= dropout < 1.
+    """
+    if not 0 <= dropout < 1:
+        raise ValueError(f"{dropout=} is not in 0 <= dropout < 1; 0 is off")
+
+
+def check_count(name: str, value: object, usual: str) -> None:
+    """Check that `value` counts something.
+
+    Raises:
+        ValueError: it is no positive integer.
+    """
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r} is not a positive integer; {usual}")
 
 
 def _ends(name: str, pattern: str) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from adapters.base import AdapterConfig, plain
-from adapters.layers import AdapterLinear, AdapterNorm, AffineLayer
+from adapters.layers import AdapterLinear, AdapterNorm, AffineLayer, wide
 
 
 class TunedBias(AffineLayer):
@@ -26,7 +26,7 @@ class TunedBias(AffineLayer):
 
     def adapted_bias(self) -> Tensor:
         """Return b' (O,), in float32 or wider."""
-        return self.wide(self.tuned_bias)
+        return wide(self.tuned_bias)
 
 
 class BitFitLinear(TunedBias, AdapterLinear):

@@ -10,7 +10,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from adapters.base import AdapterConfig, option, plain_linear
-from adapters.layers import AdapterLayer, AdapterLinear
+from adapters.layers import AdapterLayer, AdapterLinear, wide
 from adapters.targets import ends, matches
 
 
@@ -33,11 +33,11 @@ class IA3Linear(AdapterLinear):
 
     def adapted_weight(self) -> Tensor:
         """Return diag(l) W (O, I), in float32 or wider."""
-        return self.wide(self.factors) * self.wide(self.weight)
+        return wide(self.factors) * wide(self.weight)
 
     def adapted_bias(self) -> Tensor | None:
         """Return l * b (O,), in float32 or wider."""
-        return None if self.bias is None else self.wide(self.factors)[:, 0] * self.wide(self.bias)
+        return None if self.bias is None else wide(self.factors)[:, 0] * wide(self.bias)
 
 
 class IA3Input(AdapterLinear):
@@ -57,7 +57,7 @@ class IA3Input(AdapterLinear):
 
     def adapted_weight(self) -> Tensor:
         """Return W diag(l) (O, I), in float32 or wider."""
-        return self.wide(self.weight) * self.wide(self.factors)
+        return wide(self.weight) * wide(self.factors)
 
 
 @dataclass(frozen=True, kw_only=True)

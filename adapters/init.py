@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from adapters.layers import wide
+
 
 def kaiming(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     """Return A uniform within 1 / sqrt(I) and B zero, as in LoRA's own code (arXiv:2106.09685)."""
@@ -23,14 +25,14 @@ def gaussian(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
 
 def pissa(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     """Return A, B with scale B A the best approximation of W of this rank (arXiv:2404.02948)."""
-    u, s, v = torch.linalg.svd(_wide(weight), full_matrices=False)
+    u, s, v = torch.linalg.svd(wide(weight), full_matrices=False)
     root = (s[:rank] / scale).sqrt()
     return (root[:, None] * v[:rank]).to(weight.dtype), (u[:, :rank] * root).to(weight.dtype)
 
 
 def olora(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     """Return the first rows and columns of W's QR decomposition (arXiv:2406.01775)."""
-    q, r = torch.linalg.qr(_wide(weight))
+    q, r = torch.linalg.qr(wide(weight))
     return r[:rank].to(weight.dtype), q[:, :rank].to(weight.dtype)
 
 
@@ -40,7 +42,3 @@ INITS: dict[str, Callable[[Tensor, int, float], tuple[Tensor, Tensor]]] = {
     "pissa": pissa,
     "olora": olora,
 }
-
-
-def _wide(weight: Tensor) -> Tensor:
-    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))

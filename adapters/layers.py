@@ -11,6 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32 or wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def is_exact(x: Tensor) -> bool:
+    """Return whether products with x keep a small update that was added to a weight.
+
+    In 16 bits, of x or by autocast, the sum would round it off.
+    """
+    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(
+        x.device.type
+    )
+
+
 class AdapterLayer(nn.Module):
     """A module that took a base module's place.
 
@@ -64,15 +79,11 @@ class AffineLayer(AdapterLayer):
 
     def adapted_weight(self) -> Tensor:
         """Return the weight that merging bakes in, in float32 or wider."""
-        return self.wide(self.weight)
+        return wide(self.weight)
 
     def adapted_bias(self) -> Tensor | None:
         """Return the bias that merging bakes in, in float32 or wider."""
-        return None if self.bias is None else self.wide(self.bias)
-
-    def wide(self, tensor: Tensor) -> Tensor:
-        """Return the tensor in float32 or wider."""
-        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        return None if self.bias is None else wide(self.bias)
 
     def empty(self) -> nn.Module:
         """Return a module of the base's class, without storage."""
@@ -93,7 +104,7 @@ class AffineLayer(AdapterLayer):
             )
         module.weight = nn.Parameter(weight.to(self.weight.dtype))
         if self.bias is not None and bias is not None:
-            same = torch.equal(bias, self.wide(self.bias))
+            same = torch.equal(bias, wide(self.bias))
             module.bias = self.bias if same else nn.Parameter(bias.to(self.bias.dtype))
         return module
 
@@ -121,13 +132,11 @@ class AdapterLinear(AffineLayer, nn.Linear):
         """Return whether to add an update to W before it meets x (..., I), not after.
 
         It pays where the sum costs less than another product with every token. It needs a frozen W,
-        and float32: in 16 bits the sum would round small updates off.
+        and full precision.
         """
         if self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad):
             return False
-        if x.dtype not in (torch.float32, torch.float64) or x.dtype != self.weight.dtype:
-            return False
-        if x.ndim < 2 or torch.is_autocast_enabled(x.device.type):
+        if not is_exact(x) or x.dtype != self.weight.dtype or x.ndim < 2:
             return False
         return x.numel() // self.in_features > min(self.weight.shape)
 

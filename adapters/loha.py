@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.base import RankConfig, plain_linear
-from adapters.layers import AdapterLinear
+from adapters.layers import AdapterLinear, wide
 
 
 class DeltaLinear(AdapterLinear):
@@ -29,7 +29,7 @@ class DeltaLinear(AdapterLinear):
     def adapted_weight(self) -> Tensor:
         """Return W + delta (O, I), in float32 or wider."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            return self.wide(self.weight) + self.wide(self.delta())
+            return wide(self.weight) + wide(self.delta())
 
 
 class LoHaLinear(DeltaLinear):

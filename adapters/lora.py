@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.base import RankConfig, option, plain_linear
+from adapters.base import RankConfig, check_dropout, option, plain_linear
 from adapters.init import INITS
-from adapters.layers import AdapterLinear
+from adapters.layers import AdapterLinear, wide
 
 CONVERTED = ("pissa", "olora")  # B A does not start at zero, and W + scale B A must start at W
 
@@ -87,7 +87,7 @@ class LowRankLinear(AdapterLinear):
 
     def adapted_weight(self) -> Tensor:
         """Return W + scale B A (O, I), in float32 or wider."""
-        weight, a, b = map(self.wide, (self.weight, *self.factors()))
+        weight, a, b = map(wide, (self.weight, *self.factors()))
         with torch.autocast(weight.device.type, enabled=False):
             return torch.addmm(weight, b, a, alpha=self.scale)
 
@@ -160,8 +160,7 @@ class LoRAConfig(RankConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout!r} is not in 0 <= dropout < 1; 0 is off")
+        check_dropout(self.dropout)
         if not 0 < self.lr_ratio < math.inf:
             raise ValueError(f"lr_ratio={self.lr_ratio!r} is not positive; LoRA+ takes 16")
         if self.init not in INITS:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from adapters.base import AdapterConfig, plain
-from adapters.layers import AdapterNorm
+from adapters.layers import AdapterNorm, wide
 
 
 class TunedNorm(AdapterNorm):
@@ -29,11 +29,11 @@ class TunedNorm(AdapterNorm):
 
     def adapted_weight(self) -> Tensor:
         """Return w' (D,), in float32 or wider."""
-        return self.wide(self.tuned_weight)
+        return wide(self.tuned_weight)
 
     def adapted_bias(self) -> Tensor | None:
         """Return b' (D,), in float32 or wider."""
-        return None if self.tuned_bias is None else self.wide(self.tuned_bias)
+        return None if self.tuned_bias is None else wide(self.tuned_bias)
 
 
 @dataclass(frozen=True, kw_only=True)

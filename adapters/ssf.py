@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.base import AdapterConfig, plain
-from adapters.layers import AdapterLinear, AdapterNorm, AffineLayer
+from adapters.layers import AdapterLinear, AdapterNorm, AffineLayer, wide
 
 
 class ScaleAndShift(AffineLayer):
@@ -30,13 +30,13 @@ class ScaleAndShift(AffineLayer):
 
     def adapted_weight(self) -> Tensor:
         """Return diag(gamma) W (O, I) of a linear, gamma * w (D,) of a norm."""
-        gamma = self.wide(self.gamma)
-        return gamma.view(-1, *[1] * (self.weight.ndim - 1)) * self.wide(self.weight)
+        gamma = wide(self.gamma)
+        return gamma.view(-1, *[1] * (self.weight.ndim - 1)) * wide(self.weight)
 
     def adapted_bias(self) -> Tensor:
         """Return gamma * b + beta (O,), in float32 or wider."""
-        beta = self.wide(self.beta)
-        return beta if self.bias is None else self.wide(self.gamma) * self.wide(self.bias) + beta
+        beta = wide(self.beta)
+        return beta if self.bias is None else wide(self.gamma) * wide(self.bias) + beta
 
 
 class SSFLinear(ScaleAndShift, AdapterLinear):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adapters.base import plain, plain_linear
 from adapters.inject import injection, shared_copy
-from adapters.layers import AdapterLayer
+from adapters.layers import AdapterLayer, is_exact
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -93,13 +93,8 @@ class Joint(nn.Module):
         pairs = [(part.get("a", empty["a"]), part.get("b", empty["b"])) for part in parts]
         a = torch.stack([F.pad(a, (0, 0, 0, rank - len(a))) for a, _ in pairs])  # (K, R, I)
         b = torch.stack([F.pad(b, (0, rank - b.shape[1])) for _, b in pairs])  # (K, O, R)
-        if torch.is_autocast_enabled(x.device.type) or x.dtype not in (
-            torch.float32,
-            torch.float64,
-        ):
-            return F.linear(x, weight) + torch.bmm(
-                torch.bmm(x, a.mT), b.mT
-            )  # see AdapterLinear.sums
+        if not is_exact(x):
+            return F.linear(x, weight) + torch.bmm(torch.bmm(x, a.mT), b.mT)
         return cast(Tensor, SummedProducts.apply(x, weight, a, b))  # type: ignore[no-untyped-call]
 
     def _norm(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from adapters.base import AdapterConfig, option, plain_linear
+from adapters.base import AdapterConfig, check_count, check_dropout, option, plain_linear
 from adapters.layers import AdapterLayer
 from adapters.lora import LowRankLinear
 
@@ -87,10 +87,8 @@ class VeRAConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"rank={self.rank!r} is not a positive integer; 256 is usual")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout!r} is not in 0 <= dropout < 1; 0 is off")
+        check_count("rank", self.rank, "256 is usual")
+        check_dropout(self.dropout)
         if not 0 <= self.projection_seed < 2**63:
             raise ValueError(f"projection_seed={self.projection_seed} is not in 0 <= seed < 2**63")
 

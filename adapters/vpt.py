@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters.base import AdapterConfig, option, partless
+from adapters.base import AdapterConfig, check_count, check_dropout, option, partless
 from adapters.layers import Wrapper
 
 
@@ -53,10 +53,8 @@ class VPTConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.n_prompts, int) or self.n_prompts < 1:
-            raise ValueError(f"n_prompts={self.n_prompts!r} is not a positive integer; try 10")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout!r} is not in 0 <= dropout < 1; 0 is off")
+        check_count("n_prompts", self.n_prompts, "try 10")
+        check_dropout(self.dropout)
 
     def adapt(self, module: nn.Module, name: str) -> PromptedBlock:
         """Return the layer that takes the place of a block with layer norms on its tokens.

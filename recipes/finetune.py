@@ -8,6 +8,7 @@ import inspect
 import shlex
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, make_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -60,6 +61,7 @@ class CommonOptions(TrainOptions):
     )
 
 
+@cache
 def method_options() -> dict[str, tuple[Any, Any]]:
     """Return the options that the methods add: by name its type, and its field for `option`."""
     texts: dict[str, dict[str, list[str]]] = {}  # name -> help -> the methods that it is for

@@ -7,7 +7,7 @@ import copy
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -90,6 +90,7 @@ class Member:
     splits: Splits
     fit: Fit
     failed: str = ""  # why, if it did
+    facts: dict[str, Any] = field(default_factory=dict)  # about what it saved
 
 
 def combinations(options: SweepBase) -> list[tuple[dict[str, Any], CommonOptions]]:
@@ -248,8 +249,8 @@ def _train(base: VisionTransformer, members: Sequence[Member]) -> None:
             member.failed = steps.failed[i]
             say(f"{member.folder.name} failed: {member.failed}")
         else:
-            facts = save_trained(member.fit, member.options, member.folder)
-            summarise(member.fit, member.splits, member.options, member.folder, facts)
+            member.facts = save_trained(member.fit, member.options, member.folder)
+            summarise(member.fit, member.splits, member.options, member.folder, member.facts)
 
 
 def _conclude(options: SweepBase, members: Sequence[Member]) -> dict[str, Any]:
@@ -259,9 +260,7 @@ def _conclude(options: SweepBase, members: Sequence[Member]) -> dict[str, Any]:
         raise ValueError(f"every adapter failed; {members[0].failed}")
     best = max(rows, key=lambda row: row["val_accuracy"] or 0)
     best["test_accuracy"] = statistics.mean(
-        finish(m.fit, m.splits, m.options, m.folder, save_trained(m.fit, m.options, m.folder))[
-            "test_accuracy"
-        ]
+        finish(m.fit, m.splits, m.options, m.folder, m.facts)["test_accuracy"]
         for m in members
         if str(m.folder) in best["folders"]
     )
