@@ -36,8 +36,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "sine and cosine positions": {"init": "sincos"},
     "mimetic attention": {"init": "mimetic"},
     "cutmix": {"cutmix": 0.5},
-    "Muon": {"optimizer": "muon"},
-    "AdamW, convolutional stem": {"optimizer": "adamw", "stem": "conv"},
+    "Muon": {"optimizer": "muon", "lr": 3e-3},
+    "convolutional stem": {"stem": "conv"},
+    "TrivialAugment": {"trivial": True},
 }
 COLUMNS = {"change": "", "val_accuracy": ".2%", "spread": ".2%", "images_per_second": ",.0f"}
 
@@ -45,7 +46,9 @@ COLUMNS = {"change": "", "val_accuracy": ".2%", "spread": ".2%", "images_per_sec
 def pretrain(values: dict[str, Any], seed: int, out: Path, options: list[str]) -> dict[str, Any]:
     """Return the last line of metrics of one run, done now unless it is there."""
     command = ["pretrain", f"--out={out}", f"--seed={seed}", "--overwrite"]
-    command += [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
+    for key, value in values.items():
+        name = key.replace("_", "-")
+        command.append(f"--{name}={value}" if value is not True else f"--{name}")
     run_once([*command, *options], out)
     last: dict[str, Any] = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     return last

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import click
 
-from benchmarks.versus_article import with_few_tests
+from benchmarks.results import few_tests
 from vitft import load_model, save_model
 
-RECIPE = ["--batch-size=512", "--optimizer=muon", "--lr=3e-3", "--init=mimetic"]
-RECIPE += ["--cutmix=0.5", "--mixup=0.3"]
+RECIPE = ["--batch-size=512", "--stem=conv", "--cutmix=0.5", "--mixup=0.3", "--trivial"]
 PARTS = ("speed", "base", "transfer", "ablation")
 
 
@@ -37,6 +36,8 @@ def python(module: str, *arguments: object) -> None:
 
 def speed(cifar10: Path, small: bool) -> None:
     """Time the steps of every method, in both precisions, and the loop of pretraining."""
+    if not small:
+        python("benchmarks.attention")
     few = ["--batch-size=8", "--rounds=1"] if small else ["--rounds=50"]
     for precision in ([], ["--bf16"]):
         python("benchmarks.lora_step", *few, *([] if small and precision else precision))
@@ -53,7 +54,9 @@ def speed(cifar10: Path, small: bool) -> None:
 def base(cifar10: Path, out: Path, epochs: int, small: bool) -> Path:
     """Pretrain, keep the base in bfloat16, and return its run's folder."""
     run = runs(small) / "base"
-    few = ["--limit=200", "--epochs=1", "--batch-size=64"] if small else [f"--epochs={epochs}"]
+    few = ["--compile", f"--epochs={epochs}"]
+    if small:
+        few = ["--limit=200", "--epochs=1", "--batch-size=64"]
     python("vitft", "pretrain", f"--data={cifar10}", f"--out={run}", "--overwrite", *RECIPE, *few)
     save_model(load_model(run).bfloat16(), out / "cifar10.safetensors")
     for name in ("config.json", "metrics.jsonl", "summary.json", "report.html"):
@@ -65,12 +68,15 @@ def transfer(start: Path, data: Path, small: bool) -> None:
     """Fine-tune in every way, tuned alike, three seeds each; then with 20 images a class."""
     options = [f"--base={start}", f"--data={data}", f"--runs={runs(small)}/transfer", "--shift=2"]
     if small:
-        few = ["--seeds=1", "--rates=1", "--epochs=1", "--limit=100"]
-        python("benchmarks.transfer", *options, "--name=transfer_gpu", *few)
+        few = ["--seeds=1", "--rates=1", "--epochs=1", "--limit=43", "--val-fraction=0.02"]
+        python("benchmarks.transfer", *options, "--name=transfer_gpu", "--jobs=2", *few)
         return
+    options.append("--jobs=8")  # each waits for launches most of the time
     python("benchmarks.transfer", *options, "--name=transfer_gpu", "--epochs=10")
-    few = ["--name=transfer_20_gpu", "--epochs=20", "--limit=860"]
-    python("benchmarks.transfer", *options, *few)
+    some = "--ways=linear;full;lora;dora;from scratch"
+    for n, ways in ((20, []), (5, [some]), (100, [some])):
+        few = [f"--name=transfer_{n}_gpu", "--epochs=20", f"--limit={43 * n}"]
+        python("benchmarks.transfer", *options, *few, *ways)
 
 
 def ablation(cifar10: Path, small: bool) -> None:
@@ -101,9 +107,7 @@ def main(
     os.environ["VITFT_RESULTS"] = str(out.resolve())
     if small:
         shutil.rmtree(runs(small), ignore_errors=True)
-        cifar10, signs = (
-            with_few_tests(data, runs(small) / data.name) for data in (cifar10, signs)
-        )
+        cifar10, signs = (few_tests(data, runs(small) / data.name) for data in (cifar10, signs))
     if "speed" in parts:
         speed(cifar10, small)
     if "base" in parts:

@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -56,6 +57,18 @@ def run_once(command: list[str], out: Path) -> None:
         vitft = [sys.executable, "-m", "vitft", *command]
         subprocess.run(vitft, check=True, stdout=subprocess.DEVNULL)
         done.write_text(json.dumps(command))
+
+
+def few_tests(data: Path, folder: Path, n: int = 20) -> Path:
+    """Return a folder, as links, with the training images of `data` and `n` tests of each class."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "train").symlink_to((data / "train").resolve())
+    for path in (data / "test").iterdir():
+        (folder / "test" / path.name).mkdir(parents=True)
+        for image in sorted(path.resolve().iterdir())[:n]:
+            (folder / "test" / path.name / image.name).symlink_to(image)
+    return folder
 
 
 def hardware() -> str:

@@ -61,14 +61,14 @@ def vitft(
     pixels = torch.randint(0, 256, (n_images, 3, 32, 32), dtype=torch.uint8)
     images = Images(lambda i: pixels[i], torch.arange(n_images) % 10).to(torch.device(device))
     model = VisionTransformer(ViTConfig(dropout=0.0, pooling=pooling)).to(device)
-    if compiled:
-        model.compile()
     plan = Plan(
         epochs=3,
         batch_size=batch_size,
         lr=1e-4,
         weight_decay=0.05,
         bf16=bf16,
+        compiled=compiled,
+        recorded=device == "cuda",
         augmentation=Augmentation(flip=True, shift=4),
         save_seconds=0,
     )
@@ -76,6 +76,23 @@ def vitft(
         none = images.subset(torch.arange(0))
         history = Fit(model, images, none, plan, Path(folder)).run()
     return float(history[-1]["images_per_second"])
+
+
+def check_recorded() -> float:
+    """Return how far recorded steps go from the same steps as written, relative to their way."""
+    pixels = torch.randint(0, 256, (640, 3, 32, 32), dtype=torch.uint8)
+    weights = []
+    for recorded in (False, True):
+        torch.manual_seed(0)
+        images = Images(lambda i: pixels[i], torch.arange(640) % 10).to(torch.device("cuda"))
+        model = VisionTransformer(ViTConfig(dropout=0.0)).to("cuda")
+        start = torch.nn.utils.parameters_to_vector(model.parameters()).clone()
+        same: dict[str, Any] = {"epochs": 4, "batch_size": 64, "lr": 1e-3, "weight_decay": 0.05}
+        plan = Plan(**same, optimizer="muon", recorded=recorded, save_seconds=0)
+        with tempfile.TemporaryDirectory() as folder:
+            Fit(model, images, images.subset(torch.arange(0)), plan, Path(folder)).run()
+        weights.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach())
+    return float((weights[1] - weights[0]).norm() / (weights[0] - start).norm())
 
 
 def article(data: str, batch_size: int, seconds: float, device: str) -> float:
@@ -116,7 +133,8 @@ def main(data: str, device: str, n_images: int, seconds: float, batch_sizes: str
                 rows.append({"loop": loop, "batch_size": size, "images_per_second": speed})
                 rows[-1]["mfu"] = speed * flop / peak
                 click.echo(table(rows[-1:], COLUMNS), err=True)
-    path = write_result(f"throughput_{device}", rows, peak_flops=peak, bf16=gpu)
+    facts = {"recorded_differs_by": check_recorded()} if gpu else {}
+    path = write_result(f"throughput_{device}", rows, peak_flops=peak, bf16=gpu, **facts)
     click.echo(f"{table(rows, COLUMNS)}\n\n{path}")
 
 

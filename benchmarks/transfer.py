@@ -3,20 +3,22 @@
     python -m benchmarks.transfer --base cifar10 --data data/gtsrb32
     python -m benchmarks.transfer --base cifar10 --data data/gtsrb32 --limit 860 --name transfer_20
 
-A way is a `vitft sweep` over three learning rates, a third of ten apart, and the seeds; what it
-leaves stays in --runs, and one that is complete there is not repeated. The learning rate is that of
-the best mean validation accuracy; the test split is then read once for each seed at that rate.
+The learning rate is the best of three, each three times the last, by the validation accuracy of the
+first seed; the test split is then read once for each seed at that rate. Each is a `vitft sweep`;
+what it leaves stays in --runs, and one that is complete there is not repeated.
 """
 
 import json
+import os
 import statistics
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import click
 
 from adapters import METHODS
-from benchmarks.results import run_once, table, write_result
+from benchmarks.results import few_tests, run_once, table, write_result
 
 TOGETHER = "--targets=wq,wk,wv,wo,w1,w2"
 WAYS: dict[str, list[str]] = {  # the methods; then LoRA's ranks and targets
@@ -45,42 +47,50 @@ COLUMNS = {
 }
 
 
+Runs = tuple[float, list[dict[str, Any]]]  # the best learning rate, and the summaries at it
+
+
 def tune(way: str, lrs: list[float], seeds: int, out: Path, given: list[str]) -> dict[str, Any]:
     """Return the row of a way: its best learning rate, and the test accuracy at that rate."""
-    if way == SCRATCH:
-        return scratch(lrs, seeds, out, given)
+    train = scratch if way == SCRATCH else sweep
+    lr, runs = train(way, lrs, [0], out, given)
+    if seeds > 1:
+        runs += train(way, [lr], [*range(1, seeds)], out, given)[1]
+    return {"way": way, "lr": lr} | summarise(runs)
+
+
+def sweep(way: str, lrs: list[float], seeds: list[int], out: Path, given: list[str]) -> Runs:
+    """Train every rate with every seed together, over one frozen base."""
     rates = ",".join(f"{lr:g}" for lr in lrs)
-    command = ["sweep", *WAYS[way], f"--lr={rates}", f"--seeds={seeds}", f"--out={out}"]
-    run_once([*command, "--overwrite", *given], out)
+    out = out / f"{rates}-{seeds[0]}"
+    command = ["sweep", *WAYS[way], f"--lr={rates}", f"--seed={seeds[0]}", f"--seeds={len(seeds)}"]
+    run_once([*command, f"--out={out}", "--overwrite", *given], out)
     best = json.loads((out / "sweep.json").read_text())["best"]
-    runs = [json.loads(Path(f, "summary.json").read_text()) for f in best["folders"]]
-    return {"lr": best.get("lr", lrs[0])} | summarise(runs, best["val_accuracy"])
+    runs = [json.loads(Path(folder, "summary.json").read_text()) for folder in best["folders"]]
+    return best.get("lr", lrs[0]), runs
 
 
-def scratch(lrs: list[float], seeds: int, out: Path, given: list[str]) -> dict[str, Any]:
-    """Return the row of pretraining on the data itself, for the same epochs."""
+def scratch(way: str, lrs: list[float], seeds: list[int], out: Path, given: list[str]) -> Runs:
+    """Pretrain on the data itself instead, for the same epochs."""
     given = [option for option in given if not option.startswith("--base")]
-    found: dict[float, list[dict[str, Any]]] = {}
+    found: dict[float, list[dict[str, Any]]] = {lr: [] for lr in lrs}
     for lr in lrs:
-        for seed in range(seeds):
+        for seed in seeds:
             run = out / f"{lr:g}-{seed}"
             command = ["pretrain", "--no-flip", f"--lr={lr:g}", f"--seed={seed}", f"--out={run}"]
-            run_once([*command, "--batch-size=64", "--overwrite", *given], run)
-            last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-            summary = json.loads((run / "summary.json").read_text())
-            found.setdefault(lr, []).append(summary | {"val_accuracy": last["val_accuracy"]})
-    means = {lr: statistics.mean(r["val_accuracy"] for r in runs) for lr, runs in found.items()}
-    best = max(means, key=lambda lr: means[lr])
-    return {"lr": best} | summarise(found[best], means[best])
+            run_once([*command, "--overwrite", *given], run)
+            found[lr].append(json.loads((run / "summary.json").read_text()))
+    best = max(lrs, key=lambda lr: statistics.mean(run["val_accuracy"] for run in found[lr]))
+    return best, found[best]
 
 
-def summarise(runs: list[dict[str, Any]], val_accuracy: float) -> dict[str, Any]:
+def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the figures of the runs of one way: means, and the sample deviation of accuracy."""
     first, accuracies = runs[0], [run["test_accuracy"] for run in runs]
     return {
         "test_accuracy": statistics.mean(accuracies),
         "spread": statistics.stdev(accuracies) if len(runs) > 1 else None,
-        "val_accuracy": val_accuracy,
+        "val_accuracy": statistics.mean(run["val_accuracy"] for run in runs),
         "n_trainable": first["n_trainable"],
         "share": first["n_trainable"] / first["n_parameters"],
         "seconds": statistics.mean(run["seconds"] + run.get("feature_seconds", 0) for run in runs),
@@ -98,6 +108,8 @@ def summarise(runs: list[dict[str, Any]], val_accuracy: float) -> dict[str, Any]
 @click.option("--ways", default=";".join([*WAYS, SCRATCH]), help="With semicolons; all by default.")
 @click.option("--rates", default=3, show_default=True, help="Learning rates of each: 1 or 3.")
 @click.option("--seeds", default=3, show_default=True, help="How many, from 0.")
+@click.option("--jobs", default=1, show_default=True, help="Ways at a time, sharing the cores.")
+@click.option("--tests", type=int, help="Test images of each class.  [default: all]")
 @click.option("--runs", default="runs/transfer", show_default=True, type=click.Path(path_type=Path))
 @click.option("--name", default="transfer", show_default=True, help="Of the result's file.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
@@ -107,19 +119,30 @@ def main(
     ways: str,
     rates: int,
     seeds: int,
+    jobs: int,
+    tests: int | None,
     runs: Path,
     name: str,
     options: tuple[str, ...],
 ) -> None:
     """Tune every way with the same OPTIONS of vitft sweep and print a table."""
-    given = [f"--base={base}", f"--data={data}", *options]
-    rows = []
-    for way in ways.split(";"):
+    runs = runs / name
+    images = few_tests(Path(data), runs / "data", tests) if tests else data
+    given = [f"--base={base}", f"--data={images}", *options]
+    if jobs > 1:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+
+    def row(way: str) -> dict[str, Any]:
         middle = RATES.get(way, 3e-3)
         lrs = [middle / 3, middle, middle * 3] if rates == 3 else [middle]
-        rows.append({"way": way} | tune(way, lrs, seeds, runs / name / way, given))
-        click.echo(table(rows[-1:], COLUMNS), err=True)
-    path = write_result(name, rows, base=base, data=data, options=list(options))
+        found = tune(way, lrs, seeds, runs / way, given)
+        click.echo(table([found], COLUMNS), err=True)
+        return found
+
+    with ThreadPoolExecutor(jobs) as pool:
+        rows = list(pool.map(row, ways.split(";")))
+    facts = {"base": base, "data": data, "tests": tests, "options": list(options), "jobs": jobs}
+    path = write_result(name, rows, **facts)
     click.echo(f"{table(rows, COLUMNS)}\n\n{path}")
 
 

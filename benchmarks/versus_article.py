@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from benchmarks.results import FOLDER, table, write_result
+from benchmarks.results import FOLDER, few_tests, table, write_result
 
 LOOPS = "Batch sizes of the article's loop, and presets of vitft's."
 # Of vitft pretrain, and the least number of epochs: "cpu" divides them among image sizes.
@@ -53,24 +53,13 @@ def pretrain(data: Path, out: Path, preset: str, options: list[str]) -> dict[str
 
 def for_seconds(data: Path, seconds: float, preset: str, folder: Path) -> dict[str, Any]:
     """Return what `vitft pretrain` reached in about `seconds` of training."""
-    few = with_few_tests(data, folder / f"few-{preset}")
+    few = few_tests(data, folder / f"few-{preset}")
     options, least = OPTIONS[preset]
     trial = pretrain(few, folder / "trial", preset, ["--limit=1024", f"--epochs={least}", *options])
     n_images = trial["images_per_second"] * seconds
     epochs = max(least, round(n_images / 45_000))
     given = [f"--limit={round(n_images / epochs)}", f"--epochs={epochs}", *options]
     return pretrain(data, folder / "run", preset, given)
-
-
-def with_few_tests(data: Path, folder: Path) -> Path:
-    """Return a folder with the training images of `data` and a few of its test images, as links."""
-    folder.mkdir(parents=True)
-    (folder / "train").symlink_to((data / "train").resolve())
-    for path in (data / "test").iterdir():
-        (folder / "test" / path.name).mkdir(parents=True)
-        for image in sorted(path.resolve().iterdir())[:20]:
-            (folder / "test" / path.name / image.name).symlink_to(image)
-    return folder
 
 
 @click.command()

@@ -36,6 +36,9 @@ class TrainOptions:
     )
     shift: int = option(0, "Move training images by up to so many pixels.")
     min_area: float = option(1.0, "Cut training images to at least this share of their area.")
+    trivial: bool = option(
+        False, "Change each training image in one way more, by TrivialAugment (arXiv:2103.10158)."
+    )
     mixup: float = option(0.0, "Share of training images blended with another.")
     cutmix: float = option(0.0, "Share of training images that get a rectangle of another.")
     val_fraction: float = option(0.1, "Share of the training images kept for validation; 0: none.")
@@ -44,7 +47,9 @@ class TrainOptions:
     device: str = option("auto", "auto, cpu, cuda or mps.")
     precision: str = option("auto", "auto, fp32, or bf16 for computing in bfloat16.")
     compile: bool | None = option(
-        None, "Compile the model first, a minute or so.  [default: on a GPU, for long runs]"
+        None,
+        "Compile the model first, a minute or so; asked for on a GPU, record the whole step too.  "
+        "[default: on a GPU, for long runs]",
     )
     save_seconds: float = option(60.0, "Seconds between saved states, which --resume goes on from.")
     resume: bool = option(False, "Go on with the run in --out where it was stopped.")
@@ -106,6 +111,7 @@ def make_plan(
         flip=options.flip,
         shift=options.shift,
         min_area=options.min_area,
+        trivial=options.trivial,
         mixup=options.mixup,
         cutmix=options.cutmix,
     )
@@ -125,6 +131,7 @@ def make_plan(
     return Plan(
         **{name: getattr(options, name) for name in same},
         bf16=pick_bf16(options.precision, device),
+        recorded=device.type == "cuda" and bool(options.compile),
         augmentation=augmentation,
         sizes=sizes,
     )

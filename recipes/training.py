@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,8 @@ def train(
     Raises:
         KeyboardInterrupt: stopped by SIGINT or SIGTERM; says how to go on.
     """
-    if pick_compile(options, plan, len(splits.train), model.head.weight.device):
-        model.compile()
+    compiled = pick_compile(options, plan, len(splits.train), model.head.weight.device)
+    plan = replace(plan, compiled=compiled)
     fit = Fit(model, splits.train, splits.validation, plan, folder, belongs)
     if options.resume:
         fit.restore()

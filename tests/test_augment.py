@@ -1,7 +1,10 @@
+from collections.abc import Callable
+
 import pytest
 import torch
+from PIL import Image, ImageEnhance
 
-from vitft.augment import Augmentation
+from vitft.augment import MOVES, RECOLOURINGS, Augmentation, trivial_augment
 
 
 def batch(n: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,3 +84,46 @@ def test_it_repeats_under_the_same_seed() -> None:
 def test_values_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Augmentation(**options)
+
+
+def test_trivial_augment_changes_each_image_in_one_way() -> None:
+    image = torch.randint(0, 256, (1, 3, 16, 16)).float()
+    images = image.expand(800, -1, -1, -1)
+    changed = trivial_augment(images)
+    assert changed.shape == images.shape
+    assert 0 <= changed.min() < changed.max() <= 255
+    same = ((changed - image).abs().amax((1, 2, 3)) < 1e-2).float().mean()
+    assert same < 2.5 / (1 + len(MOVES) + len(RECOLOURINGS))  # none, and some too weak to be seen
+    assert len(changed.round().unique(dim=0)) > 600
+
+
+@pytest.mark.parametrize("recolour", RECOLOURINGS[:-1])  # the last one has no strength
+def test_recolouring_is_none_at_its_neutral_strength(
+    recolour: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    images = torch.randint(0, 256, (4, 3, 8, 8)).float()
+    neutral = torch.full((4, 1, 1, 1), 1.0 if recolour.__name__ == "_solarize" else 0.0)
+    torch.testing.assert_close(recolour(images, neutral), images, atol=1e-3, rtol=0)
+    assert (recolour(images, neutral - 0.5) - images).abs().max() > 1
+
+
+def test_autocontrast_stretches_each_channel() -> None:
+    images = 50 + 100 * torch.rand(4, 3, 8, 8)
+    stretched = RECOLOURINGS[-1](images, torch.zeros(4, 1, 1, 1))
+    torch.testing.assert_close(stretched.amin((2, 3)), torch.zeros(4, 3))
+    torch.testing.assert_close(stretched.amax((2, 3)), torch.full((4, 3), 255.0))
+
+
+def test_enhancements_are_those_of_pillow() -> None:
+    pixels = torch.randint(0, 256, (1, 1, 12, 12)).float()
+    grey = Image.fromarray(pixels[0, 0].byte().numpy())
+    strength = torch.full((1, 1, 1, 1), 0.5)
+    for recolour, enhance in zip(
+        (RECOLOURINGS[0], RECOLOURINGS[2], RECOLOURINGS[3]),
+        (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Sharpness),
+        strict=True,
+    ):
+        ours = recolour(pixels, strength).clamp(0, 255)[0, 0, 1:-1, 1:-1]
+        theirs = bytearray(enhance(grey).enhance(1.45).tobytes())
+        difference = ours - torch.tensor(list(theirs)).view(12, 12)[1:-1, 1:-1]
+        assert difference.abs().max() <= 2  # Pillow rounds on its way

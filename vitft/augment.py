@@ -1,6 +1,6 @@
-"""Augmentation of whole batches on their device: normalised images in, images of that shape out.
+"""Augmentation of whole batches on their device: images in, images of that shape out.
 
-Images are (B, C, height, width).
+Images are (B, C, height, width), pixels 0..255 as floats.
 """
 
 import math
@@ -23,6 +23,7 @@ class Augmentation:
     shift: int = 0  # move by up to so many pixels, edges reflected
     # cut out a rectangle of at least this share of the area, sides within 9:10 and 10:9
     min_area: float = 1.0
+    trivial: bool = False  # change each image in one way more, see `trivial_augment`
     mixup: float = 0.0  # share of images blended with another (arXiv:1710.09412)
     cutmix: float = 0.0  # share of images that get a rectangle of another (arXiv:1905.04899)
 
@@ -42,6 +43,8 @@ class Augmentation:
         """Return images (B, C, height, width) and target probabilities (B, n_classes), changed."""
         if self.flip or self.shift or self.min_area < 1:
             images = self.move(images)
+        if self.trivial:
+            images = trivial_augment(images)
         if self.mixup or self.cutmix:
             images, targets = self.mix(images, targets)
         return images, targets
@@ -83,3 +86,76 @@ class Augmentation:
         share = blend.mean(dim=(1, 2, 3)).view(-1, 1)
         mixed = images + blend * (images.flip(0) - images)
         return mixed, targets + share * (targets.flip(0) - targets)
+
+
+def trivial_augment(images: Tensor) -> Tensor:
+    """Return each image changed in one way, drawn with its strength (arXiv:2103.10158, table 1).
+
+    Of the paper's changes only the equalised histogram is left out; grey is the channels' mean.
+    """
+    n, device = len(images), images.device
+    change = torch.randint(len(MOVES) + len(RECOLOURINGS) + 1, (n,), device=device)  # 0: none
+    strength = torch.empty(n, device=device).uniform_(-1, 1)
+    images = _moved(images, change, strength)
+    for i, recolour in enumerate(RECOLOURINGS, start=len(MOVES) + 1):
+        chosen = (change == i).view(-1, 1, 1, 1)
+        changed = recolour(images, strength.view(-1, 1, 1, 1)).clamp(0, 255)
+        images = torch.where(chosen, changed, images)
+    return images
+
+
+# the largest: shears, shifts in halves of an image, angle in radians
+MOVES = {"shear x": 0.3, "shear y": 0.3, "x": 0.625, "y": 0.625, "turn": math.pi / 6}
+
+
+def _moved(images: Tensor, change: Tensor, strength: Tensor) -> Tensor:
+    """Return the images sheared, shifted or turned where that is their change."""
+    shear_x, shear_y, x, y, angle = (
+        limit * strength * (change == i) for i, limit in enumerate(MOVES.values(), start=1)
+    )
+    cos, sin = angle.cos(), angle.sin()
+    theta = torch.stack([cos, shear_x - sin, x, shear_y + sin, cos, y], dim=1).unflatten(1, (2, 3))
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def _away(reference: Tensor, images: Tensor, strength: Tensor) -> Tensor:
+    """Return the images drawn towards the reference, at -1, or away from it, at 1."""
+    return reference + (1 + 0.9 * strength) * (images - reference)
+
+
+def _brightness(images: Tensor, strength: Tensor) -> Tensor:
+    return _away(torch.zeros_like(images), images, strength)
+
+
+def _colour(images: Tensor, strength: Tensor) -> Tensor:
+    return _away(images.mean(dim=1, keepdim=True), images, strength)
+
+
+def _contrast(images: Tensor, strength: Tensor) -> Tensor:
+    return _away(images.mean(dim=(1, 2, 3), keepdim=True), images, strength)
+
+
+def _sharpness(images: Tensor, strength: Tensor) -> Tensor:
+    around = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
+    return _away((9 * around + 4 * images) / 13, images, strength)
+
+
+def _posterize(images: Tensor, strength: Tensor) -> Tensor:
+    step = 2 ** (4 * strength.abs()).round()  # 8 to 4 bits are left
+    return (images / step).floor() * step
+
+
+def _solarize(images: Tensor, strength: Tensor) -> Tensor:
+    return torch.where(images < 256 * strength.abs(), images, 255 - images)
+
+
+def _autocontrast(images: Tensor, strength: Tensor) -> Tensor:
+    darkest = images.amin(dim=(2, 3), keepdim=True)
+    return 255 * (images - darkest) / (images.amax(dim=(2, 3), keepdim=True) - darkest + 1e-6)
+
+
+RECOLOURINGS = (
+    *(_brightness, _colour, _contrast, _sharpness),
+    *(_posterize, _solarize, _autocontrast),
+)

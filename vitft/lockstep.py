@@ -168,4 +168,5 @@ class Lockstep:
         # goes on after what the base's dropout drew
         self.leaders[-1].draws = random_state(first.device)
         for fit in self.fits:
+            fit.set_lr()
             fit.update()

@@ -218,7 +218,7 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(images)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-        return self.dropout(x + self.positions())
+        return self.dropout(x + self.positions().to(x.dtype))  # bfloat16 under autocast
 
     def pool(self, x: Tensor) -> Tensor:
         """Return what the head reads (B, D) of the blocks' output (B, N, D)."""
@@ -248,8 +248,8 @@ class VisionTransformer(nn.Module):
         Where the head reads the class token, the last block computes no other.
         """
         *blocks, last = self.blocks
-        n = None if self.cls_token is None else 1
-        return [self.embed, *blocks, partial(last, n=n), self.pool, self.head]
+        end = last if self.cls_token is None else partial(last, n=1)
+        return [self.embed, *blocks, end, self.pool, self.head]
 
     def run(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Return what the stages from `first` up to, without, `last` make of `x`."""
@@ -258,7 +258,9 @@ class VisionTransformer(nn.Module):
         return x
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return uint8 images (B, C, height, width) as floats, by the model's mean and std."""
-        mean = images.new_tensor(self.mean, dtype=torch.float32).view(-1, 1, 1) * 255
-        std = images.new_tensor(self.std, dtype=torch.float32).view(-1, 1, 1) * 255
+        """Return images (B, C, height, width), 0..255, as floats, by the model's mean and std."""
+        mean, std = (
+            torch.stack([images.new_full((1, 1), 255 * x, dtype=torch.float32) for x in values])
+            for values in (self.mean, self.std)
+        )
         return (images - mean) / std

@@ -5,7 +5,7 @@ The update is the momentum's nearest semi-orthogonal matrix, found by Newton-Sch
 decay fit (arXiv:2502.16982, equation 4). Matrices of one shape are iterated as one batch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -48,29 +48,31 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
+            by_shape: dict[tuple[int, ...], list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape.setdefault(tuple(sorted(parameter.shape)), []).append(parameter)
             for shape, matrices in by_shape.items():
-                updates = orthogonalise(
-                    torch.stack([_wide(self._direction(m, group["momentum"])) for m in matrices]),
-                    group["n_iterations"],
-                )
-                factor = -0.2 * group["lr"] * max(shape) ** 0.5
-                for matrix, update in zip(matrices, updates, strict=True):
-                    matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                    matrix.add_(update if len(matrix) == len(update) else update.T, alpha=factor)
+                directions = [_wide(x) for x in self._directions(matrices, group["momentum"])]
+                updates = orthogonalise(torch.stack(directions), group["n_iterations"])
+                updates *= -0.2 * group["lr"] * max(shape) ** 0.5
+                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+                pairs = zip(matrices, updates, strict=True)
+                torch._foreach_add_(matrices, [u if len(m) == len(u) else u.T for m, u in pairs])
         return loss
 
-    def _direction(self, matrix: nn.Parameter, momentum: float) -> Tensor:
-        """Return what to orthogonalise: the gradient, pulled towards its running mean."""
-        assert matrix.grad is not None
-        state = self.state[matrix]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(matrix)
-        state["momentum"].lerp_(matrix.grad, 1 - momentum)
-        return matrix.grad.lerp(state["momentum"], momentum)
+    def _directions(self, matrices: Sequence[Tensor], momentum: float) -> Sequence[Tensor]:
+        """Return what to orthogonalise: the gradients, pulled towards their running means."""
+        means, gradients = [], []
+        for matrix in matrices:
+            assert matrix.grad is not None
+            state = self.state[matrix]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(matrix)
+            means.append(state["momentum"])
+            gradients.append(matrix.grad)
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        return torch._foreach_lerp(gradients, means, momentum)
 
 
 def orthogonalise(x: Tensor, n_iterations: int) -> Tensor:

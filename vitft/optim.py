@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitft.muon import Muon
 
@@ -19,6 +19,7 @@ def build_optimizers(
     lr: float,
     weight_decay: float,
     lr_factors: Mapping[str, float] | None = None,
+    recorded: bool = False,
 ) -> list[torch.optim.Optimizer]:
     """Return the optimizers that together train every parameter that requires a gradient.
 
@@ -29,6 +30,7 @@ def build_optimizers(
     Args:
         lr_factors: what to multiply the learning rate of parameters by, by the last part of their
             names, "lora_b" for all B.
+        recorded: make learning rates tensors on CUDA, which a recorded step reads anew.
 
     Raises:
         ValueError: unknown name, nothing to train, or "adam" with weight decay.
@@ -51,6 +53,7 @@ def build_optimizers(
         own = [
             {
                 "params": parameters,
+                "lr": torch.tensor(lr, device="cuda") if recorded else lr,
                 "weight_decay": weight_decay if decay else 0.0,
                 "lr_factor": factor,
             }
@@ -61,7 +64,7 @@ def build_optimizers(
             optimizers.append(Muon(own, lr=lr))
         elif own:
             kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-            optimizers.append(kind(own, lr=lr, fused=True))
+            optimizers.append(kind(own, lr=lr, fused=True, capturable=recorded))
     return optimizers
 
 
@@ -96,4 +99,7 @@ def set_lr(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
     """Give every parameter group the learning rate `lr` times its `lr_factor`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_factor"]
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr * group["lr_factor"])
+            else:
+                group["lr"] = lr * group["lr_factor"]

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from vitft.evaluate import evaluate, resample
 from vitft.features import extract
 from vitft.files import write_bytes
+from vitft.graphs import Recorded
 from vitft.images import Images
 from vitft.model import VisionTransformer
 from vitft.optim import build_optimizers, lr_factor, set_lr
@@ -62,6 +63,7 @@ class Fit:
             lr=plan.lr,
             weight_decay=plan.weight_decay,
             lr_factors=plan.lr_factors,
+            recorded=plan.recorded,
         )
         self.steps_per_epoch = max(1, len(train) // plan.batch_size)
         self.epoch, self.step = 0, 0  # step: in this epoch
@@ -72,6 +74,11 @@ class Fit:
         torch.manual_seed(plan.seed)
         self.draws = random_state(self.device)  # that training begins with
         self.belongs = [*model.classes, _digest(train), _digest(validation), *belongs]
+        self.prepare, self.stages = self._prepare, model.stages()
+        if plan.compiled:  # here, and not in place, since evaluation is too short to compile for
+            self.prepare = torch.compile(self._prepare, dynamic=False)
+            self.stages = [torch.compile(stage, dynamic=False) for stage in self.stages]
+        self.learn = Recorded(self._learn) if plan.recorded else self._learn
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the end and return the history; the model then takes images again.
@@ -176,20 +183,27 @@ class Fit:
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """Move the parameters by the gradient of one batch."""
-        images, targets = self.prepare(images, labels)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.bf16):
-            logits = self.model(images)
-        self.loss(logits, targets).backward()
-        self.update()
+        self.set_lr()
+        self.learn(*self.prepare(images, labels))
 
-    def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def set_lr(self) -> None:
+        """Give the optimizers this step's learning rate."""
+        set_lr(self.optimizers, self._lr(self.step))
+
+    def _prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the model takes of a batch, augmented, and targets (B, n_classes)."""
         targets = F.one_hot(labels, self.model.head.out_features).float()
         if not self.model.first:  # else they are features
-            images = self.model.normalize(images)
-            images, targets = self.plan.augmentation(images, targets)
-            images = resample(images, self.model.image_size)
+            images, targets = self.plan.augmentation(images.float(), targets)
+            images = resample(self.model.normalize(images), self.model.image_size)
         return images, targets
+
+    def _learn(self, images: Tensor, targets: Tensor) -> None:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.bf16):
+            for stage in self.stages[self.model.first :]:
+                images = stage(images)
+        self.loss(images, targets).backward()
+        self.update()
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch, and note it for metrics.jsonl."""
@@ -202,7 +216,6 @@ class Fit:
 
     def update(self) -> None:
         """Take a step with the gradients that stand in the parameters."""
-        set_lr(self.optimizers, self._lr(self.step))
         if self.plan.clip:
             torch.nn.utils.clip_grad_norm_(self.trainable, self.plan.clip)
         for optimizer in self.optimizers:
@@ -216,7 +229,8 @@ class Fit:
             ValueError: the loss or a weight is no longer finite.
         """
         loss, n_images = (self.sums[0] / self.sums[2]).item(), int(self.sums[2])
-        if not (math.isfinite(loss) and all(p.isfinite().all() for p in self.trainable)):
+        finite = torch.stack([p.isfinite().all() for p in self.trainable]).all()
+        if not (math.isfinite(loss) and finite):
             raise ValueError(
                 f"the loss is {loss} in epoch {self.epoch + 1}, or a weight is no longer finite; "
                 "try a smaller --lr"
