@@ -18,7 +18,8 @@ from vitft.features import n_frozen
 from vitft.images import Images
 from vitft.model import VisionTransformer
 from vitft.state import STATE, random_state, set_random_state
-from vitft.train import Fit, Interrupted, stop_signals
+from vitft.stop import Interrupted, stop_signals
+from vitft.train import Fit
 
 CPU_IMAGES = 64  # in a pass on a CPU: more do not fit its caches, and take longer than one by one
 

@@ -5,10 +5,8 @@ import json
 import math
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +24,9 @@ from vitft.model import VisionTransformer
 from vitft.optim import build_optimizers, lr_factor, set_lr
 from vitft.plan import Plan
 from vitft.state import STATE, load_state, random_state, save_state, set_random_state
+from vitft.stop import Interrupted, stop_signals
 
 PLACE = ("epoch", "step", "seconds", "history")  # of a run in its data
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop, and its state is saved."""
 
 
 class Fit:
@@ -271,27 +266,6 @@ class Fit:
         bar.set_postfix_str(
             f"epoch {self.epoch + 1}/{self.plan.epochs}, loss {loss:.3f}, accuracy {accuracy:.1%}"
         )
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; the second one is not waited for."""
-    received: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():  # signals are not ours there
-        yield received
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _digest(images: Images) -> str:
