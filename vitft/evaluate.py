@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitft.cores import each, n_parts
 from vitft.images import Images
 from vitft.model import VisionTransformer
 
@@ -43,7 +44,6 @@ def prepare(model: VisionTransformer, images: Tensor) -> Tensor:
     return resample(model.normalize(images), model.image_size)
 
 
-@torch.inference_mode()
 def evaluate(
     model: VisionTransformer, images: Images, *, bf16: bool = False, batch_size: int = 500
 ) -> Evaluation:
@@ -52,10 +52,15 @@ def evaluate(
     was_training = model.training
     model.eval()
     probabilities, labels = [], []
+
+    def compute(part: Tensor) -> Tensor:
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        with torch.inference_mode(), autocast:
+            return model(prepare(model, part)).float().softmax(dim=1)
+
     for batch, batch_labels in images.batches(torch.arange(len(images)), batch_size, device):
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = model(prepare(model, batch))
-        probabilities.append(logits.float().softmax(dim=1))
+        n = n_parts(model, len(batch))
+        probabilities += each(compute, [(part,) for part in batch.tensor_split(n)], n)
         labels.append(batch_labels)
     model.train(was_training)
     return Evaluation(torch.cat(probabilities).cpu(), torch.cat(labels).cpu())

@@ -4,16 +4,19 @@ Every run computes what it computes alone: it draws its own random numbers, clip
 and writes its own files. Only dropout in the base is drawn for all of them together.
 """
 
+import math
 import signal
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vitft.cores import each, n_parts
 from vitft.features import n_frozen
 from vitft.images import Images
 from vitft.model import VisionTransformer
@@ -56,10 +59,19 @@ class Lockstep:
         self.set_of = [sets.index(key) for key in same]
         self.leaders = [self.fits[same.index(key)] for key in sets]  # they draw for their set
         self.n_shared = min(n_frozen(fit.model) for fit in self.fits) if len(self.fits) > 1 else 0
-        on_cpu = self.fits[0].device.type == "cpu"
-        n = max(1, CPU_IMAGES // self.fits[0].plan.batch_size) if on_cpu else len(self.fits)
-        self.groups = [range(i, min(i + n, len(self.fits))) for i in range(0, len(self.fits), n)]
+        self.groups = self._groups()
         self.joints = [self.join([self.fits[i].model for i in group]) for group in self.groups]
+
+    def _groups(self) -> list[range]:
+        """Return what goes through the model in one pass: on a GPU all, on a CPU few images."""
+        n, first = len(self.fits), self.fits[0]
+        n_groups = 1
+        if first.device.type == "cpu":
+            n_cores = torch.get_num_threads()
+            passes = math.ceil(n * first.plan.batch_size / CPU_IMAGES)
+            n_groups = min(n, math.ceil(passes / n_cores) * n_cores)
+        bounds = [n * i // n_groups for i in range(n_groups + 1)]
+        return [range(*pair) for pair in pairwise(bounds)]
 
     def run(self) -> None:
         """Run them all to the end; one that fails is left out, and noted in `failed`.
@@ -155,17 +167,26 @@ class Lockstep:
         first = self.fits[0]
         start, shared = first.model.first, max(first.model.first, self.n_shared)
         autocast = partial(torch.autocast, first.device.type, torch.bfloat16)
-        with torch.no_grad(), autocast(enabled=first.plan.bf16):  # what is frozen, once for a set
-            inputs = [self.joints[0].run(x, start, shared) for x in inputs]
-        for group, joint in zip(self.groups, self.joints, strict=True):
+        n = n_parts(self.joints[0], CPU_IMAGES)
+
+        def frozen(x: Tensor) -> Tensor:  # once for a set
+            with torch.no_grad(), autocast(enabled=first.plan.bf16):
+                return self.joints[0].run(x, start, shared)
+
+        inputs = each(frozen, [(x,) for x in inputs], n)
+
+        def learn(group: range, joint: VisionTransformer) -> None:
             with autocast(enabled=first.plan.bf16):
                 x = torch.cat([inputs[self.set_of[i]] for i in group])
                 logits = joint.run(x, shared).chunk(len(group))
-            losses = [
-                self.fits[i].loss(y, targets[self.set_of[i]])
-                for i, y in zip(group, logits, strict=True)
-            ]
+            losses = []
+            for i, y in zip(group, logits, strict=True):
+                loss, sums = self.fits[i].loss(y, targets[self.set_of[i]])
+                self.fits[i].sums += sums
+                losses.append(loss)
             torch.stack(losses).sum().backward()
+
+        each(learn, zip(self.groups, self.joints, strict=True), n)
         # goes on after what the base's dropout drew
         self.leaders[-1].draws = random_state(first.device)
         for fit in self.fits:

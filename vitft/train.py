@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from vitft.cores import each, n_parts
 from vitft.evaluate import evaluate, resample
 from vitft.features import extract
 from vitft.files import write_bytes
@@ -194,20 +196,34 @@ class Fit:
         return images, targets
 
     def _learn(self, images: Tensor, targets: Tensor) -> None:
+        """Take a step by the gradients of a batch's parts, added up in their order."""
+        n = 1 if self.plan.compiled else n_parts(self.model, len(images))
+        parts = zip(images.tensor_split(n), targets.tensor_split(n), strict=True)
+        found = each(partial(self._gradients, len(images)), parts, n)
+        for parameter, *shares in zip(self.trainable, *(part[0] for part in found), strict=True):
+            # contiguous, as fused optimizers take for granted
+            parameter.grad = shares[0].contiguous() if n == 1 else torch.stack(shares).sum(dim=0)
+        for _, sums in found:
+            self.sums += sums
+        self.update()
+
+    def _gradients(
+        self, n_images: int, images: Tensor, targets: Tensor
+    ) -> tuple[Sequence[Tensor], Tensor]:
+        """Return a part's share of the gradients of a batch of `n_images`, and its sums."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.bf16):
             for stage in self.stages[self.model.first :]:
                 images = stage(images)
-        self.loss(images, targets).backward()
-        self.update()
+        loss, sums = self.loss(images, targets)
+        return torch.autograd.grad(loss * (len(images) / n_images), self.trainable), sums
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of a batch, and note it for metrics.jsonl."""
+    def loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss of a batch, and its share of `sums`."""
         smoothing = self.plan.label_smoothing
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         right = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
         n = len(targets)
-        self.sums += torch.stack([loss.detach() * n, right, torch.full_like(right, n)])
-        return loss
+        return loss, torch.stack([loss.detach() * n, right, torch.full_like(right, n)])
 
     def update(self) -> None:
         """Take a step with the gradients that stand in the parameters."""

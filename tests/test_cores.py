@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.conftest import TINY
+from vitft import VisionTransformer, ViTConfig
+from vitft.cores import each, n_parts
+from vitft.evaluate import evaluate
+from vitft.images import Images
+from vitft.plan import Plan
+from vitft.train import Fit
+
+
+@pytest.mark.parametrize(
+    ("n_cores", "n_images", "expected"),
+    [(1, 1, 1), (1, 33, 2), (2, 15, 1), (2, 16, 2), (2, 64, 2), (2, 65, 4), (16, 50, 6)],
+)
+def test_parts_suit_the_cores(
+    n_cores: int, n_images: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: n_cores)
+    assert n_parts(nn.Linear(2, 2), n_images) == expected
+
+
+def test_with_dropout_a_batch_stays_whole_while_it_trains() -> None:
+    torch.set_num_threads(2)
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
+    assert n_parts(model, 100) == 1
+    assert n_parts(model.eval(), 100) == 4
+
+
+def test_parts_come_back_in_order_and_an_error_comes_through() -> None:
+    torch.set_num_threads(2)
+    assert each(lambda a, b: a + b, [(i, 10) for i in range(7)], 4) == list(range(10, 17))
+    with pytest.raises(ZeroDivisionError):
+        each(lambda a: 1 // a, [(1,), (0,)], 2)
+
+
+def images(n: int) -> Images:
+    pixels = torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8)
+    return Images(lambda i: pixels[i], torch.arange(n) % 2).to(torch.device("cpu"))
+
+
+def test_gradients_in_parts_are_those_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(2)
+    model = VisionTransformer(ViTConfig(**TINY, n_classes=2, dropout=0.0)).double()
+    plan = Plan(epochs=1, batch_size=70, lr=1e-3, weight_decay=0.0, label_smoothing=0.1)
+    fit = Fit(model, images(70), images(4), plan, tmp_path)
+    monkeypatch.setattr(fit, "update", lambda: None)
+    batch, targets = torch.randn(70, 3, 8, 8).double(), torch.rand(70, 2).double()
+
+    def gradients() -> list[Tensor]:
+        fit.sums.zero_()
+        fit.learn(batch, targets)
+        return [fit.sums.clone(), *(p.grad.clone() for p in fit.trainable if p.grad is not None)]
+
+    parts, again = gradients(), gradients()
+    monkeypatch.setattr("vitft.train.n_parts", lambda model, n_images: 1)
+    whole = gradients()
+    assert len(parts) == len(fit.trainable) + 1
+    for a, b, c in zip(parts, again, whole, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, atol=1e-12, rtol=1e-6)
+
+
+def test_evaluation_in_parts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(2)
+    model = VisionTransformer(ViTConfig(**TINY))
+    tests = images(75)
+    parts = evaluate(model, tests)
+    monkeypatch.setattr("vitft.evaluate.n_parts", lambda model, n_images: 1)
+    whole = evaluate(model, tests)
+    assert parts.probabilities.shape == (75, 10)
+    torch.testing.assert_close(parts.probabilities, whole.probabilities)
