@@ -37,11 +37,22 @@ def resample(images: Tensor, image_size: int) -> Tensor:
     return F.interpolate(images, size=(image_size, image_size), mode="area")
 
 
-def prepare(model: VisionTransformer, images: Tensor) -> Tensor:
-    """Return uint8 images (B, C, height, width) as the model takes them; features as they are."""
-    if model.first:
-        return images
-    return resample(model.normalize(images), model.image_size)
+def compute(
+    model: VisionTransformer, images: Tensor, *, last: int | None = None, bf16: bool = False
+) -> Tensor:
+    """Return what the model, or its stages up to, without, `last`, make of images as they are held.
+
+    They are uint8 (B, C, height, width), or features.
+    """
+
+    def part(x: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            if not model.first:
+                x = resample(model.normalize(x), model.image_size)
+            return model(x) if last is None else model.run(x, model.first, last)
+
+    n = n_parts(model, len(images))
+    return torch.cat(each(part, [(x,) for x in images.tensor_split(n)], n))
 
 
 def evaluate(
@@ -52,15 +63,8 @@ def evaluate(
     was_training = model.training
     model.eval()
     probabilities, labels = [], []
-
-    def compute(part: Tensor) -> Tensor:
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-        with torch.inference_mode(), autocast:
-            return model(prepare(model, part)).float().softmax(dim=1)
-
     for batch, batch_labels in images.batches(torch.arange(len(images)), batch_size, device):
-        n = n_parts(model, len(batch))
-        probabilities += each(compute, [(part,) for part in batch.tensor_split(n)], n)
+        probabilities.append(compute(model, batch, bf16=bf16).float().softmax(dim=1))
         labels.append(batch_labels)
     model.train(was_training)
     return Evaluation(torch.cat(probabilities).cpu(), torch.cat(labels).cpu())

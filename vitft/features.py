@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vitft.evaluate import prepare
+from vitft.evaluate import compute
 from vitft.images import MAX_BYTES, Images
 from vitft.model import VisionTransformer
 
@@ -37,7 +37,6 @@ def feature_bytes(model: VisionTransformer, n_stages: int) -> int:
     return 4 * model.config.dim * (model.pos_embedding.shape[1] if n_stages <= n_all else 1)
 
 
-@torch.no_grad()
 def extract(
     model: VisionTransformer,
     images: Images,
@@ -62,8 +61,7 @@ def extract(
     order, done = torch.arange(len(images)), 0
     bar = tqdm(total=len(images), desc="frozen stages", unit=" images", disable=None)
     for batch, _ in images.batches(order, batch_size, device):
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            features = model.run(prepare(model, batch), last=n_stages)
+        features = compute(model, batch, last=n_stages, bf16=bf16)
         if extracted.held is None:
             shape = (len(images), *features.shape[1:])
             extracted.held = _allocate(shape, features, folder, max_bytes)
