@@ -68,7 +68,7 @@ def sweep(options: SweepBase) -> dict[str, Any]:
         for chosen, own, config, plan in made
     ]
     n_train = len(members[0].fit.train)
-    say(f"{len(members)} adapters by {options.adapter} on {n_train:,} images, on {device}")
+    say(f"{len(members)} runs by {options.adapter} on {n_train:,} images, on {device}")
     for member in members:
         if not member.options.resume:
             start_run(member.options, member.folder)
@@ -131,7 +131,8 @@ def _chunks(base: VisionTransformer, members: Sequence[Member], n: int) -> list[
             adapters.together(base, [member.fit.model])
         except ValueError as error:
             if not alone:
-                say(f"one after the other: {error}")
+                full = member.options.adapter == "full"
+                say(f"one after the other: {'each trains a base of its own' if full else error}")
             alone.append([member])
         else:
             places.setdefault((member.fit.epoch, member.fit.step), []).append(member)
