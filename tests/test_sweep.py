@@ -81,7 +81,7 @@ def sweep(vitft: Run, folder: Path, base: Path, out: Path, *flags: object, code:
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        (["--adapter=full"], "the model has no adapters"),
+        (["--adapter=full"], "each trains a base of its own"),
         (["--adapter=loha", "--rank=2,3"], "LoHaLinear cannot be stacked"),
         (["--adapter=vpt"], "'blocks.0' is a Block"),
         (["--dropout=0.1"], "dropout draws other numbers together than alone"),
