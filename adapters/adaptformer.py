@@ -24,13 +24,12 @@ class ParallelBottleneck(Wrapper):
         self.down_bias = nn.Parameter(like.new_zeros(width))  # v: (R,)
         self.up_weight = nn.Parameter(like.new_zeros(dim, width))  # U: (D, R)
         self.up_bias = nn.Parameter(like.new_zeros(dim))  # u: (D,)
-        self.dropout_rate, self.scale = dropout, scale
+        self.hidden_dropout, self.scale = nn.Dropout(dropout), scale
         nn.init.kaiming_uniform_(self.down_weight, a=math.sqrt(5))
 
     def adapted(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
         """Return y (B, N, D) for x (B, N, D)."""
-        hidden = F.relu(F.linear(x, self.down_weight, self.down_bias))
-        hidden = F.dropout(hidden, self.dropout_rate, self.training)
+        hidden = self.hidden_dropout(F.relu(F.linear(x, self.down_weight, self.down_bias)))
         update = F.linear(hidden, self.scale * self.up_weight, self.scale * self.up_bias)
         y: Tensor = self.base(x, *rest, **named) + update
         return y

@@ -23,12 +23,11 @@ class PromptedBlock(Wrapper):
         bound = math.sqrt(6 / (2 * dim))  # Xavier's, the paper's for patches of D numbers
         prompts = next(base.parameters()).new_empty(1, n_prompts, dim)
         self.prompts = nn.Parameter(prompts.uniform_(-bound, bound))  # (1, P, D)
-        self.dropout_rate = dropout
+        self.prompt_dropout = nn.Dropout(dropout)
 
     def adapted(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
         """Return the block's tokens (B, N, D), or the first of them, for x (B, N, D)."""
-        prompts = nn.functional.dropout(self.prompts, self.dropout_rate, self.training)
-        prompts = prompts.to(x.dtype).expand(len(x), -1, -1)
+        prompts = self.prompt_dropout(self.prompts).to(x.dtype).expand(len(x), -1, -1)
         y: Tensor = self.base(torch.cat([x, prompts], dim=1), *rest, **named)  # (B, N + P, D)
         return y[:, : x.shape[1]]
 

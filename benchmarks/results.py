@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from vitft import __version__
+from vitft.graphs import WARM_UP
 
 FOLDER = Path(os.environ.get("VITFT_RESULTS", Path(__file__).parent / "results"))
 
@@ -41,12 +42,12 @@ def write_result(name: str, rows: list[dict[str, Any]], **facts: Any) -> Path:
 
 
 def medians(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Return each one's median time of `rounds` after two to warm up, all of them in turn."""
+    """Return each one's median time of `rounds` after some to warm up, all of them in turn."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds + 2):
+    for _ in range(rounds + WARM_UP + 1):
         for name, contestant in contestants.items():
             times[name].append(contestant())
-    return {name: statistics.median(values[2:]) for name, values in times.items()}
+    return {name: statistics.median(values[-rounds:]) for name, values in times.items()}
 
 
 def run_once(command: list[str], out: Path) -> None:

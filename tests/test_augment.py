@@ -127,3 +127,9 @@ def test_enhancements_are_those_of_pillow() -> None:
         theirs = bytearray(enhance(grey).enhance(1.45).tobytes())
         difference = ours - torch.tensor(list(theirs)).view(12, 12)[1:-1, 1:-1]
         assert difference.abs().max() <= 2  # Pillow rounds on its way
+
+
+def test_posterizing_keeps_what_resampling_has_just_missed() -> None:
+    images = torch.tensor([15.9999, 16.0, 128.0001, 127.9998]).view(1, 1, 2, 2)
+    found = RECOLOURINGS[4](images, torch.ones(1, 1, 1, 1))  # 4 bits
+    assert found.flatten().tolist() == [16, 16, 128, 128]

@@ -1,9 +1,13 @@
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import adapters
 from tests.conftest import TINY
 from vitft import VisionTransformer, ViTConfig
 from vitft.cores import each, n_parts
@@ -33,9 +37,20 @@ def test_with_dropout_a_batch_stays_whole_while_it_trains() -> None:
 
 def test_parts_come_back_in_order_and_an_error_comes_through() -> None:
     torch.set_num_threads(2)
-    assert each(lambda a, b: a + b, [(i, 10) for i in range(7)], 4) == list(range(10, 17))
-    with pytest.raises(ZeroDivisionError):
-        each(lambda a: 1 // a, [(1,), (0,)], 2)
+    for in_turn in (False, True):
+        sums = each(lambda a, b: a + b, [(i, 10) for i in range(7)], in_turn=in_turn)
+        assert list(sums) == list(range(10, 17))
+        with pytest.raises(ZeroDivisionError):
+            list(each(lambda a: 1 // a, [(1,), (0,)], in_turn=in_turn))
+
+
+def test_parts_share_the_cores_and_leave_other_threads_theirs() -> None:
+    torch.set_num_threads(4)
+    threads = each(lambda _: torch.get_num_threads(), [(0,), (1,)])
+    assert list(threads) == [2, 2]
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == 4
+    assert torch.get_num_threads() == 4
 
 
 def images(n: int) -> Images:
@@ -55,6 +70,7 @@ def test_gradients_in_parts_are_those_of_the_whole(
 
     def gradients() -> list[Tensor]:
         fit.sums.zero_()
+        model.zero_grad()
         fit.learn(batch, targets)
         return [fit.sums.clone(), *(p.grad.clone() for p in fit.trainable if p.grad is not None)]
 
@@ -76,3 +92,44 @@ def test_evaluation_in_parts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatc
     whole = evaluate(model, tests)
     assert parts.probabilities.shape == (75, 10)
     torch.testing.assert_close(parts.probabilities, whole.probabilities)
+
+
+@pytest.mark.parametrize("method", adapters.METHODS)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_two_runs_in_parts_end_alike(method: str, dropout: float, tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    config = adapters.METHODS[method]
+    own = {"dropout": dropout} if "dropout" in {f.name for f in fields(config)} else {}
+    data, ends = images(40), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = VisionTransformer(ViTConfig(**TINY, n_classes=2, dropout=0.0))
+        adapters.inject(model, config(**own), trainable=("head",))
+        fit = Fit(
+            model, data, data, Plan(epochs=3, batch_size=40, lr=0.1, weight_decay=0.0), tmp_path
+        )
+        fit.run()
+        ends.append(torch.cat([p.detach().flatten() for p in fit.trainable]))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo looks for it
+def test_a_compiled_run_is_that_of_the_plain_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    data, ends = images(20), []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = VisionTransformer(ViTConfig(**TINY, n_classes=2, dropout=0.0))
+        plan = Plan(epochs=2, batch_size=10, lr=1e-2, weight_decay=0.0, compiled=compiled)
+        Fit(model, data, data, plan, tmp_path).run()
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*ends)
+
+
+def test_steps_are_recorded_on_cuda_only(tmp_path: Path) -> None:
+    model = VisionTransformer(ViTConfig(**TINY))
+    plan = Plan(epochs=1, batch_size=2, lr=1.0, weight_decay=0.0, recorded=True)
+    with pytest.raises(ValueError, match="recorded=True is for CUDA; the model is on cpu"):
+        Fit(model, images(4), images(2), plan, tmp_path)

@@ -271,6 +271,26 @@ def test_muon_is_torchs() -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-4)  # torch's is in bfloat16
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_learning_rate_may_be_a_tensor_that_is_filled(name: str) -> None:
+    ends = []
+    for recorded in (False, True):
+        torch.manual_seed(0)
+        model = VisionTransformer(ViTConfig(**TINY))
+        options = {"name": name, "lr": 1.0, "weight_decay": 0.1, "recorded": recorded}
+        optimizers = build_optimizers(model, **options)
+        rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+        for lr in (1e-2, 1e-3):
+            set_lr(optimizers, lr)
+            for p in model.parameters():
+                p.grad = torch.sin(torch.arange(p.numel()).view_as(p))
+            for optimizer in optimizers:
+                optimizer.step()
+        assert all(torch.is_tensor(rate) is recorded for rate in rates)
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*ends)
+
+
 @pytest.mark.parametrize(
     ("schedule", "progress", "factor"),
     [

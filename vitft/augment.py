@@ -143,7 +143,7 @@ def _sharpness(images: Tensor, strength: Tensor) -> Tensor:
 
 def _posterize(images: Tensor, strength: Tensor) -> Tensor:
     step = 2 ** (4 * strength.abs()).round()  # 8 to 4 bits are left
-    return (images / step).floor() * step
+    return (images.round() / step).floor() * step  # resampling leaves 127.9998 of 128
 
 
 def _solarize(images: Tensor, strength: Tensor) -> Tensor:

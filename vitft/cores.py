@@ -5,9 +5,11 @@ through memory what would stay in a core's cache. A part a core does neither.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import Barrier
 from typing import Any, TypeVar
 
 import torch
@@ -17,35 +19,64 @@ T = TypeVar("T")
 MIN_IMAGES, MAX_IMAGES = 8, 32  # in a part: fewer make slow products, more leave a core's cache
 
 
-def n_parts(model: nn.Module, n_images: int) -> int:
-    """Return in how many parts to compute a batch of `n_images`; on a GPU it stays whole.
+def stays_whole(model: nn.Module) -> bool:
+    """Return whether the model computes one thing after the other: on a GPU, and with dropout.
 
-    So it does with dropout, whose random numbers come from one stream.
+    Dropout's random numbers come from one stream, whose order side by side would be any.
     """
     if next(model.parameters()).device.type != "cpu":
-        return 1
-    if any(isinstance(m, nn.Dropout) and m.p and m.training for m in model.modules()):
-        return 1
+        return True
+    return any(isinstance(m, nn.Dropout) and m.p and m.training for m in model.modules())
+
+
+def n_parts(model: nn.Module, n_images: int) -> int:
+    """Return in how many parts to compute a batch of `n_images`."""
     n_cores = torch.get_num_threads()
+    if stays_whole(model):
+        return 1
     if n_images < MIN_IMAGES * n_cores:
         return max(1, n_images // MIN_IMAGES)
     return n_cores * math.ceil(n_images / (MAX_IMAGES * n_cores))
 
 
-def each(function: Callable[..., T], parts: Iterable[tuple[Any, ...]], n: int) -> list[T]:
-    """Return function(*part) for every part, up to `n` of them side by side.
+def each(
+    function: Callable[..., T], parts: Iterable[tuple[Any, ...]], *, in_turn: bool = False
+) -> Iterator[T]:
+    """Yield function(*part) for every part, in their order, computed side by side on the cores.
 
     Autocast, no_grad and their like are a thread's own, so the function has to enter them itself.
+
+    Args:
+        in_turn: one after the other, on all cores.
     """
-    n_cores = torch.get_num_threads()
-    n = min(n, n_cores)
-    if n == 1:
-        return [function(*part) for part in parts]
+    waiting, n_cores = deque(parts), torch.get_num_threads()
+    n = min(len(waiting), n_cores)
+    if n <= 1 or in_turn:
+        yield from (function(*part) for part in waiting)
+        return
     pool = _pool(n, n_cores // n)
-    return [future.result() for future in [pool.submit(function, *part) for part in parts]]
+    futures = deque(pool.submit(function, *part) for part in waiting)
+    try:
+        while futures:
+            yield futures.popleft().result()
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 @cache
 def _pool(n: int, n_cores: int) -> ThreadPoolExecutor:
     """Return `n` threads with `n_cores` each."""
-    return ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(n_cores,))
+    before, started = torch.get_num_threads(), Barrier(n + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # a thread's first look takes the process's number; then its own
+        torch.set_num_threads(n_cores)
+        started.wait()
+
+    pool = ThreadPoolExecutor(n)
+    for _ in range(n):
+        pool.submit(start)
+    started.wait()
+    torch.set_num_threads(before)  # it also sets what threads begin with that start later
+    return pool

@@ -51,8 +51,8 @@ def compute(
                 x = resample(model.normalize(x), model.image_size)
             return model(x) if last is None else model.run(x, model.first, last)
 
-    n = n_parts(model, len(images))
-    return torch.cat(each(part, [(x,) for x in images.tensor_split(n)], n))
+    parts = images.tensor_split(n_parts(model, len(images)))
+    return torch.cat([*each(part, zip(parts, strict=True))])
 
 
 def evaluate(

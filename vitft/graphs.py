@@ -40,7 +40,9 @@ class Recorded:
         if self.graph is None:
             self.inputs = [x.clone() for x in inputs]
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, stream=self.stream):
+            # of this thread alone: another one may be loading images
+            alone = "thread_local"
+            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode=alone):
                 self.step(*self.inputs)
         for held, x in zip(self.inputs, inputs, strict=True):
             held.copy_(x)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vitft.cores import each, n_parts
+from vitft.cores import each, n_parts, stays_whole
 from vitft.features import n_frozen
 from vitft.images import Images
 from vitft.model import VisionTransformer
@@ -167,13 +167,13 @@ class Lockstep:
         first = self.fits[0]
         start, shared = first.model.first, max(first.model.first, self.n_shared)
         autocast = partial(torch.autocast, first.device.type, torch.bfloat16)
-        n = n_parts(self.joints[0], CPU_IMAGES)
 
         def frozen(x: Tensor) -> Tensor:  # once for a set
             with torch.no_grad(), autocast(enabled=first.plan.bf16):
                 return self.joints[0].run(x, start, shared)
 
-        inputs = each(frozen, [(x,) for x in inputs], n)
+        parts = [x.tensor_split(n_parts(self.joints[0], len(x))) for x in inputs]
+        inputs = [torch.cat([*each(frozen, zip(p, strict=True))]) for p in parts]
 
         def learn(group: range, joint: VisionTransformer) -> None:
             with autocast(enabled=first.plan.bf16):
@@ -186,7 +186,8 @@ class Lockstep:
                 losses.append(loss)
             torch.stack(losses).sum().backward()
 
-        each(learn, zip(self.groups, self.joints, strict=True), n)
+        in_turn = stays_whole(self.joints[0])
+        list(each(learn, zip(self.groups, self.joints, strict=True), in_turn=in_turn))
         # goes on after what the base's dropout drew
         self.leaders[-1].draws = random_state(first.device)
         for fit in self.fits:

@@ -218,7 +218,7 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(images)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-        return self.dropout(x + self.positions().to(x.dtype))  # bfloat16 under autocast
+        return self.dropout(x + self.positions())
 
     def pool(self, x: Tensor) -> Tensor:
         """Return what the head reads (B, D) of the blocks' output (B, N, D)."""
@@ -259,7 +259,7 @@ class VisionTransformer(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return images (B, C, height, width), 0..255, as floats, by the model's mean and std."""
-        mean, std = (
+        mean, std = (  # made on the device, so that nothing is copied to it
             torch.stack([images.new_full((1, 1), 255 * x, dtype=torch.float32) for x in values])
             for values in (self.mean, self.std)
         )

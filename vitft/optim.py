@@ -30,7 +30,7 @@ def build_optimizers(
     Args:
         lr_factors: what to multiply the learning rate of parameters by, by the last part of their
             names, "lora_b" for all B.
-        recorded: make learning rates tensors on CUDA, which a recorded step reads anew.
+        recorded: make learning rates tensors, which a recorded step reads anew.
 
     Raises:
         ValueError: unknown name, nothing to train, or "adam" with weight decay.
@@ -53,7 +53,7 @@ def build_optimizers(
         own = [
             {
                 "params": parameters,
-                "lr": torch.tensor(lr, device="cuda") if recorded else lr,
+                "lr": torch.tensor(lr, device=parameters[0].device) if recorded else lr,
                 "weight_decay": weight_decay if decay else 0.0,
                 "lr_factor": factor,
             }

@@ -39,6 +39,9 @@ class Fit:
 
     Attributes:
         history: a row an epoch, as in metrics.jsonl.
+
+    Raises:
+        ValueError: the plan does not suit the device.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class Fit:
         self.model, self.train, self.validation, self.plan = model, train, validation, plan
         self.folder = folder
         self.device = next(model.parameters()).device
+        if plan.recorded and self.device.type != "cuda":
+            raise ValueError(f"recorded=True is for CUDA; the model is on {self.device.type}")
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizers = build_optimizers(
             model,
@@ -117,7 +122,7 @@ class Fit:
         save_state(self.folder / STATE, self.model, self.optimizers, place)
 
     def restore(self) -> None:
-        """Go back to the state that was saved last.
+        """Go back, before the first step, to the state that was saved last.
 
         Raises:
             FileNotFoundError: nothing was saved.
@@ -199,12 +204,13 @@ class Fit:
         """Take a step by the gradients of a batch's parts, added up in their order."""
         n = 1 if self.plan.compiled else n_parts(self.model, len(images))
         parts = zip(images.tensor_split(n), targets.tensor_split(n), strict=True)
-        found = each(partial(self._gradients, len(images)), parts, n)
-        for parameter, *shares in zip(self.trainable, *(part[0] for part in found), strict=True):
-            # contiguous, as fused optimizers take for granted
-            parameter.grad = shares[0].contiguous() if n == 1 else torch.stack(shares).sum(dim=0)
-        for _, sums in found:
+        for gradients, sums in each(partial(self._gradients, len(images)), parts):
             self.sums += sums
+            for parameter, gradient in zip(self.trainable, gradients, strict=True):
+                if parameter.grad is None:  # a copy, whole and contiguous, as optimizers expect
+                    parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
+                else:
+                    parameter.grad += gradient
         self.update()
 
     def _gradients(
@@ -215,7 +221,8 @@ class Fit:
             for stage in self.stages[self.model.first :]:
                 images = stage(images)
         loss, sums = self.loss(images, targets)
-        return torch.autograd.grad(loss * (len(images) / n_images), self.trainable), sums
+        share = loss * (len(images) / n_images)
+        return torch.autograd.grad(share, self.trainable, materialize_grads=True), sums
 
     def loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss of a batch, and its share of `sums`."""
