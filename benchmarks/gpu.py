@@ -67,13 +67,14 @@ def base(cifar10: Path, out: Path, epochs: int, small: bool) -> Path:
 def transfer(start: Path, data: Path, small: bool) -> None:
     """Fine-tune in every way, tuned alike, three seeds each; then with 20 images a class."""
     options = [f"--base={start}", f"--data={data}", f"--runs={runs(small)}/transfer", "--shift=2"]
+    some = "--ways=linear;full;lora;dora;from scratch"
     if small:
-        few = ["--seeds=1", "--rates=1", "--epochs=1", "--limit=43", "--val-fraction=0.02"]
-        python("benchmarks.transfer", *options, "--name=transfer_gpu", "--jobs=2", *few)
+        few = ["--seeds=2", "--rates=1", "--epochs=1", "--limit=43", "--val-fraction=0.02"]
+        few += ["--batch-size=16", "--jobs=2", some]
+        python("benchmarks.transfer", *options, "--name=transfer_gpu", *few)
         return
     options.append("--jobs=8")  # each waits for launches most of the time
     python("benchmarks.transfer", *options, "--name=transfer_gpu", "--epochs=10")
-    some = "--ways=linear;full;lora;dora;from scratch"
     for n, ways in ((20, []), (5, [some]), (100, [some])):
         few = [f"--name=transfer_{n}_gpu", "--epochs=20", f"--limit={43 * n}"]
         python("benchmarks.transfer", *options, *few, *ways)
