@@ -162,34 +162,50 @@ class Lockstep:
             set_random_state(fit.draws, fit.device)
             prepared = fit.prepare(*pair)
             fit.draws = random_state(fit.device)
-            inputs.append(prepared[0])
+            inputs.append(self._frozen(prepared[0]))
             targets.append(prepared[1])
-        first = self.fits[0]
-        start, shared = first.model.first, max(first.model.first, self.n_shared)
-        autocast = partial(torch.autocast, first.device.type, torch.bfloat16)
-
-        def frozen(x: Tensor) -> Tensor:  # once for a set
-            with torch.no_grad(), autocast(enabled=first.plan.bf16):
-                return self.joints[0].run(x, start, shared)
-
-        parts = [x.tensor_split(n_parts(self.joints[0], len(x))) for x in inputs]
-        inputs = [torch.cat([*each(frozen, zip(p, strict=True))]) for p in parts]
-
-        def learn(group: range, joint: VisionTransformer) -> None:
-            with autocast(enabled=first.plan.bf16):
-                x = torch.cat([inputs[self.set_of[i]] for i in group])
-                logits = joint.run(x, shared).chunk(len(group))
-            losses = []
-            for i, y in zip(group, logits, strict=True):
-                loss, sums = self.fits[i].loss(y, targets[self.set_of[i]])
-                self.fits[i].sums += sums
-                losses.append(loss)
-            torch.stack(losses).sum().backward()
-
-        in_turn = stays_whole(self.joints[0])
-        list(each(learn, zip(self.groups, self.joints, strict=True), in_turn=in_turn))
+        learn = partial(self._learn, inputs, targets)
+        groups = zip(self.groups, self.joints, strict=True)
+        list(each(learn, groups, in_turn=stays_whole(self.joints[0])))
         # goes on after what the base's dropout drew
-        self.leaders[-1].draws = random_state(first.device)
+        self.leaders[-1].draws = random_state(self.fits[0].device)
         for fit in self.fits:
             fit.set_lr()
             fit.update()
+
+    def _frozen(self, images: Tensor) -> Tensor:
+        """Return what the stages that all runs share, and none trains, make of a set's images."""
+
+        def part(x: Tensor) -> Tensor:
+            with torch.no_grad(), self._autocast():
+                return self.joints[0].run(x, self.fits[0].model.first, self._shared)
+
+        parts = images.tensor_split(n_parts(self.joints[0], len(images)))
+        return torch.cat([*each(part, zip(parts, strict=True))])
+
+    def _learn(
+        self,
+        inputs: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        group: range,
+        joint: VisionTransformer,
+    ) -> None:
+        """Give the runs of a group the gradients of their sets' batches, in one pass."""
+        with self._autocast():
+            x = torch.cat([inputs[self.set_of[i]] for i in group])
+            logits = joint.run(x, self._shared).chunk(len(group))
+        losses = []
+        for i, y in zip(group, logits, strict=True):
+            loss, sums = self.fits[i].loss(y, targets[self.set_of[i]])
+            self.fits[i].sums += sums
+            losses.append(loss)
+        torch.stack(losses).sum().backward()
+
+    @property
+    def _shared(self) -> int:
+        """The first stage that is not the same for all runs."""
+        return max(self.fits[0].model.first, self.n_shared)
+
+    def _autocast(self) -> torch.autocast:
+        first = self.fits[0]
+        return torch.autocast(first.device.type, torch.bfloat16, enabled=first.plan.bf16)
