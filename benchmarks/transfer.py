@@ -4,13 +4,15 @@
     python -m benchmarks.transfer --base cifar10 --data data/gtsrb32 --limit 860 --name transfer_20
 
 The learning rate is the best of three, each three times the last, by the validation accuracy of the
-first seed; the test split is then read once for each seed at that rate. Each is a `vitft sweep`;
-what it leaves stays in --runs, and one that is complete there is not repeated.
+first seed; where that is the lowest or the highest, further ones are tried until none is better.
+The test split is then read once for each seed at that rate. Each is a `vitft sweep`; what it leaves
+stays in --runs, and one that is complete there is not repeated.
 """
 
 import json
 import os
 import statistics
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,15 @@ def tune(way: str, lrs: list[float], seeds: int, out: Path, given: list[str]) ->
     """Return the row of a way: its best learning rate, and the test accuracy at that rate."""
     train = scratch if way == SCRATCH else sweep
     lr, runs = train(way, lrs, [0], out, given)
+    step = {lrs[0]: 1 / 3, lrs[-1]: 3}.get(lr) if len(lrs) > 1 else None
+    while step:  # the best stood at an edge
+        try:
+            _, further = train(way, [lr * step], [0], out, given)
+        except subprocess.CalledProcessError:  # it diverged
+            break
+        if further[0]["val_accuracy"] <= runs[0]["val_accuracy"]:
+            break
+        lr, runs = lr * step, further
     if seeds > 1:
         runs += train(way, [lr], [*range(1, seeds)], out, given)[1]
     return {"way": way, "lr": lr} | summarise(runs)
