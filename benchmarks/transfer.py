@@ -59,12 +59,12 @@ def tune(way: str, lrs: list[float], seeds: int, out: Path, given: list[str]) ->
     step = {lrs[0]: 1 / 3, lrs[-1]: 3}.get(lr) if len(lrs) > 1 else None
     while step:  # the best stood at an edge
         try:
-            _, further = train(way, [lr * step], [0], out, given)
+            _, further = train(way, [beyond := float(f"{lr * step:g}")], [0], out, given)
         except subprocess.CalledProcessError:  # it diverged
             break
         if further[0]["val_accuracy"] <= runs[0]["val_accuracy"]:
             break
-        lr, runs = lr * step, further
+        lr, runs = beyond, further
     if seeds > 1:
         runs += train(way, [lr], [*range(1, seeds)], out, given)[1]
     return {"way": way, "lr": lr} | summarise(runs)
@@ -145,7 +145,8 @@ def main(
 
     def row(way: str) -> dict[str, Any]:
         middle = RATES.get(way, 3e-3)
-        lrs = [middle / 3, middle, middle * 3] if rates == 3 else [middle]
+        around = [middle / 3, middle, middle * 3] if rates == 3 else [middle]
+        lrs = [float(f"{lr:g}") for lr in around]  # as the command line has them
         found = tune(way, lrs, seeds, runs / way, given)
         click.echo(table([found], COLUMNS), err=True)
         return found
