@@ -22,7 +22,7 @@ class SweepBase(CommonOptions):
     """The options of a sweep that are no method's."""
 
     lr: tuple[str, ...] = option(  # type: ignore[assignment]
-        (), "Highest learning rates, with commas.  [default: 0.003]"
+        (), "Highest learning rates, with commas.  [default: as in finetune]"
     )
     seeds: int = option(1, "Train each with so many seeds, from --seed.")
     together: int = option(16, "Adapters in one pass; more take more memory.")
