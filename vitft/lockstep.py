@@ -24,7 +24,7 @@ from vitft.state import STATE, random_state, set_random_state
 from vitft.stop import Interrupted, stop_signals
 from vitft.train import Fit
 
-CPU_IMAGES = 64  # in a pass on a CPU: more do not fit its caches, and take longer than one by one
+CPU_IMAGES = 32  # in a pass on a CPU: more do not fit its caches, and take longer than one by one
 
 
 class Lockstep:
