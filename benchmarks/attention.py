@@ -34,23 +34,19 @@ DIM = 256
 
 
 @triton.jit
-def _load(pointer, rows, columns, n_tokens, dim):  # type: ignore[no-untyped-def]
-    """Return a head's tile (N, K), zeros after the last token."""
-    place = rows[:, None] * dim + columns[None, :]
-    return tl.load(pointer + place, mask=rows[:, None] < n_tokens, other=0.0)
+def _places(n_heads, n_tokens, dim, TOKENS: tl.constexpr, HEAD: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return where the numbers (N, K) of this program's head are, and which of them there are."""
+    program = tl.program_id(0)
+    start = (program // n_heads).to(tl.int64) * n_tokens * dim + (program % n_heads) * HEAD
+    rows, columns = tl.arange(0, TOKENS)[:, None], tl.arange(0, HEAD)[None, :]
+    return start + rows * dim + columns, (rows < n_tokens) & (columns < HEAD)
 
 
 @triton.jit
-def _store(pointer, tile, rows, columns, n_tokens, dim):  # type: ignore[no-untyped-def]
-    place = rows[:, None] * dim + columns[None, :]
-    tl.store(pointer + place, tile.to(pointer.dtype.element_ty), mask=rows[:, None] < n_tokens)
-
-
-@triton.jit
-def _weights(q, k, rows, n_tokens, scale):  # type: ignore[no-untyped-def]
+def _weights(q, k, n_tokens, scale, TOKENS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Return softmax(scale q k^T) (N, N) in float32, zero for the columns after the last token."""
     scores = tl.dot(q, tl.trans(k)) * (scale * 1.4426950408889634)  # exp2 is the faster one
-    scores = tl.where(rows[None, :] < n_tokens, scores, -float("inf"))
+    scores = tl.where(tl.arange(0, TOKENS)[None, :] < n_tokens, scores, -float("inf"))
     weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
     return weights / tl.sum(weights, axis=1)[:, None]
 
@@ -59,14 +55,11 @@ def _weights(q, k, rows, n_tokens, scale):  # type: ignore[no-untyped-def]
 def _forward(  # type: ignore[no-untyped-def]
     q, k, v, out, n_heads, n_tokens, dim, scale, TOKENS: tl.constexpr, HEAD: tl.constexpr
 ):
-    program = tl.program_id(0)
-    start = (program // n_heads).to(tl.int64) * n_tokens * dim + (program % n_heads) * HEAD
-    rows, columns = tl.arange(0, TOKENS), tl.arange(0, HEAD)
-    tile_q = _load(q + start, rows, columns, n_tokens, dim)
-    tile_k = _load(k + start, rows, columns, n_tokens, dim)
-    tile_v = _load(v + start, rows, columns, n_tokens, dim)
-    weights = _weights(tile_q, tile_k, rows, n_tokens, scale)
-    _store(out + start, tl.dot(weights.to(tile_v.dtype), tile_v), rows, columns, n_tokens, dim)
+    at, there = _places(n_heads, n_tokens, dim, TOKENS, HEAD)
+    value = tl.load(v + at, there, 0.0)
+    query, key = tl.load(q + at, there, 0.0), tl.load(k + at, there, 0.0)
+    weights = _weights(query, key, n_tokens, scale, TOKENS)
+    tl.store(out + at, tl.dot(weights.to(value.dtype), value).to(value.dtype), there)
 
 
 @triton.jit
@@ -74,37 +67,21 @@ def _backward(  # type: ignore[no-untyped-def]
     grad, q, k, v, dq, dk, dv, n_heads, n_tokens, dim, scale,
     TOKENS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0)
-    start = (program // n_heads).to(tl.int64) * n_tokens * dim + (program % n_heads) * HEAD
-    rows, columns = tl.arange(0, TOKENS), tl.arange(0, HEAD)
-    tile_grad = _load(grad + start, rows, columns, n_tokens, dim)
-    tile_q = _load(q + start, rows, columns, n_tokens, dim)
-    tile_k = _load(k + start, rows, columns, n_tokens, dim)
-    tile_v = _load(v + start, rows, columns, n_tokens, dim)
-    weights = _weights(tile_q, tile_k, rows, n_tokens, scale)
-    thin = weights.to(tile_v.dtype)
-    _store(dv + start, tl.dot(tl.trans(thin), tile_grad), rows, columns, n_tokens, dim)
-    dweights = tl.dot(tile_grad, tl.trans(tile_v))
+    at, there = _places(n_heads, n_tokens, dim, TOKENS, HEAD)
+    dout, value = tl.load(grad + at, there, 0.0), tl.load(v + at, there, 0.0)
+    query, key = tl.load(q + at, there, 0.0), tl.load(k + at, there, 0.0)
+    weights = _weights(query, key, n_tokens, scale, TOKENS)
+    dtype = value.dtype
+    tl.store(dv + at, tl.dot(tl.trans(weights.to(dtype)), dout).to(dtype), there)
+    dweights = tl.dot(dout, tl.trans(value))
     dscores = weights * (dweights - tl.sum(weights * dweights, axis=1)[:, None]) * scale
-    dscores = dscores.to(tile_v.dtype)
-    _store(dq + start, tl.dot(dscores, tile_k), rows, columns, n_tokens, dim)
-    _store(dk + start, tl.dot(tl.trans(dscores), tile_q), rows, columns, n_tokens, dim)
+    dscores = dscores.to(dtype)
+    tl.store(dq + at, tl.dot(dscores, key).to(dtype), there)
+    tl.store(dk + at, tl.dot(tl.trans(dscores), query).to(dtype), there)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, n_heads: int) -> None:
-    """Write to `out` (B, N, D) the attention of queries, keys and values (B, N, D)."""
-    _launch(_forward, (q, k, v, out), n_heads)
-
-
-def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor,
-    dq: Tensor, dk: Tensor, dv: Tensor, n_heads: int,
-) -> None:  # fmt: skip
-    """Write to dq, dk and dv the gradients of q, k and v (B, N, D), given that of the result."""
-    _launch(_backward, (grad, q, k, v, dq, dk, dv), n_heads)
-
-
-def _launch(kernel: "triton.JITFunction", tensors: tuple[Tensor, ...], n_heads: int) -> None:
+def launch(kernel: "triton.JITFunction", tensors: tuple[Tensor, ...], n_heads: int) -> None:
+    """Run a kernel on tensors (B, N, D), the results among them, a program for each head."""
     n_images, n_tokens, dim = tensors[0].shape
     head = dim // n_heads
     tokens = max(16, triton.next_power_of_2(n_tokens))
@@ -122,13 +99,13 @@ class OneBlock(torch.autograd.Function):
         ctx.save_for_backward(q, k, v)
         ctx.n_heads = n_heads
         out = torch.empty_like(q)
-        forward(q, k, v, out, n_heads)
+        launch(_forward, (q, k, v, out), n_heads)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
         gradients = [torch.empty_like(x) for x in ctx.saved_tensors]
-        backward(grad.contiguous(), *ctx.saved_tensors, *gradients, ctx.n_heads)
+        launch(_backward, (grad.contiguous(), *ctx.saved_tensors, *gradients), ctx.n_heads)
         return (*gradients, None)  # type: ignore[return-value]
 
 

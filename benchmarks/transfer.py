@@ -58,8 +58,9 @@ def tune(way: str, lrs: list[float], seeds: int, out: Path, given: list[str]) ->
     lr, runs = train(way, lrs, [0], out, given)
     step = {lrs[0]: 1 / 3, lrs[-1]: 3}.get(lr) if len(lrs) > 1 else None
     while step:  # the best stood at an edge
+        beyond = float(f"{lr * step:g}")
         try:
-            _, further = train(way, [beyond := float(f"{lr * step:g}")], [0], out, given)
+            _, further = train(way, [beyond], [0], out, given)
         except subprocess.CalledProcessError:  # it diverged
             break
         if further[0]["val_accuracy"] <= runs[0]["val_accuracy"]:

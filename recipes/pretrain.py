@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     # on two cores: most of the epochs on small images, which cost a quarter
     # --data cifar10 (a JPEG copy): 82.66 %, seed 0, in 92 minutes beside other work on two cores of
-    # an AMD EPYC; with --epochs 7 --sizes 16:0.72,24:0.14 78.86 %, in 47 minutes
+    # an AMD EPYC; with --epochs 7 --sizes 16:0.72,24:0.14 78.86 %, in 43 minutes
     "cpu": {
         "epochs": 12,
         "batch_size": 256,

@@ -13,7 +13,7 @@ from threading import Barrier
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 T = TypeVar("T")
 MIN_IMAGES, MAX_IMAGES = 8, 32  # in a part: fewer make slow products, more leave a core's cache
@@ -62,6 +62,11 @@ def each(
     finally:
         for future in futures:
             future.cancel()
+
+
+def in_parts(function: Callable[[Tensor], Tensor], x: Tensor, n: int) -> Tensor:
+    """Return function(x) for x (B, ...), computed in `n` parts of the batch."""
+    return torch.cat([*each(function, zip(x.tensor_split(n), strict=True))])
 
 
 @cache

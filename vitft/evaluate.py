@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitft.cores import each, n_parts
+from vitft.cores import in_parts, n_parts
 from vitft.images import Images
 from vitft.model import VisionTransformer
 
@@ -51,8 +51,7 @@ def compute(
                 x = resample(model.normalize(x), model.image_size)
             return model(x) if last is None else model.run(x, model.first, last)
 
-    parts = images.tensor_split(n_parts(model, len(images)))
-    return torch.cat([*each(part, zip(parts, strict=True))])
+    return in_parts(part, images, n_parts(model, len(images)))
 
 
 def evaluate(

@@ -1,5 +1,7 @@
 """Labelled images as uint8 (n, C, height, width): read, held or streamed, split and batched."""
 
+import hashlib
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -96,6 +98,11 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def digest(self) -> str:
+        """Return a hash of the labels and sources, which change where images come or go."""
+        text = json.dumps([self.labels.tolist(), self.sources])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def subset(self, indices: Tensor) -> "Images":
         """Return the images at `indices` (m,), in that order."""

@@ -4,8 +4,6 @@ Every run computes what it computes alone: it draws its own random numbers, clip
 and writes its own files. Only dropout in the base is drawn for all of them together.
 """
 
-import math
-import signal
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,15 +14,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vitft.cores import each, n_parts, stays_whole
+from vitft.cores import each, in_parts, n_parts, stays_whole
 from vitft.features import n_frozen
 from vitft.images import Images
 from vitft.model import VisionTransformer
 from vitft.state import STATE, random_state, set_random_state
 from vitft.stop import Interrupted, stop_signals
 from vitft.train import Fit
-
-CPU_IMAGES = 32  # in a pass on a CPU: more do not fit its caches, and take longer than one by one
 
 
 class Lockstep:
@@ -63,13 +59,9 @@ class Lockstep:
         self.joints = [self.join([self.fits[i].model for i in group]) for group in self.groups]
 
     def _groups(self) -> list[range]:
-        """Return what goes through the model in one pass: on a GPU all, on a CPU few images."""
+        """Return which runs go through the model in one pass: all, or as many as suit the cores."""
         n, first = len(self.fits), self.fits[0]
-        n_groups = 1
-        if first.device.type == "cpu":
-            n_cores = torch.get_num_threads()
-            passes = math.ceil(n * first.plan.batch_size / CPU_IMAGES)
-            n_groups = min(n, math.ceil(passes / n_cores) * n_cores)
+        n_groups = min(n, n_parts(first.model, n * first.plan.batch_size))
         bounds = [n * i // n_groups for i in range(n_groups + 1)]
         return [range(*pair) for pair in pairwise(bounds)]
 
@@ -91,7 +83,7 @@ class Lockstep:
                 fit.model.first, fit.train, fit.validation = 0, train, validation
             self._save()
             if stop:
-                raise Interrupted(f"stopped by {signal.Signals(stop[0]).name}")
+                raise Interrupted(stop[0])
 
     def _finish_epoch(self, bar: "tqdm[Any]") -> None:
         n_failed = len(self.failed)
@@ -148,7 +140,7 @@ class Lockstep:
                 saved = time.perf_counter()
                 started += saved - now
             if stop:
-                raise Interrupted(f"stopped by {signal.Signals(stop[0]).name}")
+                raise Interrupted(stop[0])
         first.synchronize()
 
     def train_step(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -180,8 +172,7 @@ class Lockstep:
             with torch.no_grad(), self._autocast():
                 return self.joints[0].run(x, self.fits[0].model.first, self._shared)
 
-        parts = images.tensor_split(n_parts(self.joints[0], len(images)))
-        return torch.cat([*each(part, zip(parts, strict=True))])
+        return in_parts(part, images, n_parts(self.joints[0], len(images)))
 
     def _learn(
         self,

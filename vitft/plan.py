@@ -30,7 +30,7 @@ class Plan:
     sizes: tuple[tuple[int, float], ...] = ()  # (image size, share of the epochs), then in full
     augmentation: Augmentation = Augmentation()
     n_cached: int = 0  # so many of the model's first stages are computed once, see `features`
-    compiled: bool = False  # compile the blocks and what augments
+    compiled: bool = False  # compile the model's stages and what augments
     recorded: bool = False  # record a step and replay it, on CUDA
     bf16: bool = False  # compute in bfloat16; the weights stay float32
     seed: int = 0

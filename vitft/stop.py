@@ -8,7 +8,14 @@ from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop, and its state is saved."""
+    """Training was asked to stop, and its state is saved.
+
+    Args:
+        number: the signal's.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """The one training loop: a model, images and a plan in; a trained model and its metrics out."""
 
-import hashlib
 import json
 import math
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -75,7 +73,7 @@ class Fit:
         self.history: list[dict[str, Any]] = []
         torch.manual_seed(plan.seed)
         self.draws = random_state(self.device)  # that training begins with
-        self.belongs = [*model.classes, _digest(train), _digest(validation), *belongs]
+        self.belongs = [*model.classes, train.digest(), validation.digest(), *belongs]
         self.prepare, self.stages = self._prepare, model.stages()
         if plan.compiled:  # here, and not in place, since evaluation is too short to compile for
             self.prepare = torch.compile(self._prepare, dynamic=False)
@@ -99,7 +97,7 @@ class Fit:
             self.model.first = 0
             self.save()
             if stop:  # during the last validation: nothing is lost, and nothing more is wanted
-                raise Interrupted(f"stopped by {signal.Signals(stop[0]).name}")
+                raise Interrupted(stop[0])
         return self.history
 
     def cache(self) -> None:
@@ -163,7 +161,7 @@ class Fit:
                 saved = time.perf_counter()
                 started += saved - now
             if stop:
-                raise Interrupted(f"stopped by {signal.Signals(stop[0]).name}")
+                raise Interrupted(stop[0])
         self.synchronize()
         self.seconds = time.perf_counter() - started
 
@@ -289,12 +287,6 @@ class Fit:
         bar.set_postfix_str(
             f"epoch {self.epoch + 1}/{self.plan.epochs}, loss {loss:.3f}, accuracy {accuracy:.1%}"
         )
-
-
-def _digest(images: Images) -> str:
-    """Return a hash of the labels and sources, which change where images come or go."""
-    text = json.dumps([images.labels.tolist(), images.sources])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _line(row: dict[str, Any]) -> str:
