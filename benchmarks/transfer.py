@@ -6,7 +6,8 @@
 The learning rate is the best of three, each three times the last, by the validation accuracy of the
 first seed; where that is the lowest or the highest, further ones are tried until none is better.
 The test split is then read once for each seed at that rate. Each is a `vitft sweep`; what it leaves
-stays in --runs, and one that is complete there is not repeated.
+stays in --runs, and one that is complete there is not repeated. With --rates-from, the learning
+rates that another result found stand, and only a way that it lacks is tuned.
 """
 
 import json
@@ -119,6 +120,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
 @click.option("--data", required=True, help="As in vitft finetune.")
 @click.option("--ways", default=";".join([*WAYS, SCRATCH]), help="With semicolons; all by default.")
 @click.option("--rates", default=3, show_default=True, help="Learning rates of each: 1 or 3.")
+@click.option("--rates-from", type=click.Path(path_type=Path), help="A result to take them from.")
 @click.option("--seeds", default=3, show_default=True, help="How many, from 0.")
 @click.option("--jobs", default=1, show_default=True, help="Ways at a time, sharing the cores.")
 @click.option("--tests", type=int, help="Test images of each class.  [default: all]")
@@ -130,6 +132,7 @@ def main(
     data: str,
     ways: str,
     rates: int,
+    rates_from: Path | None,
     seeds: int,
     jobs: int,
     tests: int | None,
@@ -144,9 +147,12 @@ def main(
     if jobs > 1:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
 
+    rows = json.loads(rates_from.read_text())["rows"] if rates_from else []
+    best = {row["way"]: row["lr"] for row in rows}
+
     def row(way: str) -> dict[str, Any]:
-        middle = RATES.get(way, 3e-3)
-        around = [middle / 3, middle, middle * 3] if rates == 3 else [middle]
+        middle = best.get(way, RATES.get(way, 3e-3))
+        around = [middle] if rates == 1 or way in best else [middle / 3, middle, middle * 3]
         lrs = [float(f"{lr:g}") for lr in around]  # as the command line has them
         found = tune(way, lrs, seeds, runs / way, given)
         click.echo(table([found], COLUMNS), err=True)
@@ -155,6 +161,7 @@ def main(
     with ThreadPoolExecutor(jobs) as pool:
         rows = list(pool.map(row, ways.split(";")))
     facts = {"base": base, "data": data, "tests": tests, "options": list(options), "jobs": jobs}
+    facts |= {"rates_from": rates_from.name} if rates_from else {}
     path = write_result(name, rows, **facts)
     click.echo(f"{table(rows, COLUMNS)}\n\n{path}")
 
