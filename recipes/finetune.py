@@ -4,18 +4,24 @@
 """
 
 import copy
-import inspect
 import shlex
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields, make_dataclass, replace
-from functools import cache
+from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import click
 import torch
 
 import adapters
+from recipes.methods import (
+    LR_DEFAULT,
+    NAMES,
+    default_lr,
+    make_config,
+    method_lines,
+    method_options,
+)
 from recipes.options import TrainOptions, make_plan, pick_device
 from recipes.runs import check_run
 from recipes.training import finish, make_splits, say, train
@@ -29,9 +35,6 @@ from vitft.options import option
 from vitft.plan import Plan
 from vitft.train import Fit
 
-BASELINES = ("linear", "full")  # train only the head, or everything
-# near the best of each with 20 images a class, see docs/adapters.md; the rest gets 1e-2
-LR = {"lora": 3e-3, "dora": 3e-3, "vera": 3e-2, "full": 3e-4}
 PRESETS: dict[str, dict[str, Any]] = {"default": {}}
 CACHED_BYTES = 2**30  # of features, unless more is asked for
 
@@ -40,13 +43,10 @@ CACHED_BYTES = 2**30  # of features, unless more is asked for
 class CommonOptions(TrainOptions):
     """The options that every method has."""
 
-    adapter: str = option(help=f"Method: {', '.join([*adapters.METHODS, *BASELINES])}.")
+    adapter: str = option(help=f"Method: {', '.join(NAMES)}.")
     base: str = option(help="A .safetensors file, a run's folder, or the name of a bundled base.")
     preset: str = option("default", f"Values for what is not given: {', '.join(PRESETS)}.")
-    lr: float | None = option(
-        None,
-        "Highest learning rate.  [default: 0.01; lora, dora: 0.003, vera: 0.03, full: 0.0003]",
-    )
+    lr: float | None = option(None, f"Highest learning rate.  {LR_DEFAULT}")
     weight_decay: float = option(0.0, "Decoupled weight decay of matrices.")
     epochs: int = option(10, "Passes over the training images.")
     batch_size: int = option(64, "Images in a step.")
@@ -63,40 +63,6 @@ class CommonOptions(TrainOptions):
         "Compute once what the frozen first blocks make of the images.  "
         "[default: up to 1 GB, where there is no augmentation]",
     )
-
-
-@cache
-def method_options() -> dict[str, tuple[Any, Any]]:
-    """Return the options that the methods add: by name its type, and its field for `option`."""
-    texts: dict[str, dict[str, list[str]]] = {}  # name -> help -> the methods that it is for
-    types: dict[str, Any] = {}
-    for method, config in adapters.METHODS.items():
-        hints = get_type_hints(config)
-        for field in fields(config):
-            if "help" not in field.metadata:  # those that every method has
-                continue
-            default = field.default if field.default not in (MISSING, (), "") else "none"
-            default = ",".join(default) if isinstance(default, tuple) else default
-            text = f"{field.metadata['help']} [default: {default}]"
-            texts.setdefault(field.name, {}).setdefault(text, []).append(method)
-            types[field.name] = hints[field.name]
-    return {
-        name: (
-            types[name] if types[name] == tuple[str, ...] else types[name] | None,
-            option(
-                () if types[name] == tuple[str, ...] else None,
-                "  ".join(f"{', '.join(methods)}: {text}" for text, methods in told.items()),
-            ),
-        )
-        for name, told in texts.items()
-    }
-
-
-def method_lines() -> list[str]:
-    """Return a line for every method: its name, and the first line of its documentation."""
-    told = {name: inspect.getdoc(config) or "" for name, config in adapters.METHODS.items()}
-    told |= {"linear": "only the new head", "full": "everything"}
-    return [f"  {name:<12}{text.splitlines()[0].rstrip('.')}" for name, text in told.items()]
 
 
 FinetuneOptions = make_dataclass(
@@ -164,9 +130,10 @@ def resolve(
     Raises:
         ValueError: an option is unknown, out of its range, or not the method's.
     """
-    config = method_config(options)
+    given = {name: getattr(options, name) for name in ("targets", "layers", *method_options())}
+    config = make_config(options.adapter, given)
     if options.lr is None:
-        options = replace(options, lr=LR.get(options.adapter, 1e-2))
+        options = replace(options, lr=default_lr(options.adapter))
     plan = make_plan(options, device)
     if config is not None:
         own = [field.name for field in fields(config) if "help" in field.metadata]
@@ -204,50 +171,6 @@ def save_trained(fit: Fit, options: CommonOptions, folder: Path) -> dict[str, An
         "file_bytes": file.stat().st_size,
         "can_be_merged": options.adapter != "full" and _can_be_merged(fit.model),
     }
-
-
-def method_config(options: CommonOptions) -> adapters.AdapterConfig | None:
-    """Return the adapter's config, None for a baseline.
-
-    Raises:
-        ValueError: an unknown method, a value out of its range, or an option that the method
-            does not have.
-    """
-    known = [*adapters.METHODS, *BASELINES]
-    if options.adapter not in known:
-        raise ValueError(f"unknown adapter {options.adapter!r}; choose from {', '.join(known)}")
-    method = adapters.METHODS.get(options.adapter)
-    has = {field.name for field in fields(method)} if method else set()
-    given: dict[str, Any] = {}
-    for name in ("targets", "layers", *method_options()):
-        if (value := getattr(options, name)) not in (None, ()):
-            if name not in has:
-                flag = name.replace("_", "-")
-                raise ValueError(
-                    f"--{flag} means nothing to --adapter {options.adapter}; leave it out"
-                )
-            given[name] = parse_layers(value) if name == "layers" else value
-    if method is None:
-        return None
-    needs = {field.name for field in fields(method) if field.default is field.default_factory}
-    if missing := sorted(needs - given.keys()):  # neither a default nor a factory of one
-        raise ValueError(f"--adapter {options.adapter} needs --{missing[0]}")
-    return method(**given)
-
-
-def parse_layers(layers: tuple[str, ...]) -> tuple[int, ...]:
-    """Return the numbers that parts such as "0" and "4-5" name.
-
-    Raises:
-        ValueError: a part is neither a number nor a range.
-    """
-    numbers: list[int] = []
-    for part in layers:
-        low, _, high = part.partition("-")
-        if not (low.isdecimal() and (high or low).isdecimal() and int(low) <= int(high or low)):
-            raise ValueError(f"layers={part} is not a number or a range, such as 0 or 4-5")
-        numbers += range(int(low), int(high or low) + 1)
-    return tuple(numbers)
 
 
 def pick_cached(model: VisionTransformer, options: CommonOptions, plan: Plan, n_images: int) -> int:

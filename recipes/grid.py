@@ -5,7 +5,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
-from recipes.finetune import CommonOptions, FinetuneOptions, method_lines, method_options
+from recipes.finetune import CommonOptions, FinetuneOptions
+from recipes.methods import method_lines, method_options
 from vitft.options import option
 
 # Options that may have several values: the numbers that methods take, and the learning rate.
