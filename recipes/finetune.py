@@ -23,7 +23,7 @@ from recipes.methods import (
     method_options,
 )
 from recipes.options import TrainOptions, make_plan, pick_device
-from recipes.runs import check_run
+from recipes.runs import check_run, locked
 from recipes.training import finish, make_splits, say, train
 from vitft import options as cli
 from vitft.augment import Augmentation
@@ -91,23 +91,26 @@ def finetune(options: CommonOptions) -> dict[str, Any]:
     options, config, plan = resolve(options, device)
     folder = check_run(options)
     check_base(options.base, folder)
-    model = load_model(options.base)
-    fingerprint = adapters.fingerprint(model)
-    data = load_data(
-        options.data, image_size=model.config.image_size, n_channels=model.config.n_channels
-    )
-    adapt(model, options, config, data.classes)
-    splits = make_splits(data, options, device)
-    model.to(device)
-    trained, n_all = (sum(p.numel() for p in ps) for ps in (_trainable(model), model.parameters()))
-    say(
-        f"{options.adapter}: {trained:,} of {n_all:,} parameters train "
-        f"on {len(splits.train):,} images, on {device}"
-    )
-    n_images = len(splits.train) + len(splits.validation)
-    plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
-    fit = train(model, splits, plan, options, folder, [fingerprint])
-    return finish(fit, splits, options, folder, save_trained(fit, options, folder))
+    with locked(folder):
+        model = load_model(options.base)
+        fingerprint = adapters.fingerprint(model)
+        data = load_data(
+            options.data, image_size=model.config.image_size, n_channels=model.config.n_channels
+        )
+        adapt(model, options, config, data.classes)
+        splits = make_splits(data, options, device)
+        model.to(device)
+        trained, n_all = (
+            sum(p.numel() for p in ps) for ps in (_trainable(model), model.parameters())
+        )
+        say(
+            f"{options.adapter}: {trained:,} of {n_all:,} parameters train "
+            f"on {len(splits.train):,} images, on {device}"
+        )
+        n_images = len(splits.train) + len(splits.validation)
+        plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
+        fit = train(model, splits, plan, options, folder, [fingerprint])
+        return finish(fit, splits, options, folder, save_trained(fit, options, folder))
 
 
 def check_base(base: str, folder: Path) -> None:

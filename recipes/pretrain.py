@@ -8,7 +8,7 @@ import click
 import torch
 
 from recipes.options import TrainOptions, make_plan, pick_device
-from recipes.runs import check_run
+from recipes.runs import check_run, locked
 from recipes.training import finish, make_splits, say, train
 from vitft import options as cli
 from vitft.checkpoint import save_model
@@ -96,22 +96,23 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
     config = ViTConfig(**{name: getattr(options, name) for name in names})
     plan = make_plan(options, device, parse_sizes(options.sizes, config))
     folder = check_run(options)
-    data = load_data(options.data, image_size=options.image_size, n_channels=options.n_channels)
-    splits = make_splits(data, options, device)
-    torch.manual_seed(options.seed)
-    model = VisionTransformer(replace(config, n_classes=len(data.classes)))
-    initialise(model, options.init)
-    model.classes = data.classes
-    model.mean, model.std = channel_statistics(splits.train)
-    model.to(device)
-    n_parameters = sum(p.numel() for p in model.parameters())
-    say(
-        f"{n_parameters:,} parameters, {len(splits.train):,} training images "
-        f"of {len(data.classes)} classes, on {device}"
-    )
-    fit = train(model, splits, plan, options, folder)
-    save_model(model, folder / "model.safetensors")
-    return finish(fit, splits, options, folder, {"preset": options.preset})
+    with locked(folder):
+        data = load_data(options.data, image_size=options.image_size, n_channels=options.n_channels)
+        splits = make_splits(data, options, device)
+        torch.manual_seed(options.seed)
+        model = VisionTransformer(replace(config, n_classes=len(data.classes)))
+        initialise(model, options.init)
+        model.classes = data.classes
+        model.mean, model.std = channel_statistics(splits.train)
+        model.to(device)
+        n_parameters = sum(p.numel() for p in model.parameters())
+        say(
+            f"{n_parameters:,} parameters, {len(splits.train):,} training images "
+            f"of {len(data.classes)} classes, on {device}"
+        )
+        fit = train(model, splits, plan, options, folder)
+        save_model(model, folder / "model.safetensors")
+        return finish(fit, splits, options, folder, {"preset": options.preset})
 
 
 def parse_sizes(sizes: tuple[str, ...], config: ViTConfig) -> tuple[tuple[int, float], ...]:

@@ -1,9 +1,13 @@
 """The folder of a training run: may it be used, what was it started with, what does it leave."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from recipes.options import TrainOptions
 from vitft.files import write_bytes, write_json
@@ -41,6 +45,30 @@ def check_run(options: TrainOptions) -> Path:
     write_bytes(folder / ".vitft", b"")  # says at once if nothing can be written here
     (folder / ".vitft").unlink()
     return folder
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder, so that no other run writes to it; whatever ends the process ends this.
+
+    Raises:
+        ValueError: another run holds it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another run writes to {folder} now; wait for its end or choose another --out"
+        ) from None
+    except NotImplementedError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / ".lock").unlink(missing_ok=True)
+        lock.release()
 
 
 def start_run(options: TrainOptions, folder: Path) -> None:

@@ -17,7 +17,7 @@ import adapters
 from recipes.finetune import CommonOptions, adapt, check_base, pick_cached, resolve, save_trained
 from recipes.grid import GRID, SweepBase, SweepOptions, combinations
 from recipes.options import pick_device
-from recipes.runs import OUTPUTS, check_run, start_run
+from recipes.runs import OUTPUTS, check_run, locked, start_run
 from recipes.training import Splits, finish, make_splits, say, summarise
 from vitft import options as cli
 from vitft.checkpoint import load_model
@@ -54,27 +54,28 @@ def sweep(options: SweepBase) -> dict[str, Any]:
     device = pick_device(options.device)
     made = [(chosen, *resolve(_resumed(given), device)) for chosen, given in combinations(options)]
     _check_folders(options, [own for _, own, _, _ in made])
-    base = load_model(options.base)
-    fingerprint = adapters.fingerprint(base)
-    data = load_data(
-        options.data, image_size=base.config.image_size, n_channels=base.config.n_channels
-    )
-    base.new_head(data.classes)
-    base.to(device)
-    seeds = sorted({own.seed for _, own, _, _ in made})
-    splits = {seed: make_splits(data, replace(options, seed=seed), device) for seed in seeds}
-    members = [
-        _member(base, fingerprint, chosen, own, config, plan, splits)
-        for chosen, own, config, plan in made
-    ]
-    n_train = len(members[0].fit.train)
-    say(f"{len(members)} runs by {options.adapter} on {n_train:,} images, on {device}")
-    for member in members:
-        if not member.options.resume:
-            start_run(member.options, member.folder)
-    for chunk in _chunks(base, members, options.together):
-        _train(base, chunk)
-    return _conclude(options, members)
+    with locked(Path(options.out)):
+        base = load_model(options.base)
+        fingerprint = adapters.fingerprint(base)
+        data = load_data(
+            options.data, image_size=base.config.image_size, n_channels=base.config.n_channels
+        )
+        base.new_head(data.classes)
+        base.to(device)
+        seeds = sorted({own.seed for _, own, _, _ in made})
+        splits = {seed: make_splits(data, replace(options, seed=seed), device) for seed in seeds}
+        members = [
+            _member(base, fingerprint, chosen, own, config, plan, splits)
+            for chosen, own, config, plan in made
+        ]
+        n_train = len(members[0].fit.train)
+        say(f"{len(members)} runs by {options.adapter} on {n_train:,} images, on {device}")
+        for member in members:
+            if not member.options.resume:
+                start_run(member.options, member.folder)
+        for chunk in _chunks(base, members, options.together):
+            _train(base, chunk)
+        return _conclude(options, members)
 
 
 def _member(

@@ -1,5 +1,6 @@
 import importlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -55,6 +56,22 @@ def test_help_is_quick() -> None:
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.3
     assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_an_import_ends_the_process(number: int) -> None:
+    swallows = f"""if True:
+        import os
+        from vitft.stop import stop_at_once
+        with stop_at_once():
+            try:
+                os.kill(os.getpid(), {number:d})
+                for _ in range(1000): pass
+            except BaseException:
+                pass
+    """
+    done = subprocess.run([sys.executable, "-c", swallows], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "Stopped: interrupted\n")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -16,6 +16,7 @@ import torch
 
 import adapters
 from recipes.options import TrainOptions, make_plan, pick_bf16, pick_compile, pick_device
+from recipes.runs import locked
 from tests.conftest import TINY_FLAGS, Run, paint
 from vitft import load_model, save_model
 from vitft.files import read_tensors
@@ -279,6 +280,18 @@ def test_nothing_is_lost_to_a_typo_or_to_a_base_in_the_way(
     merge = ["merge", "--base", out, "--adapter", out, "--out", out / "model.safetensors"]
     assert "is there already" in vitft(*merge, code=2).stderr
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "sweep"])
+def test_two_runs_never_share_a_folder(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path, command: str
+) -> None:
+    given = TINY_FLAGS if command == "pretrain" else ["--base", base, "--adapter=linear"]
+    flags = [command, *given, "--data", folder, "--epochs=1", "--out", tmp_path]
+    with locked(tmp_path):
+        assert "another run writes to" in vitft(*flags, code=2).stderr
+    vitft(*flags)
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_devices_and_precisions_are_checked() -> None:

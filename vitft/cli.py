@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
+from vitft.stop import stop_at_once
 from vitft.version import __version__
 
 # command -> (module in recipes, what `vitft --help` says of it)
@@ -38,7 +39,8 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         _check_packages()
-        command: click.Command = importlib.import_module(f"recipes.{name}").command
+        with stop_at_once():
+            command: click.Command = importlib.import_module(f"recipes.{name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,8 +1,9 @@
-"""Asked to stop, by Ctrl-C or SIGTERM: a list that training looks at between two steps."""
+"""What Ctrl-C and SIGTERM do: end an import, and ask training to stop between two steps."""
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,12 +29,30 @@ def stop_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
+    with _handled_by(note):
+        yield received
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the process: an import could swallow a KeyboardInterrupt."""
+
+    def leave(*_: Any) -> None:
+        os.write(2, b"Stopped: interrupted\n")
+        os._exit(130)
+
+    with _handled_by(leave):
+        yield
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # signals are not ours there
-        yield received
+        yield
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield received
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
