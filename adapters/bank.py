@@ -9,6 +9,7 @@ padded with zeros. Slot 0 is the base.
 """
 
 import os
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -22,10 +23,13 @@ from adapters.layers import AdapterLinear, AdapterNorm, AffineLayer
 Slot = dict[str, dict[str, Tensor]]  # an adapter's parts by the name of a module and of a part
 
 
-class Ids:
-    """Which slot every row of the batch belongs to; one object that all layers of a bank read."""
+class Ids(threading.local):
+    """Which slot every row of a thread's batch is of; one object that all layers of a bank read."""
 
     rows: Tensor  # (B,)
+
+    def __reduce__(self) -> tuple[type["Ids"], tuple[()]]:  # a copy starts without rows
+        return Ids, ()
 
 
 class Stack(AffineLayer):

@@ -3,7 +3,8 @@
     python -m benchmarks.bank
 
 For each number of adapters in a batch of 256, milliseconds of: the batch by one adapter alone;
-the mixed batch by the bank; and every adapter's rows by the base with that adapter loaded.
+the mixed batch by the bank; and every adapter's rows by the base with that adapter loaded. On a CPU
+each is computed in parts, side by side on the cores, as by `vitft evaluate` and `vitft predict`.
 """
 
 import tempfile
@@ -13,11 +14,12 @@ from pathlib import Path
 
 import click
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import adapters
 from benchmarks.results import medians, table, write_result
 from vitft import load_model
+from vitft.cores import in_parts
 
 COLUMNS = {
     "adapters": "",
@@ -66,15 +68,22 @@ def measure(
     images, ids = torch.randn(shape, device=device), torch.arange(batch_size, device=device) % n
     parts = [images[ids == i] for i in range(n)]
 
-    def switching() -> list[Tensor]:
-        return [model(part) for model, part in zip(alone, parts, strict=True)]
+    def answer(model: nn.Module, *batch: Tensor) -> Tensor:
+        def part(*some: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return model(*some)
 
-    found = bank(images, ids + 1)
+        return in_parts(part, model, *batch)
+
+    def switching() -> list[Tensor]:
+        return [answer(model, part) for model, part in zip(alone, parts, strict=True)]
+
+    found = answer(bank, images, ids + 1)
     for i, rows in enumerate(switching()):
         torch.testing.assert_close(found[ids == i], rows, rtol=0, atol=1e-3)
     ways: dict[str, Callable[[], object]] = {
-        "alone": lambda: alone[0](images),
-        "bank": lambda: bank(images, ids + 1),
+        "alone": lambda: answer(alone[0], images),
+        "bank": lambda: answer(bank, images, ids + 1),
         "switching": switching,
     }
     return medians({name: timer(way, device) for name, way in ways.items()}, rounds)

@@ -1,24 +1,26 @@
 """Classify image files: `vitft predict --base BASE --adapter DIR cat.jpg`."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import click
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import adapters
 from recipes.evaluate import ModelOptions, open_model
 from recipes.options import pick_device
 from vitft import options as cli
 from vitft.checkpoint import load_model
+from vitft.cores import in_parts
 from vitft.images import read_image, to_tensor
 from vitft.options import option
 
 Classes = dict[str, float]  # probabilities of the most probable, best first
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,25 +48,34 @@ def predict(options: PredictOptions) -> list[list[Classes]]:
     if options.top < 1:
         raise ValueError(f"top={options.top} is not positive; leave it out for 5")
     device = pick_device(options.device)
-    n = len(options.adapter)
-    if n < 2:
-        base = open_model(options.base, *(options.adapter or (None,))).to(device)
-        answer: Callable[[Tensor], Tensor] = base
+    n = len(options.adapter) or 1
+    if n == 1:
+        base = open_model(options.base, *(options.adapter or (None,)))
+        model: nn.Module = base
         classes = [base.classes]
     else:
         base = load_model(options.base)
-        bank = adapters.Bank(base, options.adapter).to(device)
-        answer = partial(bank, ids=torch.arange(1, n + 1, device=device))
+        model = bank = adapters.Bank(base, options.adapter)
         classes = bank.classes[1:]
+    model.to(device)
+
+    def part(images: Tensor, ids: Tensor) -> Tensor:
+        with torch.inference_mode():
+            images = base.normalize(images)
+            logits: Tensor = model(images) if n == 1 else model(images, ids)
+            return logits.softmax(dim=1)
+
     fit = partial(to_tensor, image_size=base.config.image_size, n_channels=base.config.n_channels)
     found = []
-    with torch.inference_mode():
-        for path in options.image:
-            image = base.normalize(read_image(path, fit).to(device)[None])
-            rows = answer(image.expand(len(classes), -1, -1, -1)).softmax(dim=1)
-            found.append(
-                [_best(p, names, options.top) for p, names in zip(rows, classes, strict=True)]
-            )
+    for i in range(0, len(options.image), BATCH_SIZE):
+        paths = options.image[i : i + BATCH_SIZE]
+        images = torch.stack([read_image(path, fit) for path in paths]).to(device)
+        ids = torch.arange(1, n + 1, device=device).repeat(len(paths))
+        answers = in_parts(part, model, images.repeat_interleave(n, dim=0), ids)
+        found += [
+            [_best(p, names, options.top) for p, names in zip(rows, classes, strict=True)]
+            for rows in answers.view(len(paths), n, -1)
+        ]
     return found
 
 

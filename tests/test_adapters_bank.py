@@ -1,5 +1,7 @@
 """Mixed batches: every row as its adapter alone, to 1e-6 in float64 and closer."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,15 @@ def test_a_slot_is_loaded_and_replaced_without_recompiling(tmp_path: Path) -> No
     bank.load(2, lora)  # what the slot held before leaves nothing behind
     check(bank, {2: lora, 3: folders[3]})
     assert counter.frame_count == 1
+
+
+def test_threads_ask_one_bank_for_rows_of_their_own(tmp_path: Path) -> None:
+    bank = copy.deepcopy(Bank(toy(), [saved("lora", tmp_path / str(i), i + 1) for i in (1, 2)]))
+    batches = [(IMAGES, torch.full((len(IMAGES),), i % 3)) for i in range(30)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda batch: bank(*batch), batches))
+    for rows, batch in zip(found, batches, strict=True):
+        assert torch.equal(rows, bank(*batch))
 
 
 def test_the_base_is_shared_and_stays_what_it_is(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_evaluation_in_parts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatc
     model = VisionTransformer(ViTConfig(**TINY))
     tests = images(75)
     parts = evaluate(model, tests)
-    monkeypatch.setattr("vitft.evaluate.n_parts", lambda model, n_images: 1)
+    monkeypatch.setattr("vitft.cores.n_parts", lambda model, n_images: 1)
     whole = evaluate(model, tests)
     assert parts.probabilities.shape == (75, 10)
     torch.testing.assert_close(parts.probabilities, whole.probabilities)

@@ -333,17 +333,22 @@ def test_the_model_is_compiled_where_it_pays(
 
 
 def test_predict_asks_several_adapters_in_one_pass(
-    vitft: Run, folder: Path, base: Path, tmp_path: Path
+    vitft: Run, folder: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("recipes.predict.BATCH_SIZE", 2)
     common = ["--data", folder, "--base", base, "--epochs=1"]
     vitft("finetune", "--adapter=lora", *common, "--rank=2", "--out", tmp_path / "a")
     vitft("finetune", "--adapter=dora", *common, "--rank=3", "--out", tmp_path / "b,c")
-    image = next((folder / "test" / "red").iterdir())
+    images = [next((folder / "test" / name).iterdir()) for name in ("red", "green", "blue")]
+    image = images[0]
     both = ["--adapter", tmp_path / "a", "--adapter", tmp_path / "b,c"]
-    told = json.loads(vitft("predict", "--base", base, *both, image, "--json").stdout)
-    for name, classes in told[0]["adapters"].items():
-        alone = vitft("predict", "--base", base, "--adapter", name, image, "--json").stdout
-        assert classes == pytest.approx(json.loads(alone)[0]["classes"], abs=1e-6)
+    told = json.loads(vitft("predict", "--base", base, *both, *images, "--json").stdout)
+    assert [row["image"] for row in told] == [str(path) for path in images]
+    for name in ("a", "b,c"):
+        adapter = tmp_path / name
+        alone = vitft("predict", "--base", base, "--adapter", adapter, *images, "--json").stdout
+        for row, expected in zip(told, json.loads(alone), strict=True):
+            assert row["adapters"][str(adapter)] == pytest.approx(expected["classes"], abs=1e-6)
     lines = vitft("predict", "--base", base, *both, image, "--top=1").stdout.splitlines()
     assert [line.split("  ")[1] for line in lines] == [str(tmp_path / "a"), str(tmp_path / "b,c")]
     vitft("finetune", "--adapter=loha", *common, "--out", tmp_path / "loha")

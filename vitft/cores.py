@@ -64,9 +64,11 @@ def each(
             future.cancel()
 
 
-def in_parts(function: Callable[[Tensor], Tensor], x: Tensor, n: int) -> Tensor:
-    """Return function(x) for x (B, ...), computed in `n` parts of the batch."""
-    return torch.cat([*each(function, zip(x.tensor_split(n), strict=True))])
+def in_parts(function: Callable[..., Tensor], model: nn.Module, *batch: Tensor) -> Tensor:
+    """Return function(*batch) for tensors (B, ...), computed in the model's parts of the batch."""
+    n = n_parts(model, len(batch[0]))
+    split = (x.tensor_split(n) for x in batch)
+    return torch.cat([*each(function, zip(*split, strict=True))])
 
 
 @cache

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitft.cores import in_parts, n_parts
+from vitft.cores import in_parts
 from vitft.images import Images
 from vitft.model import VisionTransformer
 
@@ -51,7 +51,7 @@ def compute(
                 x = resample(model.normalize(x), model.image_size)
             return model(x) if last is None else model.run(x, model.first, last)
 
-    return in_parts(part, images, n_parts(model, len(images)))
+    return in_parts(part, model, images)
 
 
 def evaluate(

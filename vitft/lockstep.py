@@ -172,7 +172,7 @@ class Lockstep:
             with torch.no_grad(), self._autocast():
                 return self.joints[0].run(x, self.fits[0].model.first, self._shared)
 
-        return in_parts(part, images, n_parts(self.joints[0], len(images)))
+        return in_parts(part, self.joints[0], images)
 
     def _learn(
         self,
