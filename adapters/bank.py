@@ -26,6 +26,7 @@ Slot = dict[str, dict[str, Tensor]]  # an adapter's parts by the name of a modul
 class Ids(threading.local):
     """Which slot every row of a thread's batch is of; one object that all layers of a bank read."""
 
+    __slots__ = ()  # so that what a compiled pass writes at a graph break is kept
     rows: Tensor  # (B,)
 
     def __reduce__(self) -> tuple[type["Ids"], tuple[()]]:  # a copy starts without rows
@@ -84,7 +85,7 @@ class Stack(AffineLayer):
         if stack is None:
             return None
         rows = stack[self.ids.rows]  # (B, D)
-        return rows.view(len(rows), *[1] * (x.ndim - 2), -1)
+        return rows.view(len(rows), *[1] * (x.ndim - 2), rows.shape[-1])
 
 
 class StackedLinear(Stack, AdapterLinear):
@@ -98,11 +99,11 @@ class StackedLinear(Stack, AdapterLinear):
         )
         a, b = self._buffers.get("stack_a"), self._buffers.get("stack_b")
         if a is not None and b is not None:
-            rows, tokens = self.ids.rows, x.reshape(len(x), -1, x.shape[-1])  # (B, N, I)
+            rows, tokens = self.ids.rows, x[:, None].flatten(1, -2)  # (B, N, I)
             hidden = torch.bmm(tokens, a[rows].mT).to(y.dtype)  # (B, N, R)
             b = b[rows].mT.to(y.dtype)  # (B, R, O)
             # in place: another tensor as large as y costs a third of this
-            y = y.view(len(x), -1, y.shape[-1]).baddbmm_(hidden, b).view(y.shape)
+            y = y[:, None].flatten(1, -2).baddbmm_(hidden, b).view(y.shape)
         y = y if gain is None else gain * y
         return y if bias is None else y + bias
 
@@ -147,6 +148,7 @@ class StackedHead(Stack, AdapterLinear):
 class Bank(nn.Module):
     """One base and any number of saved adapters, each of a batch's rows with its own.
 
+    Threads may ask it side by side, but not while one of them loads an adapter.
     LoRA, DoRA, VeRA, (IA)^3, SSF, BitFit and norm tuning can be stacked, in any mixture.
 
     Args:

@@ -120,7 +120,11 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
 @click.option("--data", required=True, help="As in vitft finetune.")
 @click.option("--ways", default=";".join([*WAYS, SCRATCH]), help="With semicolons; all by default.")
 @click.option("--rates", default=3, show_default=True, help="Learning rates of each: 1 or 3.")
-@click.option("--rates-from", type=click.Path(path_type=Path), help="A result to take them from.")
+@click.option(
+    "--rates-from",
+    type=click.Path(exists=True, path_type=Path),
+    help="A result to take them from.",
+)
 @click.option("--seeds", default=3, show_default=True, help="How many, from 0.")
 @click.option("--jobs", default=1, show_default=True, help="Ways at a time, sharing the cores.")
 @click.option("--tests", type=int, help="Test images of each class.  [default: all]")

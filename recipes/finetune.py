@@ -16,11 +16,11 @@ import torch
 import adapters
 from recipes.methods import (
     LR_DEFAULT,
-    NAMES,
     default_lr,
     make_config,
     method_lines,
     method_options,
+    names,
 )
 from recipes.options import TrainOptions, make_plan, pick_device
 from recipes.runs import check_run, locked
@@ -43,7 +43,7 @@ CACHED_BYTES = 2**30  # of features, unless more is asked for
 class CommonOptions(TrainOptions):
     """The options that every method has."""
 
-    adapter: str = option(help=f"Method: {', '.join(NAMES)}.")
+    adapter: str = option(help=f"Method: {', '.join(names())}.")
     base: str = option(help="A .safetensors file, a run's folder, or the name of a bundled base.")
     preset: str = option("default", f"Values for what is not given: {', '.join(PRESETS)}.")
     lr: float | None = option(None, f"Highest learning rate.  {LR_DEFAULT}")

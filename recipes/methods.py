@@ -13,15 +13,19 @@ import adapters
 from vitft.options import option
 
 BASELINES = {"linear": "only the new head", "full": "everything"}
-NAMES = [*adapters.METHODS, *BASELINES]
-# near the best of each with 20 images a class, see docs/adapters.md; "" is the rest
-LR = {"": 1e-2, "lora": 3e-3, "dora": 3e-3, "vera": 3e-2, "full": 3e-4}
-LR_DEFAULT = "[default: " + ", ".join(f"{name} {lr:g}".strip() for name, lr in LR.items()) + "]"
+# near the best with 20 images a class, see docs/adapters.md: of these, and of the others
+LR, LR_OTHERS = {"lora": 3e-3, "dora": 3e-3, "vera": 3e-2, "full": 3e-4}, 1e-2
+LR_DEFAULT = f"[default: {', '.join(f'{n} {lr:g}' for n, lr in LR.items())}, others {LR_OTHERS:g}]"
+
+
+def names() -> list[str]:
+    """Return the names of all methods and baselines."""
+    return [*adapters.METHODS, *BASELINES]
 
 
 def default_lr(name: str) -> float:
     """Return the highest learning rate of a method or baseline where none is given."""
-    return LR.get(name, LR[""])
+    return LR.get(name, LR_OTHERS)
 
 
 @cache
@@ -71,8 +75,8 @@ def make_config(name: str, values: Mapping[str, Any]) -> adapters.AdapterConfig 
         ValueError: an unknown method, a value out of its range, or an option that the method
             does not have.
     """
-    if name not in NAMES:
-        raise ValueError(f"unknown adapter {name!r}; choose from {', '.join(NAMES)}")
+    if name not in (known := names()):
+        raise ValueError(f"unknown adapter {name!r}; choose from {', '.join(known)}")
     method = adapters.METHODS.get(name)
     has = {field.name for field in fields(method)} if method else set()
     given = {key: value for key, value in values.items() if value not in (None, ())}

@@ -20,7 +20,7 @@ from vitft.images import read_image, to_tensor
 from vitft.options import option
 
 Classes = dict[str, float]  # probabilities of the most probable, best first
-BATCH_SIZE = 64
+ROWS = 64  # of a pass: images times adapters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +67,9 @@ def predict(options: PredictOptions) -> list[list[Classes]]:
 
     fit = partial(to_tensor, image_size=base.config.image_size, n_channels=base.config.n_channels)
     found = []
-    for i in range(0, len(options.image), BATCH_SIZE):
-        paths = options.image[i : i + BATCH_SIZE]
+    step = max(1, ROWS // n)
+    for i in range(0, len(options.image), step):
+        paths = options.image[i : i + step]
         images = torch.stack([read_image(path, fit) for path in paths]).to(device)
         ids = torch.arange(1, n + 1, device=device).repeat(len(paths))
         answers = in_parts(part, model, images.repeat_interleave(n, dim=0), ids)
@@ -80,7 +81,7 @@ def predict(options: PredictOptions) -> list[list[Classes]]:
 
 
 def _best(probabilities: Tensor, classes: Sequence[str], top: int) -> Classes:
-    best = probabilities.topk(min(top, len(classes)))
+    best = probabilities[: len(classes)].topk(min(top, len(classes)))
     return {classes[i]: p for p, i in zip(*(t.tolist() for t in best), strict=True)}
 
 

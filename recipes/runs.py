@@ -1,5 +1,6 @@
 """The folder of a training run: may it be used, what was it started with, what does it leave."""
 
+import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ OUTPUTS = (
     "summary.json",
     "report.html",
 )
+# What a file system without locks says.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 # What may differ between a run's start and its resumption.
 MAY_DIFFER = ("out", "device", "save_seconds", "compile", "cache_features")
 
@@ -51,6 +54,8 @@ def check_run(options: TrainOptions) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder, so that no other run writes to it; whatever ends the process ends this.
 
+    On a file system without locks it is not held.
+
     Raises:
         ValueError: another run holds it.
     """
@@ -61,8 +66,9 @@ def locked(folder: Path) -> Iterator[None]:
         raise ValueError(
             f"another run writes to {folder} now; wait for its end or choose another --out"
         ) from None
-    except NotImplementedError:  # a file system without locks
-        pass
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     try:
         yield
     finally:

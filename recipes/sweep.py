@@ -7,6 +7,7 @@ import copy
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ def sweep(options: SweepBase) -> dict[str, Any]:
     device = pick_device(options.device)
     made = [(chosen, *resolve(_resumed(given), device)) for chosen, given in combinations(options)]
     _check_folders(options, [own for _, own, _, _ in made])
-    with locked(Path(options.out)):
+    with ExitStack() as held:
+        for folder in (options.out, *(own.out for _, own, _, _ in made)):
+            held.enter_context(locked(Path(folder)))
         base = load_model(options.base)
         fingerprint = adapters.fingerprint(base)
         data = load_data(

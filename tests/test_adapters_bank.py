@@ -58,6 +58,7 @@ def test_methods_ranks_targets_and_heads_are_mixed_in_one_batch(tmp_path: Path) 
     bank = Bank(toy(), [*folders.values()])
     check(bank, dict(list(folders.items())[:6]))
     check(bank, dict(list(folders.items())[6:]))
+    assert len(bank(IMAGES[:0], torch.arange(0))) == 0
 
 
 def test_a_slot_is_loaded_and_replaced_without_recompiling(tmp_path: Path) -> None:
@@ -77,6 +78,16 @@ def test_a_slot_is_loaded_and_replaced_without_recompiling(tmp_path: Path) -> No
     bank.load(2, lora)  # what the slot held before leaves nothing behind
     check(bank, {2: lora, 3: folders[3]})
     assert counter.frame_count == 1
+
+
+def test_a_compiled_bank_may_break_its_graph(tmp_path: Path) -> None:
+    folders = {1: saved("lora", tmp_path)}
+    bank = Bank(toy(), [*folders.values()])
+    bank(IMAGES, torch.zeros(len(IMAGES), dtype=torch.long))
+    bank.model.register_forward_pre_hook(lambda *_: torch._dynamo.graph_break())
+    torch._dynamo.reset()
+    bank.compile(backend="eager")
+    check(bank, folders)
 
 
 def test_threads_ask_one_bank_for_rows_of_their_own(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shlex
@@ -294,6 +295,22 @@ def test_two_runs_never_share_a_folder(
     assert not (tmp_path / ".lock").exists()
 
 
+def test_a_run_needs_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def acquire(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with locked(tmp_path):
+        assert tmp_path.is_dir()
+
+
+def test_a_sweep_holds_its_runs_too(vitft: Run, folder: Path, base: Path, tmp_path: Path) -> None:
+    flags = ["--base", base, "--adapter=linear", "--data", folder, "--out", tmp_path]
+    (tmp_path / "seed=1").mkdir()
+    with locked(tmp_path / "seed=1"):
+        assert "seed=1 now" in vitft("sweep", *flags, "--seeds=2", code=2).stderr
+
+
 def test_devices_and_precisions_are_checked() -> None:
     assert pick_device("cpu").type == "cpu"
     assert pick_bf16("bf16", torch.device("cpu"))
@@ -335,7 +352,8 @@ def test_the_model_is_compiled_where_it_pays(
 def test_predict_asks_several_adapters_in_one_pass(
     vitft: Run, folder: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recipes.predict.BATCH_SIZE", 2)
+    monkeypatch.setattr("recipes.predict.ROWS", 4)
+    monkeypatch.setattr("vitft.cores.n_parts", lambda model, n_images: 3)
     common = ["--data", folder, "--base", base, "--epochs=1"]
     vitft("finetune", "--adapter=lora", *common, "--rank=2", "--out", tmp_path / "a")
     vitft("finetune", "--adapter=dora", *common, "--rank=3", "--out", tmp_path / "b,c")

@@ -38,8 +38,10 @@ def stop_at_once() -> Iterator[None]:
     """Let SIGINT and SIGTERM end the process: an import could swallow a KeyboardInterrupt."""
 
     def leave(*_: Any) -> None:
-        os.write(2, b"Stopped: interrupted\n")
-        os._exit(130)
+        try:
+            os.write(2, b"Stopped: interrupted\n")
+        finally:  # even if nobody reads it
+            os._exit(130)
 
     with _handled_by(leave):
         yield
