@@ -1,4 +1,4 @@
-"""Everything that wants a GPU: the speed of steps, a base, its transfers, an ablation.
+"""Everything that wants a GPU: the speed of steps, the presets, a base, its transfers, an ablation.
 
     python -m benchmarks.gpu --cifar10 data/cifar10 --transfer data/gtsrb32 --out "$OUT"
 
@@ -18,8 +18,8 @@ import click
 from benchmarks.results import few_tests
 from vitft import load_model, save_model
 
-RECIPE = ["--batch-size=512", "--stem=conv", "--cutmix=0.5", "--mixup=0.3", "--trivial"]
-PARTS = ("speed", "base", "transfer", "ablation")
+PARTS = ("speed", "fast", "base", "transfer", "ablation")
+RUN_FILES = ("config.json", "metrics.jsonl", "summary.json", "report.html")
 
 
 def runs(small: bool) -> Path:
@@ -51,16 +51,27 @@ def speed(cifar10: Path, small: bool) -> None:
     python("benchmarks.sweep", *few)
 
 
+def pretrain(name: str, cifar10: Path, out: Path, small: bool, *options: str) -> Path:
+    """Pretrain, keep in OUT what tells of the run, and return its folder."""
+    run = runs(small) / name
+    few = ["--limit=200", "--epochs=1", "--batch-size=64"] if small else ["--compile"]
+    given = [f"--data={cifar10}", f"--out={run}", "--overwrite", *options, *few]
+    python("vitft", "pretrain", *given)
+    for file in RUN_FILES:
+        shutil.copy(run / file, out / f"{name}_{file}")
+    return run
+
+
+def fast(cifar10: Path, out: Path, small: bool) -> None:
+    """Pretrain by the preset `fast`, with three seeds."""
+    for seed in range(3):
+        pretrain(f"fast-{seed}", cifar10, out, small, "--preset=fast", f"--seed={seed}")
+
+
 def base(cifar10: Path, out: Path, epochs: int, small: bool) -> Path:
-    """Pretrain, keep the base in bfloat16, and return its run's folder."""
-    run = runs(small) / "base"
-    few = ["--compile", f"--epochs={epochs}"]
-    if small:
-        few = ["--limit=200", "--epochs=1", "--batch-size=64"]
-    python("vitft", "pretrain", f"--data={cifar10}", f"--out={run}", "--overwrite", *RECIPE, *few)
+    """Pretrain by the preset `best`, keep the base in bfloat16, and return its run's folder."""
+    run = pretrain("base", cifar10, out, small, "--preset=best", f"--epochs={epochs}")
     save_model(load_model(run).bfloat16(), out / "cifar10.safetensors")
-    for name in ("config.json", "metrics.jsonl", "summary.json", "report.html"):
-        shutil.copy(run / name, out / f"base_{name}")
     return run
 
 
@@ -92,7 +103,7 @@ def ablation(cifar10: Path, small: bool) -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for it all.")
 @click.option("--parts", type=click.Choice(PARTS), multiple=True, default=PARTS)
 @click.option("--from", "start", type=click.Path(path_type=Path), help="A base to transfer from.")
-@click.option("--epochs", default=300, show_default=True, help="Of pretraining.")
+@click.option("--epochs", default=300, show_default=True, help="Of the base, in ten minutes.")
 @click.option("--small", is_flag=True, help="Few images and steps: a proof, no figures.")
 def main(
     cifar10: Path,
@@ -111,6 +122,8 @@ def main(
         cifar10, signs = (few_tests(data, runs(small) / data.name) for data in (cifar10, signs))
     if "speed" in parts:
         speed(cifar10, small)
+    if "fast" in parts:
+        fast(cifar10, out, small)
     if "base" in parts:
         start = base(cifar10, out, epochs, small)
     if "transfer" in parts:
