@@ -14,7 +14,8 @@ from vitft.options import option
 
 BASELINES = {"linear": "only the new head", "full": "everything"}
 # near the best with 20 images a class, see docs/adapters.md: of these, and of the others
-LR, LR_OTHERS = {"lora": 3e-3, "dora": 3e-3, "vera": 3e-2, "full": 3e-4}, 1e-2
+LR = {"lora": 3e-3, "dora": 3e-3, "loha": 1e-2, "lokr": 1e-2, "full": 3e-4}
+LR_OTHERS = 3e-2
 LR_DEFAULT = f"[default: {', '.join(f'{n} {lr:g}' for n, lr in LR.items())}, others {LR_OTHERS:g}]"
 
 
