@@ -56,9 +56,8 @@ Runs = tuple[float, list[dict[str, Any]]]  # the best learning rate, and the sum
 def tune(way: str, lrs: list[float], seeds: int, out: Path, given: list[str]) -> dict[str, Any]:
     """Return the row of a way: its best learning rate, and the test accuracy at that rate."""
     train = scratch if way == SCRATCH else sweep
-    tuned = len(lrs) > 1
-    lr, runs = train(way, lrs, [0] if tuned else [*range(seeds)], out, given)
-    step = {lrs[0]: 1 / 3, lrs[-1]: 3}.get(lr) if tuned else None
+    lr, runs = train(way, lrs, [0], out, given)
+    step = {lrs[0]: 1 / 3, lrs[-1]: 3}.get(lr) if len(lrs) > 1 else None
     while step:  # the best stood at an edge
         beyond = float(f"{lr * step:g}")
         try:
@@ -68,7 +67,7 @@ def tune(way: str, lrs: list[float], seeds: int, out: Path, given: list[str]) ->
         if further[0]["val_accuracy"] <= runs[0]["val_accuracy"]:
             break
         lr, runs = beyond, further
-    if tuned and seeds > 1:
+    if seeds > 1:
         runs += train(way, [lr], [*range(1, seeds)], out, given)[1]
     return {"way": way, "lr": lr} | summarise(runs)
 
