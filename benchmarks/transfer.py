@@ -24,9 +24,10 @@ from adapters import METHODS
 from benchmarks.results import few_tests, run_once, table, write_result
 
 TOGETHER = "--targets=wq,wk,wv,wo,w1,w2"
-WAYS: dict[str, list[str]] = {  # the methods; then LoRA's ranks and targets
+WAYS: dict[str, list[str]] = {  # the baselines and methods; then LoRA's ranks and targets
     "linear": ["--adapter=linear"],
     "full": ["--adapter=full"],
+    "full, muon": ["--adapter=full", "--optimizer=muon"],
     **{method: [f"--adapter={method}"] for method in METHODS},
     **{f"lora, rank {r}": ["--adapter=lora", f"--rank={r}", f"--alpha={2 * r}"] for r in (2, 32)},
     "lora, wq wv": ["--adapter=lora", "--targets=wq,wv"],
