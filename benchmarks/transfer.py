@@ -126,6 +126,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     type=click.Path(exists=True, path_type=Path),
     help="A result to take them from.",
 )
+@click.option("--lr", type=float, help="The learning rate of all of them; none is searched for.")
 @click.option("--seeds", default=3, show_default=True, help="How many, from 0.")
 @click.option("--jobs", default=1, show_default=True, help="Ways at a time, sharing the cores.")
 @click.option("--tests", type=int, help="Test images of each class.  [default: all]")
@@ -138,6 +139,7 @@ def main(
     ways: str,
     rates: int,
     rates_from: Path | None,
+    lr: float | None,
     seeds: int,
     jobs: int,
     tests: int | None,
@@ -154,6 +156,8 @@ def main(
 
     rows = json.loads(rates_from.read_text())["rows"] if rates_from else []
     best = {row["way"]: row["lr"] for row in rows}
+    if lr is not None:
+        best = dict.fromkeys(ways.split(";"), lr)
 
     def row(way: str) -> dict[str, Any]:
         middle = best.get(way, RATES.get(way, 3e-3))
