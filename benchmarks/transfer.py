@@ -154,15 +154,17 @@ def main(
     if jobs > 1:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
 
-    rows = json.loads(rates_from.read_text())["rows"] if rates_from else []
-    best = {row["way"]: row["lr"] for row in rows}
+    chosen: dict[str, float] = {}
     if lr is not None:
-        best = dict.fromkeys(ways.split(";"), lr)
+        chosen = dict.fromkeys(ways.split(";"), lr)
+    elif rates_from:
+        earlier = json.loads(rates_from.read_text())["rows"]
+        chosen = {row["way"]: row["lr"] for row in earlier}
 
     def row(way: str) -> dict[str, Any]:
-        middle = best.get(way, RATES.get(way, 3e-3))
-        around = [middle] if rates == 1 or way in best else [middle / 3, middle, middle * 3]
-        lrs = [float(f"{lr:g}") for lr in around]  # as the command line has them
+        middle = chosen.get(way, RATES.get(way, 3e-3))
+        around = [middle] if rates == 1 or way in chosen else [middle / 3, middle, middle * 3]
+        lrs = [float(f"{rate:g}") for rate in around]  # as the command line has them
         found = tune(way, lrs, seeds, runs / way, given)
         click.echo(table([found], COLUMNS), err=True)
         return found

@@ -1,5 +1,6 @@
 """What the tests share: a tiny model, a tiny folder of images, the command line as a process."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,3 +84,17 @@ def vitft() -> Run:
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def base(vitft: Run, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a base that tells red, green and blue apart."""
+    out = tmp_path_factory.mktemp("recipes") / "base"
+    flags = ["--epochs=12", "--batch-size=8", "--lr=3e-3", *TINY_FLAGS]
+    vitft("pretrain", "--data", folder, "--out", out, *flags)
+    return out / "model.safetensors"
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return values
