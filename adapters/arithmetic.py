@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from adapters.io import PREFIX, AdapterFolder, load_adapter, read_adapter
+from adapters.io import PREFIX, AdapterFolder, by_names, load_adapter, read_adapter
 from adapters.layers import wide
 from adapters.lora import LoRAConfig
 
@@ -32,7 +32,7 @@ def combine(
     rank: int | None = None,
     density: float = 0.5,
     seed: int = 0,
-    head_of: int = 0,
+    head_of: int | None = None,
 ) -> AdapterFolder:
     """Return the weighted sum of saved LoRA adapters of one base, to be saved or loaded.
 
@@ -49,7 +49,8 @@ def combine(
         rank: of the result; by default the largest of the adapters'; not for "cat".
         density: share of the numbers that "ties" and "dare" keep.
         seed: of what "dare" drops.
-        head_of: whose head and classes to take, by the place in `folders`.
+        head_of: whose head and classes to take, by the place in `folders`; the first's, where all
+            have the same classes.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -61,6 +62,8 @@ def combine(
     prints = {one.fingerprint for one in saved} - {None}
     if len(prints) > 1:
         raise ValueError(f"the adapters are of different bases: {', '.join(map(str, prints))}")
+    if head_of is None and len({one.classes for one in saved}) > 1:
+        raise ValueError("the adapters tell apart other classes; choose whose by head_of=0, 1, ...")
     updates = [_updates(one, str(folder)) for one, folder in zip(saved, folders, strict=True)]
     generator = torch.Generator().manual_seed(seed)
     factors: dict[str, Factors] = {}
@@ -73,7 +76,7 @@ def combine(
             total = _sum([w * (b @ a) for w, a, b in own], how, density, generator)
             most = rank or max(len(a) for _, a, _ in own)
             factors[name] = closest(total, min(most, *total.shape))[0]
-    chosen = saved[head_of]
+    chosen = saved[head_of or 0]
     trained = {key: t for key, t in chosen.tensors.items() if not key.endswith((A, B))}
     names = chosen.config.get("modules_to_save")
     return _folder(factors, trained, names, next(iter(prints), None), chosen.classes)
@@ -138,7 +141,7 @@ def _updates(saved: AdapterFolder, folder: str) -> dict[str, Factors]:
     if not LoRAConfig.reads(saved.config):
         raise ValueError(f"{folder} is no LoRA adapter, whose updates can be added up")
     names = {k[len(PREFIX) : -len(A)] for k in saved.tensors if k.endswith(A)}
-    config = LoRAConfig.from_peft(saved.config | {"target_modules": sorted(names) or ["none"]})
+    config = LoRAConfig.from_peft(by_names(saved.config, sorted(names) or ["none"]))
     found = {}
     for name in sorted(names):
         if (missing := f"{PREFIX}{name}{B}") not in saved.tensors:
@@ -183,7 +186,7 @@ def _check(
     folders: Sequence[object],
     weights: Sequence[float],
     density: float,
-    head_of: int,
+    head_of: int | None,
     rank: int | None,
 ) -> None:
     """Check the options of `combine`.
@@ -199,7 +202,7 @@ def _check(
         raise ValueError(f"weights={[*weights]} are not all finite")
     if not 0 < density <= 1:
         raise ValueError(f"{density=} is not in 0 < density <= 1; 1 keeps all")
-    if not 0 <= head_of < len(folders):
+    if head_of is not None and not 0 <= head_of < len(folders):
         raise ValueError(f"{head_of=} is no place in {len(folders)} folders, from 0")
     if rank is not None and (rank < 1 or how == "cat"):
         raise ValueError(f"{rank=} is not positive, or given for how='cat', which adds the ranks")

@@ -42,7 +42,6 @@ class AdapterConfig(ABC):
             "auto_mapping",
             "base_model_name_or_path",
             "inference_mode",
-            "layers_pattern",
             "modules_to_save",
             "peft_version",
             "revision",
@@ -118,6 +117,10 @@ class AdapterConfig(ABC):
             if key not in understood and value and value != "none":  # bias="none" is off too
                 raise ValueError(f"option {key}={value!r} is not supported by {cls.__name__}")
         given = cls.peft_defaults | dict(written)
+        for field in dataclasses.fields(cls):
+            name = cls.peft_options.get(field.name, "")
+            if field.type is bool and not isinstance(given.get(name, False), bool):
+                raise ValueError(f"option {name}={given[name]!r} is neither true nor false")
         if missing := [key for key in cls.peft_options.values() if key not in given]:
             raise ValueError(f"option {missing[0]!r} is missing")
         try:

@@ -8,9 +8,8 @@ and of the modules that trained with it. What PEFT has no place for is JSON in o
 
 import json
 import os
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar
@@ -22,10 +21,11 @@ from torch import Tensor, nn
 from adapters.base import AdapterConfig
 from adapters.inject import Injection, adapter_layer, eject, inject, injection, set_classes
 from adapters.methods import METHODS
-from adapters.targets import matching
+from adapters.targets import matching, peft_targets
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+CHOOSING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 LINEAR = "LINEAR"  # peft_type where only modules_to_save trained; PEFT has no such method
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -36,7 +36,7 @@ class AdapterFolder:
     """What stands in an adapter's folder."""
 
     config: dict[str, Any]  # adapter_config.json
-    tensors: dict[str, Tensor]  # by PEFT's names
+    tensors: dict[str, Tensor] = field(repr=False)  # by PEFT's names
     fingerprint: str | None  # of the base; None where PEFT wrote the folder
     classes: tuple[str, ...] | None  # what the logits stand for
 
@@ -126,8 +126,11 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
     try:
         config = json.loads(Path(folder, CONFIG).read_bytes())
         for key in ("modules_to_save", "target_modules"):
-            if not isinstance(config.get(key), (list, str, NoneType)):
-                raise ValueError(f"{key} is {config[key]!r}, not a list")
+            names = config.get(key)
+            if not isinstance(names, (list, str, NoneType)) or any(
+                not isinstance(name, str) for name in names or ()
+            ):
+                raise ValueError(f"{key} is {names!r}, not a list of names")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{Path(folder, CONFIG)} is broken: {error}") from error
     try:
@@ -142,21 +145,21 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
 
 def _config(model: nn.Module, written: Mapping[str, Any]) -> AdapterConfig | None:
     """Return the config that `written` tells, its targets as PEFT finds them in `model`."""
-    kind, targets = written.get("peft_type"), written.get("target_modules")
+    kind = written.get("peft_type")
     if kind == LINEAR:
         return None
     method = next((method for method in METHODS.values() if method.reads(written)), None)
     if method is None:
         raise ValueError(f"peft_type={kind!r} is none that is known: {', '.join(METHODS)}")
-    if isinstance(targets, str):
-        try:
-            pattern = re.compile(targets)
-        except re.error as error:
-            raise ValueError(f"target_modules={targets!r} is no regular expression") from error
-        targets = [name for name, _ in model.named_modules() if pattern.fullmatch(name)]
     trained = matching(model, written.get("modules_to_save") or (), "modules_to_save")
-    targets = [name for name in targets or () if name not in trained]  # PEFT trains those only
-    return method.from_peft({**written, "target_modules": targets})
+    targets = [name for name in peft_targets(model, written) if name not in trained]  # as in PEFT
+    return method.from_peft(by_names(written, targets))
+
+
+def by_names(written: Mapping[str, Any], targets: Sequence[str]) -> dict[str, Any]:
+    """Return an adapter_config.json's entries with these targets for all that chose them."""
+    others = {key: value for key, value in written.items() if key not in CHOOSING}
+    return others | {"target_modules": targets}
 
 
 def _fill(model: nn.Module, saved: AdapterFolder) -> None:

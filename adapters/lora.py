@@ -60,6 +60,10 @@ class LowRankLinear(AdapterLinear):
         """Return A (R, I) and B (O, R)."""
         raise NotImplementedError
 
+    def extra_repr(self) -> str:
+        """Return what tells this layer from others when it is printed."""
+        return f"{super().extra_repr()}, rank={len(self.factors()[0])}, scale={self.scale:g}"
+
     def adapted(self, x: Tensor) -> Tensor:
         """Return y (..., O) for x (..., I)."""
         return self.linear(x, self.bias)

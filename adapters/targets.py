@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from itertools import chain
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -44,6 +45,40 @@ def matches(name: str, wanted: str) -> bool:
 def ends(name: str, wanted: str) -> bool:
     """Return whether `wanted` is this name, or its end after a dot."""
     return name == wanted or name.endswith(f".{wanted}")
+
+
+def peft_targets(model: nn.Module, written: Mapping[str, Any]) -> list[str]:
+    """Return the targets that an adapter_config.json tells, in the words that `matching` takes.
+
+    Where it says `exclude_modules` or `layers_to_transform`, or a pattern, they are whole names.
+
+    Raises:
+        ValueError: something is no regular expression.
+    """
+    targets, excluded = written.get("target_modules") or (), written.get("exclude_modules")
+    layers, lists = written.get("layers_to_transform"), written.get("layers_pattern")
+    numbers = {layers} if isinstance(layers, int) else {*(layers or ())}
+    if not (isinstance(targets, str) or excluded or numbers):
+        return [*targets]
+    lists = [lists] if isinstance(lists, str) else lists
+    before = rf"(?:.*?\.)?(?:{'|'.join(lists)})" if lists else r".*?\.[^.]*"  # as in PEFT
+    number = _pattern(rf"{before}\.(\d+)\..*")
+
+    def chosen(name: str) -> bool:
+        if isinstance(targets, str) or name in targets or not numbers:
+            return True
+        place = number.fullmatch(name)
+        return place is not None and int(place[1]) in numbers
+
+    hits = (name for name in _named_modules(model) if _any(name, targets) and chosen(name))
+    return [name for name in hits if not _any(name, excluded or ())]
+
+
+def _any(name: str, wanted: str | Collection[str]) -> bool:
+    """Return whether a name ends in one of `wanted`, or is matched by it where it is a pattern."""
+    if isinstance(wanted, str):
+        return _pattern(wanted).fullmatch(name) is not None
+    return any(ends(name, one) for one in wanted)
 
 
 def in_layers(
@@ -162,4 +197,4 @@ def _choice(wanted: str, modules: Mapping[str, nn.Module]) -> str:
     last = sorted({name.rpartition(".")[2] for name in modules} - set(map(str, range(1000))))
     close = difflib.get_close_matches(wanted.rpartition(".")[2], last, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}There are: {', '.join(last[:30])}"
+    return f"{hint}there are: {', '.join(last[:30]) or 'names of numbers only, such as 0'}"

@@ -2,34 +2,38 @@
 
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import click
 
+from recipes.runs import MAY_DIFFER
 from vitft import options as cli
 from vitft.comparison import text_table, write_comparison
 from vitft.options import option
 
-COLUMNS = {
-    "run": "",
-    "method": "",
-    "data": "",
+NAMES = {"run": "", "method": "", "data": ""}
+FIGURES = {
     "trained_share": ".2%",
     "test_accuracy": ".2%",
     "val_accuracy": ".2%",
     "images_per_second": ",.0f",
-    "seconds": ",.0f",
+    "seconds": ",.1f",
     "file_kB": ",.0f",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """Show the finished runs in each DIR side by side, the most accurate first."""
+    """Show the finished runs in and below each DIR side by side, the most accurate first.
 
-    dir: tuple[str, ...] = option(help="Folders of runs.", argument=True)
+    Numbers and words by which the runs differ, such as lr and rank, have columns of their own.
+    """
+
+    dir: tuple[str, ...] = option(help="Folders of runs, or of folders of runs.", argument=True)
     out: str = option("compare.html", "The page to write, with the table and a picture.")
     json: bool = option(False, "Print JSON.")
 
@@ -40,12 +44,14 @@ def compare(options: CompareOptions) -> list[dict[str, Any]]:
     Raises:
         ValueError, OSError: a folder holds no finished run, or the page can't be written.
     """
-    rows = sorted(map(read_run, options.dir), key=lambda row: -(row["test_accuracy"] or 0))
+    folders = dict.fromkeys(run for folder in options.dir for run in find_runs(folder))
+    rows = tell_apart([read_run(folder) for folder in folders])
+    rows.sort(key=lambda row: (-(row["test_accuracy"] or 0), -(row["val_accuracy"] or 0)))
     write_comparison(
         Path(options.out),
         title="Runs side by side",
         rows=rows,
-        columns=COLUMNS,
+        columns=_columns(rows),
         x="trained_share",
         y="test_accuracy",
         series="run",
@@ -53,31 +59,69 @@ def compare(options: CompareOptions) -> list[dict[str, Any]]:
     return rows
 
 
-def read_run(folder: str) -> dict[str, Any]:
-    """Return what a run's summary.json tells of it.
+def find_runs(folder: str) -> list[str]:
+    """Return the folder where it is a finished run's, else those of the finished runs below it.
 
     Raises:
-        FileNotFoundError: the run is not finished, or there is none.
-        ValueError: its summary is broken.
+        FileNotFoundError: there is none.
+    """
+    if Path(folder, "summary.json").is_file():
+        return [folder.rstrip("/")]
+    below = sorted(str(path.parent) for path in Path(folder).rglob("summary.json"))
+    if not below:
+        raise FileNotFoundError(
+            f"{folder} holds no finished run: there is no {folder}/summary.json"
+        )
+    return below
+
+
+def read_run(folder: str) -> dict[str, Any]:
+    """Return what a run's summary.json tells of it, and `options`, its config.json.
+
+    Raises:
+        ValueError: one of them is broken.
     """
     path = Path(folder, "summary.json")
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no finished run: there is no {path}")
     try:
         told = json.loads(path.read_text())
+        config = Path(folder, "config.json")
         return {
-            "run": folder.rstrip("/"),
+            "run": folder,
+            "options": json.loads(config.read_text()) if config.is_file() else {},
             "method": told.get("adapter", "pretrain"),
             "data": Path(told["data"]).name,
             "trained_share": told["n_trainable"] / told["n_parameters"],
             "test_accuracy": told["test_accuracy"],  # None for those a sweep did not pick
             "val_accuracy": told.get("val_accuracy"),
             "images_per_second": told["images_per_second"],
-            "seconds": told["seconds"],
+            "seconds": told["seconds"] + told.get("feature_seconds", 0),
             "file_kB": told["file_bytes"] / 1000 if "file_bytes" in told else None,
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is broken ({error!r}); run it again with --overwrite") from error
+
+
+def tell_apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with those options, in place of all, that are not the same in all runs.
+
+    Lists, and options that only one of the runs has, are left out.
+    """
+    values: dict[str, set[Any]] = {}
+    for name, value in chain.from_iterable(row["options"].items() for row in rows):
+        if isinstance(value, str | float | int):
+            values.setdefault(name, set()).add(value)
+    shown = {*NAMES, *FIGURES, "adapter", *MAY_DIFFER}
+    several = [name for name, found in values.items() if len(found) > 1 and name not in shown]
+    return [
+        {name: row[name] for name in NAMES}
+        | {name: row["options"].get(name) for name in several}
+        | {name: row[name] for name in FIGURES}
+        for row in rows
+    ]
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return NAMES | {name: FIGURES.get(name, "") for name in rows[0] if name not in NAMES}
 
 
 def run(options: CompareOptions) -> None:
@@ -86,7 +130,7 @@ def run(options: CompareOptions) -> None:
     if options.json:
         click.echo(json.dumps(rows))
         return
-    click.echo(text_table(rows, COLUMNS))
+    click.echo(text_table(rows, _columns(rows)))
     click.echo(f"\npage            {shlex.quote(options.out)}")
 
 

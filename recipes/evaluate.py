@@ -37,7 +37,7 @@ class EvaluateOptions(ModelOptions):
     )
     batch_size: int = option(500, "Images at a time.")
     device: str = option("auto", "auto, cpu, cuda or mps.")
-    precision: str = option("auto", "auto, fp32, or bf16 for computing in bfloat16.")
+    precision: str = option("auto", "auto, fp32, or bf16, slow where the device lacks it.")
     json: bool = option(False, "Print JSON.")
 
 
@@ -51,8 +51,8 @@ def open_model(base: str, adapter: str | None) -> VisionTransformer:
     if adapter is None:
         return model
     adapters.load_adapter(model, adapter)
-    n_classes = model.head.out_features
-    if read_adapter(adapter).classes is None and len(model.classes) != n_classes:
+    n_classes, saved = model.head.out_features, read_adapter(adapter)
+    if saved.classes is None and "head" in (saved.config.get("modules_to_save") or ()):
         model.classes = tuple(str(i) for i in range(n_classes))  # PEFT saves no names
     if len(model.classes) != n_classes:
         raise ValueError(

@@ -56,7 +56,7 @@ class CommonOptions(TrainOptions):
         "wq,wk,wv,wo for lora]",
     )
     layers: tuple[str, ...] = option(
-        (), "Numbers of the blocks to adapt, such as 4-5.  [default: all]"
+        (), "Numbers of the blocks to adapt, from 0, such as 4-5.  [default: all]"
     )
     cache_features: bool | None = option(
         None,
@@ -104,8 +104,7 @@ def finetune(options: CommonOptions) -> dict[str, Any]:
             sum(p.numel() for p in ps) for ps in (_trainable(model), model.parameters())
         )
         say(
-            f"{options.adapter}: {trained:,} of {n_all:,} parameters train "
-            f"on {len(splits.train):,} images, on {device}"
+            f"{options.adapter}: {trained:,} of {n_all:,} parameters train on {splits}, on {device}"
         )
         n_images = len(splits.train) + len(splits.validation)
         plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
@@ -199,18 +198,32 @@ def pick_cached(model: VisionTransformer, options: CommonOptions, plan: Plan, n_
 def run(options: CommonOptions) -> None:
     """Train and print what a person wants to know."""
     summary = finetune(options)
-    trained, n_all = summary["n_trainable"], summary["n_parameters"]
-    full = options.adapter == "full"
-    out, base, data = map(shlex.quote, (options.out, options.base, options.data))
-    model = f"--base {out}/model.safetensors" if full else f"--base {base} --adapter {out}"
+    trained, n_all, out = summary["n_trainable"], summary["n_parameters"], shlex.quote(options.out)
     click.echo(f"test accuracy   {summary['test_accuracy']:.2%}")
     click.echo(f"trained         {trained:,} of {n_all:,} parameters ({trained / n_all:.2%})")
     click.echo(f"file            {out}/{summary['file']} ({summary['file_bytes'] / 1000:,.0f} kB)")
     click.echo(f"report          {out}/report.html")
-    click.echo(f"evaluate it     vitft evaluate {model} --data {data}")
-    click.echo(f"use it          vitft predict {model} IMAGE")
+    for line in next_lines(options, options.out):
+        click.echo(line)
     if summary["can_be_merged"]:
+        model = _model(options, options.out)
         click.echo(f"bake it in      vitft merge {model} --out {out}/merged.safetensors")
+
+
+def next_lines(options: CommonOptions, out: str) -> list[str]:
+    """Return what to type next, with what was trained into `out`."""
+    model = _model(options, out)
+    return [
+        f"evaluate it     vitft evaluate {model} --data {shlex.quote(options.data)}",
+        f"use it          vitft predict {model} IMAGE",
+    ]
+
+
+def _model(options: CommonOptions, out: str) -> str:
+    """Return the options of a command that tell the model in `out`."""
+    base, out = shlex.quote(options.base), shlex.quote(out)
+    full = options.adapter == "full"
+    return f"--base {out}/model.safetensors" if full else f"--base {base} --adapter {out}"
 
 
 def _can_be_merged(model: torch.nn.Module) -> bool:

@@ -41,11 +41,15 @@ class TrainOptions:
     )
     mixup: float = option(0.0, "Share of training images blended with another.")
     cutmix: float = option(0.0, "Share of training images that get a rectangle of another.")
-    val_fraction: float = option(0.1, "Share of the training images kept for validation; 0: none.")
+    val_fraction: float = option(
+        0.1,
+        "Share of the training images kept for validation; of files called TRACK_NUMBER, whole "
+        "tracks.  0: none.",
+    )
     limit: int | None = option(None, "Use only so many training images, equally of each class.")
     seed: int = option(0, "Of everything random.")
     device: str = option("auto", "auto, cpu, cuda or mps.")
-    precision: str = option("auto", "auto, fp32, or bf16 for computing in bfloat16.")
+    precision: str = option("auto", "auto, fp32, or bf16, slow where the device lacks it.")
     compile: bool | None = option(
         None,
         "Compile the model first, a minute or so; asked for on a GPU, record the whole step too.  "
@@ -96,7 +100,12 @@ def pick_compile(options: TrainOptions, plan: Plan, n_train: int, device: torch.
 
     On two CPU cores it takes a minute for every image size and saves 3 to 4 % of a step. On a GPU,
     where memory traffic limits the step, five million images are an estimate, not measured yet.
+
+    Raises:
+        ValueError: it was asked for, and there is no compiler.
     """
+    if options.compile and not any(map(shutil.which, ("cc", "c++", "g++", "clang++", "cl"))):
+        raise ValueError("--compile needs a C++ compiler, and there is none; install g++")
     if options.compile is not None:
         return options.compile
     able = device.type == "cuda" and find_spec("triton") and shutil.which("cc")

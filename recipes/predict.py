@@ -1,9 +1,10 @@
 """Classify image files: `vitft predict --base BASE --adapter DIR cat.jpg`."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ from recipes.options import pick_device
 from vitft import options as cli
 from vitft.checkpoint import load_model
 from vitft.cores import in_parts
+from vitft.data import find_images
 from vitft.images import read_image, to_tensor
 from vitft.options import option
 
@@ -27,7 +29,7 @@ ROWS = 64  # of a pass: images times adapters
 class PredictOptions(ModelOptions):
     """Print the most probable classes of each IMAGE, by each adapter if several are given."""
 
-    image: tuple[str, ...] = option(help="Image files.", argument=True)
+    image: tuple[str, ...] = option(help="Image files, or folders of them.", argument=True)
     adapter: tuple[str, ...] = option(
         (), "Folder of an adapter for that base; may be given several times.", repeated=True
     )
@@ -80,6 +82,21 @@ def predict(options: PredictOptions) -> list[list[Classes]]:
     return found
 
 
+def find_files(names: Sequence[str]) -> Iterator[str]:
+    """Yield the names of files, and those of the images in and below folders.
+
+    Raises:
+        ValueError: a folder holds none.
+    """
+    for name in names:
+        if not Path(name).is_dir():
+            yield name
+        elif found := find_images(Path(name)):
+            yield from map(str, found)
+        else:
+            raise ValueError(f"{name} holds no images")
+
+
 def _best(probabilities: Tensor, classes: Sequence[str], top: int) -> Classes:
     best = probabilities[: len(classes)].topk(min(top, len(classes)))
     return {classes[i]: p for p, i in zip(*(t.tolist() for t in best), strict=True)}
@@ -87,6 +104,7 @@ def _best(probabilities: Tensor, classes: Sequence[str], top: int) -> Classes:
 
 def run(options: PredictOptions) -> None:
     """Classify and print a line an image, or one for each adapter."""
+    options = replace(options, image=tuple(find_files(options.image)))
     several = len(options.adapter) > 1
     rows: list[dict[str, Any]] = []
     for path, answers in zip(options.image, predict(options), strict=True):

@@ -118,7 +118,7 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
         model.to(device)
         n_parameters = sum(p.numel() for p in model.parameters())
         say(
-            f"{n_parameters:,} parameters, {len(splits.train):,} training images "
+            f"{n_parameters:,} parameters train on {splits} "
             f"of {len(data.classes)} classes, on {device}"
         )
         fit = train(model, splits, plan, options, folder)

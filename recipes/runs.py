@@ -83,9 +83,9 @@ def start_run(options: TrainOptions, folder: Path) -> None:
     Raises:
         OSError: the folder cannot be written to.
     """
-    write_json(folder / "config.json", _written(options))
-    for name in OUTPUTS:
+    for name in OUTPUTS:  # the state first: nothing goes on from it with other options
         (folder / name).unlink(missing_ok=True)
+    write_json(folder / "config.json", written(options))
 
 
 def check_same(options: TrainOptions, folder: Path) -> None:
@@ -104,7 +104,7 @@ def check_same(options: TrainOptions, folder: Path) -> None:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{config} is broken ({error}); start again with --overwrite") from error
     default = {field.name: field.default for field in fields(options)}
-    for name, value in _written(options).items():
+    for name, value in written(options).items():
         before = started.get(name, default[name])  # what an older version did not know
         unknown = name not in started and (before is None or before == ())  # the method's own
         if name not in MAY_DIFFER and before != value and not unknown:
@@ -114,7 +114,7 @@ def check_same(options: TrainOptions, folder: Path) -> None:
             )
 
 
-def _written(options: TrainOptions) -> dict[str, Any]:
+def written(options: TrainOptions) -> dict[str, Any]:
     """Return the options as they read when they come back from a file: lists for tuples."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(options)))
     return {name: value for name, value in values.items() if name not in ("resume", "overwrite")}

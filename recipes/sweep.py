@@ -15,7 +15,15 @@ from typing import Any
 import click
 
 import adapters
-from recipes.finetune import CommonOptions, adapt, check_base, pick_cached, resolve, save_trained
+from recipes.finetune import (
+    CommonOptions,
+    adapt,
+    check_base,
+    next_lines,
+    pick_cached,
+    resolve,
+    save_trained,
+)
 from recipes.grid import GRID, SweepBase, SweepOptions, combinations
 from recipes.options import pick_device
 from recipes.runs import OUTPUTS, check_run, locked, start_run
@@ -67,12 +75,13 @@ def sweep(options: SweepBase) -> dict[str, Any]:
         base.to(device)
         seeds = sorted({own.seed for _, own, _, _ in made})
         splits = {seed: make_splits(data, replace(options, seed=seed), device) for seed in seeds}
+        if not all(len(images.validation) for images in splits.values()):
+            raise ValueError("a sweep picks by validation, but no class has two images; add some")
         members = [
             _member(base, fingerprint, chosen, own, config, plan, splits)
             for chosen, own, config, plan in made
         ]
-        n_train = len(members[0].fit.train)
-        say(f"{len(members)} runs by {options.adapter} on {n_train:,} images, on {device}")
+        say(f"{len(members)} runs by {options.adapter} on {members[0].splits}, on {device}")
         for member in members:
             if not member.options.resume:
                 start_run(member.options, member.folder)
@@ -122,14 +131,15 @@ def _check_folders(options: SweepBase, made: Sequence[CommonOptions]) -> None:
 
 
 def _resumed(own: CommonOptions) -> CommonOptions:
-    """Return the options with --resume only where there is something to go on from."""
-    return replace(own, resume=own.resume and Path(own.out, STATE).exists())
+    """Return the options to go on with; where there is no state, not begun or failed, anew."""
+    there = Path(own.out, STATE).exists()
+    return replace(own, resume=own.resume and there, overwrite=own.overwrite or own.resume > there)
 
 
 def _chunks(base: VisionTransformer, members: Sequence[Member], n: int) -> list[list[Member]]:
     """Return what trains together: at most `n`, at the same place, and only what can be stacked."""
     alone: list[list[Member]] = []
-    places: dict[tuple[int, int], list[Member]] = {}
+    places: dict[tuple[int, ...], list[Member]] = {}
     for member in members:
         try:
             adapters.together(base, [member.fit.model])
@@ -139,8 +149,13 @@ def _chunks(base: VisionTransformer, members: Sequence[Member], n: int) -> list[
                 say(f"one after the other: {'each trains a base of its own' if full else error}")
             alone.append([member])
         else:
-            places.setdefault((member.fit.epoch, member.fit.step), []).append(member)
+            places.setdefault(_place(member.fit), []).append(member)
     return alone + [same[i : i + n] for same in places.values() for i in range(0, len(same), n)]
+
+
+def _place(fit: Fit) -> tuple[int, ...]:
+    """Return what runs must have in common to take their steps together; seeds split otherwise."""
+    return fit.epoch, fit.step, fit.steps_per_epoch, min(fit.plan.batch_size, len(fit.train))
 
 
 def _train(base: VisionTransformer, members: Sequence[Member]) -> None:
@@ -171,9 +186,9 @@ def _train(base: VisionTransformer, members: Sequence[Member]) -> None:
 def _conclude(options: SweepBase, members: Sequence[Member]) -> dict[str, Any]:
     """Read the test split for the best, and write sweep.json and report.html."""
     rows = _rows(members)
-    if not any(row["val_accuracy"] is not None for row in rows):
+    best = best_of(rows)
+    if best is None:
         raise ValueError(f"every adapter failed; {members[0].failed}")
-    best = max(rows, key=lambda row: row["val_accuracy"] or 0)
     best["test_accuracy"] = statistics.mean(
         finish(m.fit, m.splits, m.options, m.folder, m.facts)["test_accuracy"]
         for m in members
@@ -185,6 +200,12 @@ def _conclude(options: SweepBase, members: Sequence[Member]) -> dict[str, Any]:
     return result
 
 
+def best_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the row of the highest validation accuracy; of several, that of the lowest loss."""
+    done = [row for row in rows if not row["failed"]]
+    return max(done, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default=None)
+
+
 def _rows(members: Sequence[Member]) -> list[dict[str, Any]]:
     """Return a row for every combination: the mean over its seeds of the last validation."""
     groups: dict[tuple[Any, ...], list[Member]] = {}
@@ -194,12 +215,14 @@ def _rows(members: Sequence[Member]) -> list[dict[str, Any]]:
     rows = []
     for group in groups.values():
         first, failed = group[0], [member.failed for member in group if member.failed]
-        found = [] if failed else [member.fit.history[-1]["val_accuracy"] for member in group]
+        last = [] if failed else [member.fit.history[-1] for member in group]
+        found = [epoch["val_accuracy"] for epoch in last]
         rows.append(
             {name: value for name, value in first.chosen.items() if name != "seed"}
             | {
                 "val_accuracy": statistics.mean(found) if found else None,
                 "spread": statistics.stdev(found) if len(found) > 1 else None,
+                "val_loss": statistics.mean(epoch["val_loss"] for epoch in last) if last else None,
                 "n_trainable": sum(p.numel() for p in first.fit.trainable),
                 "failed": failed[0] if failed else None,
                 "folders": [str(member.folder) for member in group],
@@ -210,8 +233,8 @@ def _rows(members: Sequence[Member]) -> list[dict[str, Any]]:
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     chosen = {name: "g" for name in rows[0] if name in GRID}
-    figures = {"val_accuracy": ".2%", "spread": ".2%", "n_trainable": ",", "test_accuracy": ".2%"}
-    return chosen | figures
+    figures = {"val_accuracy": ".2%", "spread": ".2%", "val_loss": ".3f", "n_trainable": ","}
+    return chosen | figures | {"test_accuracy": ".2%"}
 
 
 def _report(options: SweepBase, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -237,6 +260,8 @@ def run(options: SweepBase) -> None:
     click.echo(f"\nbest            {shlex.quote(best['folders'][0])}")
     click.echo(f"test accuracy   {best['test_accuracy']:.2%} (of the best, over its seeds)")
     click.echo(f"report          {out}/report.html")
+    for line in next_lines(options, best["folders"][0]):
+        click.echo(line)
 
 
 command = cli.command("sweep", SweepOptions, run, {"default": {}})

@@ -12,7 +12,7 @@ import click
 import torch
 
 from recipes.options import TrainOptions, pick_compile
-from recipes.runs import start_run
+from recipes.runs import start_run, written
 from vitft.data import ImageSet
 from vitft.evaluate import Evaluation, evaluate
 from vitft.files import write_json
@@ -32,9 +32,19 @@ class Splits:
     validation: Images
     test: Images
 
+    def __str__(self) -> str:
+        train, validation, test = (f"{len(x):,}" for x in (self.train, self.validation, self.test))
+        return f"{train} images ({validation} to validate, {test} to test)"
+
 
 def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> Splits:
-    """Return training, validation and test images, held on `device` where they fit."""
+    """Return training, validation and test images, held on `device` where they fit.
+
+    Raises:
+        ValueError: there is only one class, or an option is out of its range.
+    """
+    if len(data.classes) < 2:
+        raise ValueError(f"{data.name} has only the class {data.classes[0]!r}; add another")
     train, validation = split(data.train, fraction=options.val_fraction, seed=options.seed)
     if options.limit is not None:
         train = limit(train, options.limit, seed=options.seed)
@@ -76,13 +86,15 @@ def finish(
     """Measure the test split, write summary.json and report.html, and return the summary."""
     model = fit.model
     model.resize(model.config.image_size)
+    say(f"testing on {len(splits.test):,} images")
     started = time.perf_counter()
     result = evaluate(model, splits.test, bf16=fit.plan.bf16)
     summary = summarise(fit, splits, options, folder, facts, result, time.perf_counter() - started)
+    chosen = {name: v for name, v in written(options).items() if v and name not in summary}
     write_report(
         folder / "report.html",
         title=f"{folder.name}: {options.data}",
-        facts=summary,
+        facts=summary | {"options": chosen},
         history=fit.history,
         classes=model.classes,
         image=splits.test.decode,

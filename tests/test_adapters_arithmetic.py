@@ -46,6 +46,8 @@ def test_concatenation_is_the_exact_weighted_sum(tmp_path: Path) -> None:
     folders = [saved(kind, tmp_path / kind, seed) for seed, kind in enumerate(KINDS[:3])]
     folders[0] = saved("lora", tmp_path / "few", rank=3, targets=("wq", "blocks.1.ffn.0"))
     weights = [0.5, -2.0, 1.5]
+    with pytest.raises(ValueError, match="tell apart other classes; choose whose by head_of"):
+        combine(folders, weights)
     total = load_adapter(toy(), combine(folders, weights, head_of=1))  # rank 3 + 8 + 3, of 8
     parts = [update(load_adapter(toy(), folder)) for folder in folders]
     expected = sum(weight * part for weight, part in zip(weights, parts, strict=True))
@@ -96,7 +98,7 @@ def test_dare_keeps_the_mean(tmp_path: Path) -> None:
 
 def test_peft_reads_a_combination(tmp_path: Path) -> None:
     folders = [saved("lora", tmp_path / "a", rank=2), saved("rslora", tmp_path / "b", rank=3)]
-    combine(folders, [1.0, 0.5]).save(tmp_path / "both")
+    combine(folders, [1.0, 0.5], head_of=0).save(tmp_path / "both")
     ours = load_adapter(toy(), tmp_path / "both")
     theirs = peft.PeftModel.from_pretrained(toy(), tmp_path / "both")
     torch.testing.assert_close(theirs(X), ours(X), rtol=0, atol=1e-5)

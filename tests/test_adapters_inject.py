@@ -196,7 +196,7 @@ def test_the_fingerprint_tells_the_base_only(kind: str) -> None:
     [
         (
             "wqq",
-            r"target 'wqq' matches no module; did you mean 'wq'\? There are: attn, blocks, emb",
+            r"target 'wqq' matches no module; did you mean 'wq'\? there are: attn, blocks, emb",
         ),
         ("q", "target 'q' matches no module"),
         ("locks.0.attn.wq", "target 'locks.0.attn.wq' matches no module"),

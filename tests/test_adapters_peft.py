@@ -89,10 +89,25 @@ def test_peft_adapts_the_layers_that_we_do(kind: str, tmp_path: Path) -> None:
     close(load_adapter(toy(), tmp_path)(X), model(X))
 
 
-@pytest.mark.parametrize("targets", [r".*\.attn\.w[qv]", "all-linear", ["head", "wq"]])
-def test_targets_mean_what_they_mean_to_peft(targets: Any, tmp_path: Path) -> None:
-    model = by_peft("lora", tmp_path, target_modules=targets, r=3)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": r".*\.attn\.w[qv]"},
+        {"target_modules": "all-linear"},
+        {"target_modules": ["head", "wq"]},
+        {"exclude_modules": ["blocks.1.ffn.0"]},
+        {"target_modules": ["wq", "ffn.0"], "exclude_modules": r".*0\.attn.*"},
+        {"target_modules": r".*\.attn\.w[qv]", "exclude_modules": ["0.attn.wv"]},
+        {"layers_to_transform": 0, "layers_pattern": "blocks"},
+        {"layers_to_transform": [1], "layers_pattern": ["layers", "blocks"]},
+        {"layers_to_transform": [1]},
+    ],
+)
+def test_targets_mean_what_they_mean_to_peft(options: dict[str, Any], tmp_path: Path) -> None:
+    model = by_peft("lora", tmp_path, r=3, **options)
     close(load_adapter(toy(), tmp_path)(X), model(X))
+    save_adapter(load_adapter(toy(), tmp_path), tmp_path / "again")
+    close(load_adapter(toy(), tmp_path / "again")(X), model(X))
 
 
 @pytest.mark.parametrize(
@@ -142,8 +157,8 @@ def test_starts_that_move_the_base_train_as_in_peft(init: str, tmp_path: Path) -
 
 
 def test_an_option_of_peft_that_we_lack_is_refused(tmp_path: Path) -> None:
-    by_peft("lora", tmp_path, exclude_modules=["blocks.1.ffn.0"])
-    with pytest.raises(ValueError, match="option exclude_modules=.* is not supported by LoRA"):
+    by_peft("lora", tmp_path, bias="all")
+    with pytest.raises(ValueError, match="option bias='all' is not supported by LoRA"):
         load_adapter(toy(), tmp_path)
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert len(written) > 30

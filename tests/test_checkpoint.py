@@ -107,10 +107,11 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="is no vitft base: its metadata lacks"):
         load_model(path)
-    with pytest.raises(
-        FileNotFoundError, match="there is no base nowhere: neither a file nor a bundled base"
-    ):
+    with pytest.raises(FileNotFoundError, match="there is no base nowhere: neither a file, nor a"):
         load_model("nowhere")
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(FileNotFoundError, match="holds an adapter, no base; vitft merge makes one"):
+        load_model(tmp_path)
 
 
 def test_a_failed_write_leaves_the_old_file(

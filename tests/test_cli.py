@@ -239,3 +239,29 @@ def test_a_prediction_needs_an_image(vitft: Run, base: Path, tmp_path: Path) -> 
     assert "there is no image" in error(
         vitft("predict", "--base", model, tmp_path / "b.png", code=2)
     )
+
+
+def test_predict_takes_the_images_in_a_folder(vitft: Run, base: Path, tmp_path: Path) -> None:
+    for name in ("b.png", "a/c.png", ".hidden/d.png"):
+        paint(tmp_path / name, (1, 2, 3))
+    rows = json.loads(vitft("predict", "--base", base, tmp_path, "--json").stdout)
+    assert [row["image"] for row in rows] == [str(tmp_path / n) for n in ("a/c.png", "b.png")]
+    (tmp_path / "empty").mkdir()
+    told = error(vitft("predict", "--base", base, tmp_path / "empty", code=2))
+    assert f"{tmp_path / 'empty'} holds no images" in told
+
+
+def test_one_class_is_no_task(vitft: Run, base: Path, tmp_path: Path) -> None:
+    for name in ("train/a/1.png", "train/a/2.png", "test/a/1.png"):
+        paint(tmp_path / name, (1, 2, 3))
+    flags = ["--adapter=linear", "--base", base, "--data", tmp_path, "--out", tmp_path / "out"]
+    assert "has only the class 'a'; add another" in error(vitft("finetune", *flags, code=2))
+
+
+def test_a_want_of_memory_is_one_line_and_exit_2(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    flags = ["--adapter=lora", "--base", base, "--data", folder, "--out", tmp_path]
+    told = error(vitft("finetune", *flags, "--rank=1000000000000", code=2))
+    assert "out of memory; try fewer images or parameters at a time" in told
+    assert "choose from pretrain, finetune" in error(vitft("fintune", code=2))

@@ -23,6 +23,14 @@ def test_a_folder_gives_its_classes_and_both_splits(folder: Path) -> None:
     assert data.train.labels.bincount().tolist() == [20, 20, 20]
 
 
+def test_hidden_folders_and_folders_called_like_images_are_passed_over(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("a/1.png", "b/1.jfif", "a/.ipynb_checkpoints/1-checkpoint.png"):
+            paint(tmp_path / split / name, (0, 0, 0))
+        (tmp_path / split / "a" / "photos.jpg").mkdir()
+    assert len(load_data(str(tmp_path)).train) == 2
+
+
 def test_tracks_are_read_from_file_names(tmp_path: Path) -> None:
     for name in ("00001_00002", "00001_00007", "00002_00002", "plain"):
         paint(tmp_path / "train" / "a" / f"{name}.png", (0, 0, 0))

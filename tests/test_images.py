@@ -1,3 +1,4 @@
+import multiprocessing
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +41,15 @@ def test_a_subset_has_the_chosen_images_in_order() -> None:
         assert numbers(images.subset(torch.tensor([5, 2])).subset(torch.tensor([1, 0]))) == [2, 5]
 
 
+def test_a_broken_image_of_a_streamed_set_ends_its_workers(tmp_path: Path) -> None:
+    images = Images(lambda i: read_image(tmp_path / "gone.png", fit), torch.zeros(9).long())
+    before = {*multiprocessing.active_children()}
+    with pytest.raises(ValueError, match=r"^there is no image .*gone.png$") as caught:
+        next(images.batches(torch.arange(9), 2, CPU))
+    assert {*multiprocessing.active_children()} == before
+    assert caught.value.__context__ is None
+
+
 def test_the_split_is_stratified_seeded_and_complete() -> None:
     images = numbered([0] * 50 + [1] * 30 + [2])
     train, validation = split(images, fraction=0.1, seed=1)
@@ -54,6 +64,13 @@ def test_the_split_keeps_a_source_together() -> None:
     train, validation = split(numbered([i // 60 for i in range(120)], tracks), fraction=0.1, seed=0)
     assert not set(train.sources) & set(validation.sources)
     assert validation.labels.bincount().tolist() == [6, 6]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_source_too_large_for_the_validation_trains(seed: int) -> None:
+    sources = ["a day"] * 9 + ["another"] * 3 + ["a third"] * 8
+    _, validation = split(numbered([0] * 20, sources), fraction=0.1, seed=seed)
+    assert {*validation.sources} == {"another"}
 
 
 def test_a_class_of_one_source_is_split_by_image() -> None:
@@ -91,7 +108,10 @@ def test_images_of_any_size_and_mode_become_a_square_of_colours(tmp_path: Path) 
 
 
 def test_sixteen_bits_keep_their_brightness() -> None:
-    assert fit(Image.new("I;16", (8, 8), 32768)).unique().tolist() == [128]
+    for mode, value in (("I;16", 32768), ("I", 32768), ("I", 128), ("F", 128.0), ("F", 0.502)):
+        assert fit(Image.new(mode, (8, 8), value)).unique().tolist() == [128]
+    with pytest.raises(ValueError, match="its values, -1 to -1, are not those of 8 or 16 bits"):
+        fit(Image.new("F", (8, 8), -1.0))
 
 
 def test_the_centre_is_cut_out() -> None:

@@ -199,7 +199,7 @@ def test_devices_and_precisions_are_checked() -> None:
         (None, "cuda", 5_000_000, 0, "cc", True),
         (None, "cuda", 5_000_000, 0, None, False),
         (None, "cuda", 5_000_000, 3, "cc", False),
-        (True, "cpu", 1, 0, None, True),
+        (True, "cpu", 1, 0, "cc", True),
         (False, "cuda", 10**9, 0, "cc", False),
     ],
 )
@@ -217,6 +217,10 @@ def test_the_model_is_compiled_where_it_pays(
     options = TrainOptions(data="x", out="y", epochs=1, compile=asked)
     plan = replace(make_plan(options, torch.device("cpu")), n_cached=n_cached)
     assert pick_compile(options, plan, n_train, torch.device(device)) is expected
+    if asked:
+        monkeypatch.setattr("shutil.which", lambda name: None)
+        with pytest.raises(ValueError, match="--compile needs a C\\+\\+ compiler"):
+            pick_compile(options, plan, n_train, torch.device(device))
 
 
 def test_predict_asks_several_adapters_in_one_pass(

@@ -1,6 +1,7 @@
 """A sweep: every adapter trains as it does alone, to 1e-5 in float64 and closer; and compare."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import TINY_FLAGS, Run
+from recipes.sweep import best_of
+from tests.conftest import TINY_FLAGS, Run, paint, summary
 from vitft import load_model
 from vitft.comparison import text_table
 from vitft.model import VisionTransformer
@@ -209,6 +211,41 @@ def test_a_rate_that_diverges_takes_no_other_with_it(
         torch.testing.assert_close(tensor, two[key], rtol=0, atol=1e-4)
     done = sweep(vitft, folder, base, tmp_path / "none", "--lr=1e30", "--clip=0", code=2)
     assert "the loss is" in done.stderr
+    before = told["best"]
+    sweep(vitft, folder, base, tmp_path / "out", *flags, "--resume")
+    told = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert told["best"] == before
+    assert "the loss is" in told["rows"][1]["failed"]
+
+
+def test_seeds_that_split_otherwise_train_all_the_same(
+    vitft: Run, base: Path, tmp_path: Path
+) -> None:
+    for i in range(64):  # tracks of other lengths leave other numbers of images to train on
+        name = f"{math.isqrt(i):03}_{i}.png"
+        paint(tmp_path / f"data/train/{'ab'[i % 2]}/{name}", (6 * i, 100 * (i % 2), 0))
+        paint(tmp_path / f"data/test/{'ab'[i % 2]}/{name}", (6 * i, 100 * (i % 2), 0))
+    flags = ["--rank=1,2", "--seeds=3", "--batch-size=4", "--val-fraction=0.2"]
+    done = sweep(vitft, tmp_path / "data", base, tmp_path / "out", *flags)
+    folders = [path.parent for path in (tmp_path / "out").glob("*/summary.json")]
+    sizes = {summary(path)["seed"]: summary(path)["n_train"] for path in folders}
+    assert len(folders) == 6
+    assert len({size // 4 for size in sizes.values()}) > 1
+    assert "vitft predict --base" in done.stdout
+
+
+def test_a_sweep_needs_images_to_validate_by(vitft: Run, base: Path, tmp_path: Path) -> None:
+    for name in ("train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png"):
+        paint(tmp_path / "data" / name, (9, 9, 9))
+    done = sweep(vitft, tmp_path / "data", base, tmp_path / "out", "--rank=1,2", code=2)
+    assert "picks by validation, but no class has two images" in done.stderr
+
+
+def test_of_those_equal_in_accuracy_the_lowest_loss_is_best() -> None:
+    rows = [{"val_accuracy": 0.5, "val_loss": loss, "failed": None} for loss in (0.9, 0.7, 0.8)]
+    failed = {"val_accuracy": None, "val_loss": None, "failed": "the loss is nan"}
+    assert best_of([failed, *rows]) is rows[1]
+    assert best_of([failed]) is None
 
 
 def test_a_sweep_that_grows_keeps_what_is_done(
@@ -264,6 +301,10 @@ def test_compare_shows_runs_side_by_side(
     assert f"{lora['trained_share']:.2%}" in done.stdout
     assert f"{lora['file_kB']:,.0f}" in done.stdout
     assert "<svg" in page.read_text()
+    below = json.loads(vitft("compare", tmp_path, "--out", page, "--json").stdout)
+    assert [row["run"] for row in below] == [row["run"] for row in rows if row["run"] != str(base)]
+    assert {row["lr"] for row in below} == {0.03, 0.003}  # by which they differ
+    assert "rank" not in below[0]  # which only one of them has
     (tmp_path / "lora" / "summary.json").write_text("{}")
     assert "is broken" in vitft("compare", *runs, "--out", page, code=2).stderr
     (tmp_path / "lora" / "summary.json").unlink()

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import json
 import os
 import signal
@@ -53,6 +54,23 @@ def fit(folder: Path, **options: Any) -> Fit:
 
 def weights(run: Fit) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in run.model.state_dict().items()}
+
+
+def test_states_are_saved_by_the_clock_however_short_an_epoch_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr("vitft.train.time.perf_counter", lambda: float(next(clock)))
+    places, plain = [], Fit.save
+
+    def save(self: Fit) -> None:
+        plain(self)
+        places.append((self.epoch, self.step))
+
+    monkeypatch.setattr(Fit, "save", save)
+    fit(tmp_path, epochs=12, save_seconds=20.0).run()  # an epoch takes four ticks of the clock
+    assert places[0], places[-1] == ((0, 0), (12, 0))
+    assert 2 <= len(places[1:-1]) <= 4
 
 
 def test_it_learns_and_writes_a_line_an_epoch(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def load_model(path: str | Path) -> VisionTransformer:
     It is in float32 and ready for evaluation.
 
     Raises:
-        FileNotFoundError: neither a file nor a bundled base.
+        FileNotFoundError: neither a file, nor a run's folder, nor a bundled base.
         ValueError: no safetensors, cut short, no vitft base, or a tensor missing, unexpected or
             of another shape.
     """
@@ -89,7 +89,11 @@ def find_base(name: str | Path) -> Path:
     if bundled.is_file():
         return bundled
     known = ", ".join(sorted(path.stem for path in BUNDLED.glob("*.safetensors"))) or "none yet"
-    raise FileNotFoundError(f"there is no base {name}: neither a file nor a bundled base ({known})")
+    if Path(name, "adapter_config.json").is_file():
+        raise FileNotFoundError(f"{name} holds an adapter, no base; vitft merge makes one of it")
+    raise FileNotFoundError(
+        f"there is no base {name}: neither a file, nor a run's folder, nor a bundled base ({known})"
+    )
 
 
 def _empty(config: ViTConfig) -> VisionTransformer:

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import os
 import signal
 import sys
 from pathlib import Path
@@ -37,7 +36,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Return the command, imported from its recipe."""
         if name not in COMMANDS:
-            return None
+            raise click.UsageError(f"no command {name!r}; choose from {', '.join(COMMANDS)}")
         _check_packages()
         with stop_at_once():
             command: click.Command = importlib.import_module(f"recipes.{name}").command
@@ -78,13 +77,16 @@ def main() -> NoReturn:
         text = str(error.__cause__ or error) or "interrupted"
         click.echo(f"Stopped: {text}", err=True)
         code = 130
-    except BrokenPipeError:  # whoever read our output has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        code = 0
     except (ValueError, OSError) as error:
         if "--traceback" in sys.argv:
             raise
         code = _fail(str(error))
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)  # torch's kinds cannot be named without importing it
+        full = any(words in text for words in ("out of memory", "allocate memory"))
+        if "--traceback" in sys.argv or not (full or isinstance(error, MemoryError)):
+            raise
+        code = _fail(f"out of memory; try fewer images or parameters at a time ({text[:100]})")
     sys.exit(code)
 
 

@@ -58,10 +58,13 @@ def write_comparison(
         y: key of a share in 0..1; where a row has `spread`, it is drawn as a bar to both sides.
         series: key that tells which points belong to one line.
     """
-    head, *body = cells(rows, columns)
-    table = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    for line in body:
-        table += "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>"
+    table = ""
+    for i, line in enumerate(cells(rows, columns)):
+        tag = "td" if i else "th"
+        table += "<tr>"
+        for cell, form in zip(line, columns.values(), strict=True):
+            table += f"<{tag}{' class=number' if form else ''}>{escape(cell)}</{tag}>"
+        table += "</tr>"
     picture = _picture(rows, x, y, series)
     write_page(
         path, title, f'{picture}<h2>Table</h2><div class="panel"><table>{table}</table></div>'

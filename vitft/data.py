@@ -21,7 +21,8 @@ from vitft.shapes import CLASSES as DRAWN
 from vitft.shapes import draw
 
 N_DRAWN = {"train": 6000, "test": 2000}
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".bmp", ".gif", ".jfif", ".jpeg", ".jpg"}
+SUFFIXES |= {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 # name -> (class in torchvision.datasets, arguments for the training split, for the test split)
 DATASETS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -144,8 +145,7 @@ def _load_folder(
     )
     paths, labels, sources = [], [], []
     for label, name in enumerate(classes):
-        files = (path for path in Path(folder, name).rglob("*") if path.name[0] != ".")
-        found = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
+        found = find_images(Path(folder, name))
         if not found:
             raise ValueError(
                 f"{folder / name} holds no images; remove the folder or put images into it"
@@ -159,6 +159,17 @@ def _load_folder(
             f"{folder} holds no images; put them into {folder}/CLASS/, a folder for each class"
         )
     return tuple(classes), Images(_Files(paths, fit), torch.tensor(labels), sources)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the image files in and below a folder, sorted, none that is hidden."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def _source(path: Path) -> str:

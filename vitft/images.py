@@ -25,13 +25,28 @@ def to_tensor(image: Image.Image, *, image_size: int, n_channels: int) -> Tensor
     It is turned upright, scaled to cover the square and cut at the centre.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image)
     image = image.convert(MODES[n_channels])
     if image.size != (image_size, image_size):
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.view(image_size, image_size, n_channels).permute(2, 0, 1).contiguous()
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return a grey image of 16 or 32 bits or of floats, which Pillow would clip at 255, in 8 bits.
+
+    Raises:
+        ValueError: its values are neither those of 8 or 16 bits nor in 0..1.
+    """
+    low, high = (float(value) for value in image.getextrema())  # type: ignore[arg-type]
+    deep = image.mode.startswith("I;16") or high > 255
+    scale = 1 / 256 if deep else 255 if image.mode == "F" and high <= 1 else 1
+    if not 0 <= low <= high < 65536:
+        raise ValueError(f"its values, {low:g} to {high:g}, are not those of 8 or 16 bits")
+    image = image if image.mode == "F" else image.convert("I")
+    return image.point(lambda value: value * scale + 0).convert("L")
 
 
 def read_image(path: str | Path, fit: Callable[[Image.Image], Tensor]) -> Tensor:
@@ -152,17 +167,23 @@ class Images:
             worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # the global one is what training resumes with
         )
+        failure = ""
         try:
             for images, labels in loader:
                 yield images.to(device, non_blocking=pin), labels.to(device, non_blocking=pin)
-        except ValueError as error:  # a worker's, whose whole traceback is its text
-            raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from None
+        except (ValueError, OSError) as error:  # a worker's, whose whole traceback is its text
+            failure = str(error).splitlines()[-1].partition(": ")[2]
+            error.with_traceback(None)  # which holds the loader, and so its workers
+        if failure:
+            raise ValueError(failure)
 
 
 def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images]:
     """Return training and validation images, the latter `fraction` of each class, in whole sources.
 
-    A class of a single source is split by image; a class of a single image stays in training.
+    Sources too large for that, more than twice what is wanted, train; where all are, the smallest
+    validates. A class of a single source is split by image; a class of a single image stays in
+    training.
 
     Raises:
         ValueError: `fraction` is not in 0 <= fraction < 1.
@@ -182,15 +203,25 @@ def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images
             groups = {str(i): [i] for group in groups.values() for i in group}
         wanted = fraction * sum(map(len, groups.values()))
         members = list(groups.values())
-        order = torch.randperm(len(members), generator=generator).tolist()
-        n_taken = 0
+        order = [members[i] for i in torch.randperm(len(members), generator=generator).tolist()]
+        taken = _choose([len(group) for group in order], wanted)
         for place, group in enumerate(order):
-            chosen = n_taken < wanted and place < len(members) - 1
-            (validation if chosen else train).extend(members[group])
-            n_taken += chosen * len(members[group])
+            (validation if place in taken else train).extend(group)
     return images.subset(torch.tensor(sorted(train))), images.subset(
         torch.tensor(sorted(validation)).long()
     )
+
+
+def _choose(sizes: Sequence[int], wanted: float) -> set[int]:
+    """Return the places of sizes that sum up to `wanted`, or to little more, but never of all."""
+    chosen, total = set[int](), 0
+    for place, size in enumerate(sizes[:-1]):
+        if total < wanted and total + size <= 2 * wanted:
+            chosen.add(place)
+            total += size
+    if wanted and not chosen and len(sizes) > 1:
+        chosen.add(min(range(len(sizes)), key=sizes.__getitem__))
+    return chosen
 
 
 def limit(images: Images, n: int, *, seed: int) -> Images:

@@ -90,7 +90,7 @@ class Lockstep:
         for i, fit in enumerate(self.all):
             if i not in self.failed:
                 try:
-                    fit.finish_epoch(bar)
+                    fit.finish_epoch(bar, f"{fit.folder.name}  ")
                 except ValueError as error:
                     self.failed[i] = str(error)
                     (fit.folder / STATE).unlink(missing_ok=True)  # nothing to go on from
@@ -108,6 +108,7 @@ class Lockstep:
         for fit in self.fits:
             set_random_state(fit.draws, fit.device)
             fit.save()
+        self.saved = time.perf_counter()
 
     def _cache(self) -> None:
         """Let the frozen stages see every set of images once."""
@@ -125,7 +126,7 @@ class Lockstep:
         for joint in self.joints:
             joint.train()
         first, n = self.fits[0], len(self.fits)
-        started = saved = time.perf_counter()
+        started = time.perf_counter()
         before = first.seconds * n
         batches = [f.train.batches(f.order(), f.plan.batch_size, f.device) for f in self.leaders]
         for pairs in zip(*batches, strict=True):
@@ -135,10 +136,9 @@ class Lockstep:
                 fit.step += 1
                 fit.seconds = (before + now - started) / n  # its share
             bar.update(len(pairs[0][1]))
-            if stop or now - saved > first.plan.save_seconds > 0:
+            if stop or now - self.saved > first.plan.save_seconds > 0:
                 self._save()
-                saved = time.perf_counter()
-                started += saved - now
+                started += self.saved - now
             if stop:
                 raise Interrupted(stop[0])
         first.synchronize()

@@ -46,7 +46,8 @@ dl { columns: 400px; column-gap: 40px } dt { flex: 0 0 150px }
 dl div { display: flex; gap: 12px; break-inside: avoid; padding: 3px 0 }
 svg { display: block; margin: auto; overflow: visible } text { font-family: inherit !important }
 table { border-collapse: collapse; font-size: 14px } th { text-align: left; font-weight: 600 }
-td, th { padding: 4px 18px 4px 0; border-bottom: 1px solid light-dark(#e3e7ec, #2b313a) }
+td, th { padding: 4px 18px 4px 0; border-bottom: 1px solid light-dark(#e3e7ec, #2b313a);
+  white-space: nowrap } .number { text-align: right; font-variant-numeric: tabular-nums }
 img { width: 96px; height: 96px; object-fit: contain; image-rendering: pixelated }
 """
 

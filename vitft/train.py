@@ -68,6 +68,7 @@ class Fit:
         self.steps_per_epoch = max(1, len(train) // plan.batch_size)
         self.epoch, self.step = 0, 0  # step: in this epoch
         self.seconds = 0.0  # trained in this epoch, without validation and saving
+        self.saved = time.perf_counter()  # when the state was, last
         self.feature_seconds = 0.0  # before the first epoch, see `Plan.n_cached`
         self.sums = torch.zeros(3, device=self.device)  # of loss, right answers, images
         self.history: list[dict[str, Any]] = []
@@ -118,6 +119,7 @@ class Fit:
         place = {name: getattr(self, name) for name in PLACE}
         place |= {"sums": self.sums.tolist(), "belongs": self.belongs}
         save_state(self.folder / STATE, self.model, self.optimizers, place)
+        self.saved = time.perf_counter()
 
     def restore(self) -> None:
         """Go back, before the first step, to the state that was saved last.
@@ -145,8 +147,8 @@ class Fit:
     def _run_epoch(self, stop: list[int], bar: "tqdm[Any]") -> None:
         self.model.train()
         self.model.resize(self.plan.image_size(self.epoch, self.model.config.image_size))
-        saved = shown = now = time.perf_counter()
-        started = saved - self.seconds
+        shown = now = time.perf_counter()
+        started = now - self.seconds
         for images, labels in self.train.batches(self.order(), self.plan.batch_size, self.device):
             self.train_step(images, labels)
             self.step += 1
@@ -155,11 +157,10 @@ class Fit:
             if now - shown > 0.5 and not bar.disable:
                 shown = now
                 self.show(bar)
-            if stop or now - saved > self.plan.save_seconds > 0:
+            if stop or now - self.saved > self.plan.save_seconds > 0:
                 self.seconds = now - started
                 self.save()
-                saved = time.perf_counter()
-                started += saved - now
+                started += self.saved - now
             if stop:
                 raise Interrupted(stop[0])
         self.synchronize()
@@ -238,8 +239,8 @@ class Fit:
             optimizer.step()
             optimizer.zero_grad()
 
-    def finish_epoch(self, bar: "tqdm[Any]") -> None:
-        """Validate, and write the epoch's line of metrics.jsonl.
+    def finish_epoch(self, bar: "tqdm[Any]", name: str = "") -> None:
+        """Validate, write the epoch's line of metrics.jsonl, and show it, with the run's name.
 
         Raises:
             ValueError: the loss or a weight is no longer finite.
@@ -266,7 +267,7 @@ class Fit:
         self.history.append(row)
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         write_bytes(self.folder / "metrics.jsonl", lines.encode())
-        bar.write(_line(row), file=sys.stderr)
+        bar.write(f"{name}{_line(row)}", file=sys.stderr)
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         self.sums.zero_()
 
