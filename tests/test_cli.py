@@ -1,4 +1,5 @@
 import importlib
+import json
 import shutil
 import signal
 import subprocess
