@@ -3,54 +3,29 @@
 `vitft sweep --adapter lora --rank 2,4,8 --lr 1e-3,3e-3 --seeds 3 --base BASE --data DATA --out DIR`
 """
 
-import copy
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 import adapters
-from recipes.finetune import (
-    CommonOptions,
-    adapt,
-    check_base,
-    next_lines,
-    pick_cached,
-    resolve,
-    save_trained,
-)
+from recipes.finetune import CommonOptions, check_base, next_lines, resolve
 from recipes.grid import GRID, SweepBase, SweepOptions, combinations
+from recipes.members import Member, chunks, make_member, train_together
 from recipes.options import pick_device
 from recipes.runs import OUTPUTS, check_run, locked, start_run
-from recipes.training import Splits, finish, make_splits, say, summarise
+from recipes.training import finish, make_splits, say
 from vitft import options as cli
 from vitft.checkpoint import load_model
 from vitft.comparison import text_table, write_comparison
 from vitft.data import load_data
 from vitft.files import write_json
-from vitft.lockstep import Lockstep
-from vitft.model import VisionTransformer
-from vitft.plan import Plan
 from vitft.state import STATE
-from vitft.train import Fit
-
-
-@dataclass
-class Member:
-    """One adapter of a sweep."""
-
-    options: CommonOptions
-    chosen: dict[str, Any]  # its values of the options that have several
-    folder: Path
-    splits: Splits
-    fit: Fit
-    failed: str = ""  # why, if it did
-    facts: dict[str, Any] = field(default_factory=dict)  # about what it saved
 
 
 def sweep(options: SweepBase) -> dict[str, Any]:
@@ -78,38 +53,16 @@ def sweep(options: SweepBase) -> dict[str, Any]:
         if not all(len(images.validation) for images in splits.values()):
             raise ValueError("a sweep picks by validation, but no class has two images; add some")
         members = [
-            _member(base, fingerprint, chosen, own, config, plan, splits)
+            make_member(base, fingerprint, chosen, own, config, plan, splits)
             for chosen, own, config, plan in made
         ]
         say(f"{len(members)} runs by {options.adapter} on {members[0].splits}, on {device}")
         for member in members:
             if not member.options.resume:
                 start_run(member.options, member.folder)
-        for chunk in _chunks(base, members, options.together):
-            _train(base, chunk)
+        for chunk in chunks(base, members, options.together):
+            train_together(base, chunk)
         return _conclude(options, members)
-
-
-def _member(
-    base: VisionTransformer,
-    fingerprint: str,
-    chosen: dict[str, Any],
-    own: CommonOptions,
-    config: adapters.AdapterConfig | None,
-    plan: Plan,
-    splits: Mapping[int, Splits],
-) -> Member:
-    """Return one adapter, ready to train or to go on."""
-    full = own.adapter == "full"  # trains the base's own Parameters
-    model = copy.deepcopy(base) if full else adapters.shared_copy(base)
-    adapt(model, own, config, base.classes)
-    images = splits[own.seed]
-    n_images = (len(images.train) + len(images.validation)) * len(splits)
-    plan = replace(plan, n_cached=pick_cached(model, own, plan, n_images))
-    fit = Fit(model, images.train, images.validation, plan, Path(own.out), [fingerprint])
-    if own.resume:
-        fit.restore()
-    return Member(own, chosen, Path(own.out), images, fit)
 
 
 def _check_folders(options: SweepBase, made: Sequence[CommonOptions]) -> None:
@@ -134,53 +87,6 @@ def _resumed(own: CommonOptions) -> CommonOptions:
     """Return the options to go on with; where there is no state, not begun or failed, anew."""
     there = Path(own.out, STATE).exists()
     return replace(own, resume=own.resume and there, overwrite=own.overwrite or own.resume > there)
-
-
-def _chunks(base: VisionTransformer, members: Sequence[Member], n: int) -> list[list[Member]]:
-    """Return what trains together: at most `n`, at the same place, and only what can be stacked."""
-    alone: list[list[Member]] = []
-    places: dict[tuple[int, ...], list[Member]] = {}
-    for member in members:
-        try:
-            adapters.together(base, [member.fit.model])
-        except ValueError as error:
-            if not alone:
-                full = member.options.adapter == "full"
-                say(f"one after the other: {'each trains a base of its own' if full else error}")
-            alone.append([member])
-        else:
-            places.setdefault(_place(member.fit), []).append(member)
-    return alone + [same[i : i + n] for same in places.values() for i in range(0, len(same), n)]
-
-
-def _place(fit: Fit) -> tuple[int, ...]:
-    """Return what runs must have in common to take their steps together; seeds split otherwise."""
-    return fit.epoch, fit.step, fit.steps_per_epoch, min(fit.plan.batch_size, len(fit.train))
-
-
-def _train(base: VisionTransformer, members: Sequence[Member]) -> None:
-    """Train some of the adapters together, or go on, and save them."""
-
-    def join(models: list[VisionTransformer]) -> VisionTransformer:
-        return models[0] if len(models) == 1 else adapters.together(base, models)
-
-    steps = Lockstep([member.fit for member in members], join)
-    try:
-        steps.run()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            "the states are saved; the same command with --resume goes on"
-        ) from None
-    except ValueError:
-        if not steps.failed:
-            raise
-    for i, member in enumerate(members):
-        if i in steps.failed:
-            member.failed = steps.failed[i]
-            say(f"{member.folder.name} failed: {member.failed}")
-        else:
-            member.facts = save_trained(member.fit, member.options, member.folder)
-            summarise(member.fit, member.splits, member.options, member.folder, member.facts)
 
 
 def _conclude(options: SweepBase, members: Sequence[Member]) -> dict[str, Any]:
