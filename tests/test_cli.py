@@ -47,6 +47,15 @@ def adapter(vitft: Run, folder: Path, base: Path) -> Path:
     return out
 
 
+def test_a_reader_that_has_seen_enough_is_no_mistake() -> None:
+    command = [sys.executable, "-m", "vitft", "inspect", "cifar10"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.communicate()[1] == b""
+    assert process.returncode == 0
+
+
 def test_help_is_quick() -> None:
     seconds = []
     for _ in range(7):

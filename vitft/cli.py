@@ -77,6 +77,8 @@ def main() -> NoReturn:
         text = str(error.__cause__ or error) or "interrupted"
         click.echo(f"Stopped: {text}", err=True)
         code = 130
+    except SystemExit:  # click's, where whoever read our output has seen enough
+        code = 0
     except (ValueError, OSError) as error:
         if "--traceback" in sys.argv:
             raise
