@@ -1,10 +1,10 @@
 import importlib
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -57,14 +57,20 @@ def test_a_reader_that_has_seen_enough_is_no_mistake() -> None:
 
 
 def test_help_is_quick() -> None:
-    seconds = []
-    for _ in range(7):
-        started = time.perf_counter()
+    seconds = []  # of a core's work, which other processes do not lengthen as they do the wait
+    for _ in range(3):
+        before = os.times()
         done = subprocess.run(
             [sys.executable, "-m", "vitft", "--help"], capture_output=True, text=True
         )
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 0.3
+        after = os.times()
+        seconds.append(
+            after.children_user
+            + after.children_system
+            - before.children_user
+            - before.children_system
+        )
+    assert min(seconds) < 0.3  # torch alone takes a second
     assert all(name in done.stdout for name in COMMANDS)
 
 
