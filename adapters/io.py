@@ -25,7 +25,8 @@ from adapters.targets import matching, peft_targets
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-CHOOSING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+CHOOSING = ("target_modules", "exclude_modules", "layers_pattern")  # beside LAYERS, by names
+LAYERS = "layers_to_transform"  # by numbers
 LINEAR = "LINEAR"  # peft_type where only modules_to_save trained; PEFT has no such method
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -125,12 +126,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
             raise FileNotFoundError(f"{folder} holds no adapter: {name} is missing")
     try:
         config = json.loads(Path(folder, CONFIG).read_bytes())
-        for key in ("modules_to_save", "target_modules"):
-            names = config.get(key)
-            if not isinstance(names, (list, str, NoneType)) or any(
-                not isinstance(name, str) for name in names or ()
-            ):
-                raise ValueError(f"{key} is {names!r}, not a list of names")
+        _check_names(config)
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{Path(folder, CONFIG)} is broken: {error}") from error
     try:
@@ -141,6 +137,24 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
             return AdapterFolder(config, tensors, ours.get("base_fingerprint"), classes)
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{Path(folder, TENSORS)} is broken: {error}") from error
+
+
+def _check_names(config: Mapping[str, Any]) -> None:
+    """Check that what an adapter_config.json says of modules are names, and numbers of layers.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    for key in ("modules_to_save", *CHOOSING):
+        names = config.get(key)
+        if not isinstance(names, (list, str, NoneType)) or any(
+            not isinstance(name, str) for name in names or ()
+        ):
+            raise ValueError(f"{key} is {names!r}, not a list of names")
+    layers = config.get(LAYERS)
+    numbers = layers if isinstance(layers, list) else [layers or 0]
+    if not all(isinstance(number, int) for number in numbers):
+        raise ValueError(f"{LAYERS} is {layers!r}, not a list of numbers")
 
 
 def _config(model: nn.Module, written: Mapping[str, Any]) -> AdapterConfig | None:
@@ -158,7 +172,7 @@ def _config(model: nn.Module, written: Mapping[str, Any]) -> AdapterConfig | Non
 
 def by_names(written: Mapping[str, Any], targets: Sequence[str]) -> dict[str, Any]:
     """Return an adapter_config.json's entries with these targets for all that chose them."""
-    others = {key: value for key, value in written.items() if key not in CHOOSING}
+    others = {key: value for key, value in written.items() if key not in (*CHOOSING, LAYERS)}
     return others | {"target_modules": targets}
 
 

@@ -87,7 +87,7 @@ def read_run(folder: str) -> dict[str, Any]:
         config = Path(folder, "config.json")
         return {
             "run": folder,
-            "options": json.loads(config.read_text()) if config.is_file() else {},
+            "options": dict(json.loads(config.read_text())) if config.is_file() else {},
             "method": told.get("adapter", "pretrain"),
             "data": Path(told["data"]).name,
             "trained_share": told["n_trainable"] / told["n_parameters"],
@@ -98,7 +98,10 @@ def read_run(folder: str) -> dict[str, Any]:
             "file_kB": told["file_bytes"] / 1000 if "file_bytes" in told else None,
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is broken ({error!r}); run it again with --overwrite") from error
+        raise ValueError(
+            f"{folder}: its summary.json or config.json is broken ({error!r}); "
+            "run it again with --overwrite"
+        ) from error
 
 
 def tell_apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -50,6 +50,15 @@ def test_a_broken_image_of_a_streamed_set_ends_its_workers(tmp_path: Path) -> No
     assert caught.value.__context__ is None
 
 
+def test_a_streamed_set_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("vitft.images.DataLoader.__iter__", fail)
+    with pytest.raises(ValueError, match="Too many open files"):
+        next(numbered([0, 1]).batches(torch.arange(2), 1, CPU))
+
+
 def test_the_split_is_stratified_seeded_and_complete() -> None:
     images = numbered([0] * 50 + [1] * 30 + [2])
     train, validation = split(images, fraction=0.1, seed=1)

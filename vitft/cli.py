@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import signal
 import sys
 from pathlib import Path
@@ -42,6 +43,13 @@ class LazyGroup(click.Group):
             command: click.Command = importlib.import_module(f"recipes.{name}").command
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; it is done where whoever reads its output has seen enough."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # of which click would make status 1
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing them."""
         with formatter.section("Commands"):
@@ -77,8 +85,6 @@ def main() -> NoReturn:
         text = str(error.__cause__ or error) or "interrupted"
         click.echo(f"Stopped: {text}", err=True)
         code = 130
-    except SystemExit:  # click's, where whoever read our output has seen enough
-        code = 0
     except (ValueError, OSError) as error:
         if "--traceback" in sys.argv:
             raise

@@ -167,14 +167,15 @@ class Images:
             worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # the global one is what training resumes with
         )
-        failure = ""
+        failure = None
         try:
             for images, labels in loader:
                 yield images.to(device, non_blocking=pin), labels.to(device, non_blocking=pin)
         except (ValueError, OSError) as error:  # a worker's, whose whole traceback is its text
-            failure = str(error).splitlines()[-1].partition(": ")[2]
+            last = str(error).strip().rpartition("\n")[2]
+            failure = last.removeprefix(f"{type(error).__name__}: ")
             error.with_traceback(None)  # which holds the loader, and so its workers
-        if failure:
+        if failure is not None:
             raise ValueError(failure)
 
 
