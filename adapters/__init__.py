@@ -1,23 +1,23 @@
 """Adapters for any module that calls its parts: inject, train, save, load, merge, eject."""
 
-from adapters.adaptformer import AdaptFormerConfig
-from adapters.arithmetic import combine, diff
-from adapters.bank import Bank
-from adapters.base import AdapterConfig
-from adapters.bitfit import BitFitConfig
-from adapters.dora import DoRAConfig
-from adapters.ia3 import IA3Config
+from adapters.config import AdapterConfig
 from adapters.inject import disabled, eject, fingerprint, inject, merge, shared_copy
 from adapters.io import load_adapter, save_adapter
-from adapters.loha import LoHaConfig
-from adapters.lokr import LoKrConfig
-from adapters.lora import LoRAConfig
+from adapters.many.arithmetic import combine, diff
+from adapters.many.bank import Bank
+from adapters.many.together import together
 from adapters.methods import METHODS
-from adapters.norm import NormConfig
-from adapters.ssf import SSFConfig
-from adapters.together import together
-from adapters.vera import VeRAConfig
-from adapters.vpt import VPTConfig
+from adapters.methods.adaptformer import AdaptFormerConfig
+from adapters.methods.bitfit import BitFitConfig
+from adapters.methods.dora import DoRAConfig
+from adapters.methods.ia3 import IA3Config
+from adapters.methods.loha import LoHaConfig
+from adapters.methods.lokr import LoKrConfig
+from adapters.methods.lora import LoRAConfig
+from adapters.methods.norm import NormConfig
+from adapters.methods.ssf import SSFConfig
+from adapters.methods.vera import VeRAConfig
+from adapters.methods.vpt import VPTConfig
 
 __all__ = [
     "METHODS",

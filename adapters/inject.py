@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
-from adapters.base import AdapterConfig
+from adapters.config import AdapterConfig
 from adapters.layers import AdapterLayer
 from adapters.targets import ends, in_layers, matching, refuse
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from adapters.base import AdapterConfig
+from adapters.config import AdapterConfig
 from adapters.inject import Injection, adapter_layer, eject, inject, injection, set_classes
 from adapters.methods import METHODS
 from adapters.targets import matching, peft_targets

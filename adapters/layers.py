@@ -48,7 +48,7 @@ class AdapterLayer(nn.Module):
         return self.state_dict()
 
     def parts(self) -> dict[str, Tensor]:
-        """Return what a bank stacks of this layer, see `adapters.stacks`.
+        """Return what a bank stacks of this layer, see `adapters.many.stacks`.
 
         Of y = gain (W (in_gain x) + b a x) + bias for a linear, y = gain normalised(x) + bias for a
         norm: those that are not the base's.

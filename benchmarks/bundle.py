@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.results import hardware
 from vitft import load_model, save_model
-from vitft.checkpoint import BUNDLED
+from vitft.model.checkpoint import BUNDLED
 
 CARD = """# {name}
 

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 import adapters
 from benchmarks.results import medians, table, write_result
 from vitft import VisionTransformer, ViTConfig
-from vitft.data import import_torchvision
-from vitft.images import Images
-from vitft.plan import Plan
-from vitft.train import Fit
+from vitft.data.images import Images
+from vitft.data.sources import import_torchvision
+from vitft.training.loop import Fit
+from vitft.training.plan import Plan
 
 import_torchvision()  # before PEFT does, which gives up where the operators do not fit
 import peft  # noqa: E402

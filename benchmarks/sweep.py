@@ -19,10 +19,10 @@ from torch import Tensor
 import adapters
 from benchmarks.results import medians, table, write_result
 from vitft import load_model
-from vitft.images import Images
-from vitft.lockstep import Lockstep
-from vitft.plan import Plan
-from vitft.train import Fit
+from vitft.data.images import Images
+from vitft.training.lockstep import Lockstep
+from vitft.training.loop import Fit
+from vitft.training.plan import Plan
 
 WAYS = ("together", "one by one")
 COLUMNS = {"batch_size": "", "layers": "", "together": ".2f", "one by one": ".2f", "ratio": ".3f"}

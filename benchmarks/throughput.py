@@ -20,10 +20,10 @@ import torch
 
 from benchmarks.results import table, write_result
 from vitft import VisionTransformer, ViTConfig
-from vitft.augment import Augmentation
-from vitft.images import Images
-from vitft.plan import Plan
-from vitft.train import Fit
+from vitft.data.augment import Augmentation
+from vitft.data.images import Images
+from vitft.training.loop import Fit
+from vitft.training.plan import Plan
 
 COLUMNS = {"loop": "", "batch_size": "", "images_per_second": ",.0f", "mfu": ".1%"}
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from recipes.runs import MAY_DIFFER
-from vitft import options as cli
-from vitft.comparison import text_table, write_comparison
-from vitft.options import option
+from recipes.shared.runs import MAY_DIFFER
+from vitft.command import options as cli
+from vitft.command.options import option
+from vitft.report.comparison import text_table, write_comparison
 
 NAMES = {"run": "", "method": "", "data": ""}
 FIGURES = {

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import click
 
-from vitft import options as cli
-from vitft.data import DATASETS, data_folder
-from vitft.shapes import CLASSES
+from vitft.command import options as cli
+from vitft.data.shapes import CLASSES
+from vitft.data.sources import DATASETS, data_folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from PIL import Image
 
 import adapters
 from vitft import load_model
-from vitft.shapes import CLASSES, draw
+from vitft.data.shapes import CLASSES, draw
 
 SIZES = "--dim 128 --hidden-dim 256 --n-heads 4 --n-layers 4"
 METHODS = ("linear", "lora")

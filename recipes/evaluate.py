@@ -9,13 +9,13 @@ import torch
 
 import adapters
 from adapters.io import read_adapter
-from recipes.options import pick_bf16, pick_device
-from vitft import options as cli
-from vitft.checkpoint import load_model
-from vitft.data import ImageSet, load_data
-from vitft.evaluate import evaluate
-from vitft.model import VisionTransformer
-from vitft.options import option
+from recipes.shared.options import pick_bf16, pick_device
+from vitft.command import options as cli
+from vitft.command.options import option
+from vitft.data.sources import ImageSet, load_data
+from vitft.model.checkpoint import load_model
+from vitft.model.vit import VisionTransformer
+from vitft.training.evaluate import evaluate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import click
 import torch
 
 import adapters
-from recipes.methods import (
+from recipes.shared.methods import (
     LR_DEFAULT,
     default_lr,
     make_config,
@@ -22,18 +22,18 @@ from recipes.methods import (
     method_options,
     names,
 )
-from recipes.options import TrainOptions, make_plan, pick_device
-from recipes.runs import check_run, locked
-from recipes.training import finish, make_splits, say, train
-from vitft import options as cli
-from vitft.augment import Augmentation
-from vitft.checkpoint import find_base, load_model, save_model
-from vitft.data import load_data
-from vitft.features import feature_bytes, n_frozen
-from vitft.model import VisionTransformer
-from vitft.options import option
-from vitft.plan import Plan
-from vitft.train import Fit
+from recipes.shared.options import TrainOptions, make_plan, pick_device
+from recipes.shared.runs import check_run, locked
+from recipes.shared.training import finish, make_splits, say, train
+from vitft.command import options as cli
+from vitft.command.options import option
+from vitft.data.augment import Augmentation
+from vitft.data.sources import load_data
+from vitft.model.checkpoint import find_base, load_model, save_model
+from vitft.model.vit import VisionTransformer
+from vitft.training.features import feature_bytes, n_frozen
+from vitft.training.loop import Fit
+from vitft.training.plan import Plan
 
 PRESETS: dict[str, dict[str, Any]] = {"default": {}}
 CACHED_BYTES = 2**30  # of features, unless more is asked for

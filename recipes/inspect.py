@@ -9,9 +9,9 @@ import click
 
 import adapters
 from adapters.io import read_adapter
-from vitft import options as cli
-from vitft.checkpoint import load_model
-from vitft.options import option
+from vitft.command import options as cli
+from vitft.command.options import option
+from vitft.model.checkpoint import load_model
 
 
 @dataclass(frozen=True, kw_only=True)

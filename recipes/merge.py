@@ -9,9 +9,9 @@ import torch
 
 import adapters
 from recipes.evaluate import ModelOptions, open_model
-from vitft import options as cli
-from vitft.checkpoint import load_model, save_model
-from vitft.options import option
+from vitft.command import options as cli
+from vitft.command.options import option
+from vitft.model.checkpoint import load_model, save_model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 import adapters
 from recipes.evaluate import ModelOptions, open_model
-from recipes.options import pick_device
-from vitft import options as cli
-from vitft.checkpoint import load_model
-from vitft.cores import in_parts
-from vitft.data import find_images
-from vitft.images import read_image, to_tensor
-from vitft.options import option
+from recipes.shared.options import pick_device
+from vitft.command import options as cli
+from vitft.command.options import option
+from vitft.data.images import read_image, to_tensor
+from vitft.data.sources import find_images
+from vitft.model.checkpoint import load_model
+from vitft.training.cores import in_parts
 
 Classes = dict[str, float]  # probabilities of the most probable, best first
 ROWS = 64  # of a pass: images times adapters

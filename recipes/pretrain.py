@@ -7,16 +7,16 @@ from typing import Any
 import click
 import torch
 
-from recipes.options import TrainOptions, make_plan, pick_device
-from recipes.runs import check_run, locked
-from recipes.training import finish, make_splits, say, train
-from vitft import options as cli
-from vitft.checkpoint import save_model
-from vitft.data import load_data
-from vitft.images import channel_statistics
-from vitft.init import INITS, initialise
-from vitft.model import VisionTransformer, ViTConfig
-from vitft.options import option
+from recipes.shared.options import TrainOptions, make_plan, pick_device
+from recipes.shared.runs import check_run, locked
+from recipes.shared.training import finish, make_splits, say, train
+from vitft.command import options as cli
+from vitft.command.options import option
+from vitft.data.images import channel_statistics
+from vitft.data.sources import load_data
+from vitft.model.checkpoint import save_model
+from vitft.model.init import INITS, initialise
+from vitft.model.vit import VisionTransformer, ViTConfig
 
 PRESETS: dict[str, dict[str, Any]] = {
     # flips and shifts; for few epochs

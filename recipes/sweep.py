@@ -15,17 +15,17 @@ import click
 
 import adapters
 from recipes.finetune import CommonOptions, check_base, next_lines, resolve
-from recipes.grid import GRID, SweepBase, SweepOptions, combinations
-from recipes.members import Member, chunks, make_member, train_together
-from recipes.options import pick_device
-from recipes.runs import OUTPUTS, check_run, locked, start_run
-from recipes.training import finish, make_splits, say
-from vitft import options as cli
-from vitft.checkpoint import load_model
-from vitft.comparison import text_table, write_comparison
-from vitft.data import load_data
+from recipes.shared.grid import GRID, SweepBase, SweepOptions, combinations
+from recipes.shared.members import Member, chunks, make_member, train_together
+from recipes.shared.options import pick_device
+from recipes.shared.runs import OUTPUTS, check_run, locked, start_run
+from recipes.shared.training import finish, make_splits, say
+from vitft.command import options as cli
+from vitft.data.sources import load_data
 from vitft.files import write_json
-from vitft.state import STATE
+from vitft.model.checkpoint import load_model
+from vitft.report.comparison import text_table, write_comparison
+from vitft.training.state import STATE
 
 
 def sweep(options: SweepBase) -> dict[str, Any]:

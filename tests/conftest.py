@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vitft.cli import main
-from vitft.data import import_torchvision
-from vitft.model import VisionTransformer, ViTConfig
+from vitft.command.cli import main
+from vitft.data.sources import import_torchvision
+from vitft.model.vit import VisionTransformer, ViTConfig
 
 import_torchvision()  # before PEFT does, which gives up where the operators do not fit
 

@@ -7,7 +7,7 @@ import pytest
 import adapters
 import recipes
 import vitft
-from vitft.cli import COMMANDS
+from vitft.command.cli import COMMANDS
 
 
 def loaded_after(code: str) -> set[str]:
@@ -34,7 +34,7 @@ def test_vitft_knows_neither_adapters_nor_recipes() -> None:
 
 
 def test_help_imports_no_torch() -> None:
-    code = "from vitft.cli import cli\ntry: cli(['--help'])\nexcept SystemExit: pass"
+    code = "from vitft.command.cli import cli\ntry: cli(['--help'])\nexcept SystemExit: pass"
     assert not loaded_after(code) & {"torch", "numpy", "PIL", "tqdm", "adapters", "recipes"}
 
 

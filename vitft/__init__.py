@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 from vitft.version import __version__
 
 if TYPE_CHECKING:
-    from vitft.checkpoint import load_model, save_model
-    from vitft.model import VisionTransformer, ViTConfig
+    from vitft.model.checkpoint import load_model, save_model
+    from vitft.model.vit import VisionTransformer, ViTConfig
 
 __all__ = ["VisionTransformer", "ViTConfig", "__version__", "load_model", "save_model"]
 
 _HOME = {
-    "VisionTransformer": "model",
-    "ViTConfig": "model",
-    "load_model": "checkpoint",
-    "save_model": "checkpoint",
+    "VisionTransformer": "model.vit",
+    "ViTConfig": "model.vit",
+    "load_model": "model.checkpoint",
+    "save_model": "model.checkpoint",
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m vitft` is `vitft`."""
 
-from vitft.cli import main
+from vitft.command.cli import main
 
 main()

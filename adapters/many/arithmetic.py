@@ -1,0 +1,218 @@
+"""Saved adapters in, one out: weighted sums of what they add to the base; and LoRA of a full tune.
+
+What is combined are the true updates, scale B A of each, so one adapter with weight 1 gives itself
+back, whatever its rank, alpha and rsLoRA. Sums of the A and of the B apart are something else:
+(B1 + B2) (A1 + A2) has products that belong to neither.
+"""
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from adapters.io import PREFIX, AdapterFolder, by_names, load_adapter, read_adapter
+from adapters.layers import wide
+from adapters.methods.lora import LoRAConfig
+
+Model = TypeVar("Model", bound=nn.Module)
+Factors = tuple[Tensor, Tensor]  # A (R, I) and B (O, R) of an update B A
+COMBINATIONS = ("cat", "svd", "ties", "dare")
+A, B = ".lora_A.weight", ".lora_B.weight"
+
+
+def combine(
+    folders: Sequence[str | os.PathLike[str]],
+    weights: Sequence[float],
+    *,
+    how: str = "cat",
+    rank: int | None = None,
+    density: float = 0.5,
+    seed: int = 0,
+    head_of: int | None = None,
+) -> AdapterFolder:
+    """Return the weighted sum of saved LoRA adapters of one base, to be saved or loaded.
+
+        adapters.combine(["runs/a", "runs/b"], [0.7, 0.3]).save("runs/both")
+
+    Args:
+        folders: saved adapters of LoRA, with rsLoRA and patterns or without.
+        weights: one a folder; a negative one takes an adapter's update away.
+        how: "cat" is exact, its rank the sum of ranks. "svd" is the closest to the sum of a rank.
+            "ties" keeps of each update the `density` of its numbers that are largest, elects a sign
+            for each place by their sum, and takes the mean of those that agree (arXiv:2306.01708).
+            "dare" keeps a random `density` of the numbers, divided by it (arXiv:2311.03099). Both
+            end in "svd".
+        rank: of the result; by default the largest of the adapters'; not for "cat".
+        density: share of the numbers that "ties" and "dare" keep.
+        seed: of what "dare" drops.
+        head_of: whose head and classes to take, by the place in `folders`; the first's, where all
+            have the same classes.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, an adapter is no LoRA or another base's, or an option is out
+            of its range.
+    """
+    _check(how, folders, weights, density, head_of, rank)
+    saved = [read_adapter(folder) for folder in folders]
+    prints = {one.fingerprint for one in saved} - {None}
+    if len(prints) > 1:
+        raise ValueError(f"the adapters are of different bases: {', '.join(map(str, prints))}")
+    if head_of is None and len({one.classes for one in saved}) > 1:
+        raise ValueError("the adapters tell apart other classes; choose whose by head_of=0, 1, ...")
+    updates = [_updates(one, str(folder)) for one, folder in zip(saved, folders, strict=True)]
+    generator = torch.Generator().manual_seed(seed)
+    factors: dict[str, Factors] = {}
+    for name in sorted({name for update in updates for name in update}):
+        own = [(w, *u[name]) for w, u in zip(weights, updates, strict=True) if name in u]
+        if how == "cat":
+            a, b = [a for _, a, _ in own], [w * b for w, _, b in own]
+            factors[name] = torch.cat(a), torch.cat(b, dim=1)
+        else:
+            total = _sum([w * (b @ a) for w, a, b in own], how, density, generator)
+            most = rank or max(len(a) for _, a, _ in own)
+            factors[name] = closest(total, min(most, *total.shape))[0]
+    chosen = saved[head_of or 0]
+    trained = {key: t for key, t in chosen.tensors.items() if not key.endswith((A, B))}
+    names = chosen.config.get("modules_to_save")
+    return _folder(factors, trained, names, next(iter(prints), None), chosen.classes)
+
+
+def diff(
+    base: Model, tuned: nn.Module, *, rank: int = 8, head: str = "head"
+) -> tuple[Model, dict[str, float]]:
+    """Return the LoRA of a full fine-tune, and for every linear the share of energy that it keeps.
+
+    The update of this rank that is closest to W' - W is that of the largest singular values (Eckart
+    and Young, 1936). Other changes, of norms and biases, are not kept; the head is the tuned one's.
+
+    Args:
+        base: what was tuned; adapted in place.
+        tuned: the result, a model of the same linears.
+        rank: of every update, or the smaller side of a weight.
+        head: name of the module to take as it is.
+
+    Returns:
+        The adapted base, and by name the share of ||W' - W||^2 kept; "all" is that of all together.
+
+    Raises:
+        ValueError: the tuned model has other linears, or none has changed.
+    """
+    changes: dict[str, Tensor] = {}
+    others = dict(tuned.named_modules())
+    for name, module in base.named_modules():
+        if type(module) is nn.Linear and name != head:
+            other = others.get(name)
+            if not isinstance(other, nn.Linear) or other.weight.shape != module.weight.shape:
+                raise ValueError(f"{name!r} is no such linear in the tuned model")
+            change = (wide(other.weight) - wide(module.weight)).detach()
+            if change.any():
+                changes[name] = change
+    if not changes:
+        raise ValueError("no linear differs between the two models")
+    factors, kept = {}, {}
+    for name, change in changes.items():
+        factors[name], kept[name] = closest(change, min(rank, *change.shape))
+    energies = {name: change.square().sum().item() for name, change in changes.items()}
+    kept["all"] = sum(kept[n] * energies[n] for n in energies) / sum(energies.values())
+    trained = {f"{PREFIX}{head}.{k}": t for k, t in others[head].state_dict().items()}
+    classes = getattr(tuned, "classes", None)
+    return load_adapter(base, _folder(factors, trained, [head], None, classes), train=True), kept
+
+
+def closest(update: Tensor, rank: int) -> tuple[Factors, float]:
+    """Return A (R, I), B (O, R) with B A closest to `update` (O, I), and the share it keeps."""
+    u, s, v = torch.linalg.svd(update, full_matrices=False)
+    root, energy = s[:rank].sqrt(), s.square().sum()
+    share = (s[:rank].square().sum() / energy).item() if energy else 1.0
+    return (root[:, None] * v[:rank], u[:, :rank] * root), share
+
+
+def _updates(saved: AdapterFolder, folder: str) -> dict[str, Factors]:
+    """Return A and scale B for every adapted module by name, in float32 or wider.
+
+    Raises:
+        ValueError: it is no LoRA, or a tensor is missing.
+    """
+    if not LoRAConfig.reads(saved.config):
+        raise ValueError(f"{folder} is no LoRA adapter, whose updates can be added up")
+    names = {k[len(PREFIX) : -len(A)] for k in saved.tensors if k.endswith(A)}
+    config = LoRAConfig.from_peft(by_names(saved.config, sorted(names) or ["none"]))
+    found = {}
+    for name in sorted(names):
+        if (missing := f"{PREFIX}{name}{B}") not in saved.tensors:
+            raise ValueError(f"{folder}: tensor {missing} is missing")
+        a, b = (wide(saved.tensors[f"{PREFIX}{name}{end}"]) for end in (A, B))
+        found[name] = a, config.scale(name) * b
+    return found
+
+
+def _sum(updates: list[Tensor], how: str, density: float, generator: torch.Generator) -> Tensor:
+    """Return the sum of updates (O, I), by TIES and DARE of what they keep of them."""
+    stacked = torch.stack(updates)  # (n, O, I)
+    if how == "ties":
+        size = stacked[0].numel()
+        n_dropped = size - math.ceil(density * size)
+        if n_dropped:
+            least = stacked.flatten(1).abs().kthvalue(n_dropped, dim=1).values
+            stacked = stacked * (stacked.abs() > least.view(-1, 1, 1))
+        agrees = (stacked.sign() == stacked.sum(dim=0).sign()) & (stacked != 0)
+        return (stacked * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1)
+    if how == "dare":
+        stacked = stacked * (torch.rand(stacked.shape, generator=generator) < density) / density
+    return stacked.sum(dim=0)
+
+
+def _folder(
+    factors: Mapping[str, Factors],
+    trained: Mapping[str, Tensor],
+    names: Sequence[str] | None,
+    fingerprint: str | None,
+    classes: tuple[str, ...] | None,
+) -> AdapterFolder:
+    """Return updates B A as a LoRA, with the tensors and names of the modules trained besides."""
+    written = _config(factors).to_peft() | {"modules_to_save": names, "task_type": None}
+    ends = ((A, 0), (B, 1))
+    thin = {f"{PREFIX}{name}{end}": ab[i] for name, ab in factors.items() for end, i in ends}
+    return AdapterFolder(written, thin | dict(trained), fingerprint, classes)
+
+
+def _check(
+    how: str,
+    folders: Sequence[object],
+    weights: Sequence[float],
+    density: float,
+    head_of: int | None,
+    rank: int | None,
+) -> None:
+    """Check the options of `combine`.
+
+    Raises:
+        ValueError: one is out of its range.
+    """
+    if how not in COMBINATIONS:
+        raise ValueError(f"{how=} is unknown; choose from {', '.join(COMBINATIONS)}")
+    if not folders or len(folders) != len(weights):
+        raise ValueError(f"{len(folders)} folders and {len(weights)} weights; give one for each")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise ValueError(f"weights={[*weights]} are not all finite")
+    if not 0 < density <= 1:
+        raise ValueError(f"{density=} is not in 0 < density <= 1; 1 keeps all")
+    if head_of is not None and not 0 <= head_of < len(folders):
+        raise ValueError(f"{head_of=} is no place in {len(folders)} folders, from 0")
+    if rank is not None and (rank < 1 or how == "cat"):
+        raise ValueError(f"{rank=} is not positive, or given for how='cat', which adds the ranks")
+
+
+def _config(factors: Mapping[str, Factors]) -> LoRAConfig:
+    """Return the config of updates B A of these ranks, scale 1."""
+    ranks = {name: len(a) for name, (a, _) in factors.items()}
+    most = max(ranks.values())
+    fewer = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank < most}
+    return LoRAConfig(
+        targets=tuple(factors), rank=most, alpha=most, rank_pattern=fewer, alpha_pattern=fewer
+    )

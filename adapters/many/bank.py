@@ -1,0 +1,149 @@
+"""Saved adapters and one base in, a model for mixed batches out: every image names its adapter.
+
+A row of the batch is computed as its adapter alone would, in one pass for all rows. Slot 0 is the
+base.
+
+    bank = adapters.Bank(model, ["runs/signs", "runs/symbols"])
+    logits = bank(images, ids)  # ids: 1 for signs, 2 for symbols, 0 for the base
+"""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from adapters.config import plain, plain_linear
+from adapters.inject import adapter_layer, injection, shared_copy
+from adapters.io import load_adapter
+from adapters.many.stacks import Ids, Stack, StackedHead, StackedLinear, StackedNorm
+
+Slot = dict[str, dict[str, Tensor]]  # an adapter's parts by the name of a module and of a part
+
+
+class Bank(nn.Module):
+    """One base and any number of saved adapters, each of a batch's rows with its own.
+
+    LoRA, DoRA, VeRA, (IA)^3, SSF, BitFit and norm tuning can be stacked, in any mixture. Threads
+    may ask a bank side by side, but not while one of them loads an adapter.
+
+    Args:
+        model: the base, which stays what it is; the bank's weights lie in the same memory.
+        folders: saved adapters, for slots 1, 2, ...; they also tell what room the bank needs.
+        n_slots: room for adapters, at least as many as folders, and the base.
+        rank: room for the ranks of low-rank updates, at least the folders'.
+        n_classes: room for classes, at least the folders' and the base's.
+        head: name of the module that gives logits (B, n_classes).
+
+    Attributes:
+        classes: the class names of every slot, () for those that are empty.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `load_adapter`, or a folder can't be stacked.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        folders: Sequence[str | os.PathLike[str]],
+        *,
+        n_slots: int | None = None,
+        rank: int = 0,
+        n_classes: int = 0,
+        head: str = "head",
+    ) -> None:
+        super().__init__()
+        self.base: nn.Module
+        vars(self)["base"] = model  # not a child: self.model has its weights
+        self.model = shared_copy(model).requires_grad_(False).eval()
+        self.head, self.ids = head, Ids()
+        self.n_slots = max(n_slots or 0, len(folders) + 1)
+        self.classes: list[tuple[str, ...]] = [()] * self.n_slots
+        self.classes[0] = getattr(model, "classes", ())
+        loaded = [self._read(folder) for folder in folders]
+        rooms: dict[str, dict[str, torch.Size]] = {}
+        for slot, _ in loaded:
+            for name, parts in slot.items():
+                for key, part in parts.items():
+                    shape = rooms.setdefault(name, {}).get(key, part.shape)
+                    size = torch.Size(max(n) for n in zip(shape, part.shape, strict=True))
+                    rooms[name][key] = size
+        own = plain_linear(self.model.get_submodule(head), head)
+        most = rooms.get(head, {}).get("weight", own.weight.shape)[0]
+        most = max(most, own.out_features, n_classes)
+        rooms[head] = {"weight": torch.Size([most, own.in_features]), "bias": torch.Size([most])}
+        for name, room in rooms.items():
+            self._stack(name, room, rank)
+        for i, (slot, classes) in enumerate(loaded, start=1):
+            self._put(i, slot, classes)
+
+    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+        """Return logits (B, most classes) of images (B, ...), a row by the adapter in slot `ids`.
+
+        Where a row's adapter has fewer classes, its last logits are -inf.
+
+        Args:
+            images: what the base takes.
+            ids: (B,) slots, integers.
+        """
+        self.ids.rows = ids
+        logits: Tensor = self.model(images)
+        return logits
+
+    def load(self, slot: int, folder: str | os.PathLike[str]) -> None:
+        """Put a saved adapter into a slot, or another into its place; nothing is recompiled.
+
+        Raises:
+            FileNotFoundError, ValueError: as for `load_adapter`; there is no such slot, or no room
+                for its parts, rank or classes. The slot then holds what it held.
+        """
+        if not 1 <= slot < self.n_slots:
+            raise ValueError(f"{slot=} is not in 1 <= slot < {self.n_slots}; 0 is the base")
+        self._put(slot, *self._read(folder))
+
+    def _stack(self, name: str, parts: dict[str, torch.Size], rank: int) -> None:
+        """Put a stack with room for these parts in the place of a module."""
+        base = plain(self.model.get_submodule(name), name, nn.Linear, nn.LayerNorm)
+        if isinstance(base, nn.Linear):
+            stack: Stack = StackedHead(base) if name == self.head else StackedLinear(base)
+        else:
+            assert isinstance(base, nn.LayerNorm)
+            stack = StackedNorm(base)
+        if "a" in parts and rank > parts["a"][0]:
+            parts |= {"a": torch.Size([rank, parts["a"][1]])}
+            parts |= {"b": torch.Size([parts["b"][0], rank])}
+        if "gain" in parts and base.bias is not None:  # the bias stands outside the gain
+            parts |= {"bias": base.bias.shape}
+        stack.add(self.ids, self.n_slots, parts)
+        self.model.set_submodule(name, stack.eval())
+
+    def _read(self, folder: str | os.PathLike[str]) -> tuple[Slot, tuple[str, ...]]:
+        """Return an adapter's parts, by module, and its classes, all checked by `load_adapter`."""
+        adapted = load_adapter(shared_copy(self.base), folder)
+        record = injection(adapted)
+        if others := sorted(record.trained.keys() - {self.head}):
+            raise ValueError(f"{folder}: {others[0]!r} trained too; a bank stacks only the head")
+        slot = {name: adapter_layer(adapted, name).parts() for name in record.adapted}
+        if self.head in record.trained:
+            head = plain_linear(adapted.get_submodule(self.head), self.head)
+            slot[self.head] = {"weight": head.weight} | (
+                {} if head.bias is None else {"bias": head.bias}
+            )
+        classes = tuple(getattr(adapted, "classes", ()))
+        if len(classes) != len(slot.get(self.head, {}).get("weight", classes)):
+            classes = tuple(str(i) for i in range(len(slot[self.head]["weight"])))  # PEFT's
+        return slot, classes
+
+    @torch.no_grad()
+    def _put(self, i: int, slot: Slot, classes: tuple[str, ...]) -> None:
+        stacks = {n: m for n, m in self.model.named_modules() if isinstance(m, Stack)}
+        if missing := sorted(slot.keys() - stacks.keys()):
+            raise ValueError(
+                f"the bank has no room for {missing[0]!r}; make it with that adapter among its "
+                "first"
+            )
+        for name, stack in stacks.items():  # all fits before anything is changed
+            stack.check(slot.get(name, {}), name)
+        for name, stack in stacks.items():
+            stack.fill(i, slot.get(name, {}))
+        self.classes[i] = classes

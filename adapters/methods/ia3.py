@@ -1,0 +1,136 @@
+"""(IA)^3: outputs, or in feed-forwards inputs, are multiplied by a trained vector.
+
+y = l * (W x + b), or W (l * x) + b (arXiv:2205.05638, section 3.3).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from adapters.config import AdapterConfig, option, plain_linear
+from adapters.layers import AdapterLayer, AdapterLinear, wide
+from adapters.targets import ends, matches
+
+
+class IA3Linear(AdapterLinear):
+    """y = l * (W x + b) from x (..., I) to y (..., O); l starts at one."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__(base)
+        self.factors = nn.Parameter(base.weight.new_ones(self.out_features, 1))  # (O, 1)
+
+    def adapted(self, x: Tensor) -> Tensor:
+        """Return y (..., O) for x (..., I)."""
+        y = self.compute(x, self.weight, self.bias)
+        return y * self.factors[:, 0].to(y.dtype)
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return what a bank stacks of this layer."""
+        bias = self.adapted_bias()
+        return {"gain": self.factors[:, 0]} | ({} if bias is None else {"bias": bias})
+
+    def adapted_weight(self) -> Tensor:
+        """Return diag(l) W (O, I), in float32 or wider."""
+        return wide(self.factors) * wide(self.weight)
+
+    def adapted_bias(self) -> Tensor | None:
+        """Return l * b (O,), in float32 or wider."""
+        return None if self.bias is None else wide(self.factors)[:, 0] * wide(self.bias)
+
+
+class IA3Input(AdapterLinear):
+    """y = W (l * x) + b from x (..., I) to y (..., O); l starts at one."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__(base)
+        self.factors = nn.Parameter(base.weight.new_ones(1, self.in_features))  # (1, I)
+
+    def adapted(self, x: Tensor) -> Tensor:
+        """Return y (..., O) for x (..., I)."""
+        return self.compute(x * self.factors[0], self.weight, self.bias)
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return what a bank stacks of this layer."""
+        return {"in_gain": self.factors[0]}
+
+    def adapted_weight(self) -> Tensor:
+        """Return W diag(l) (O, I), in float32 or wider."""
+        return wide(self.weight) * wide(self.factors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IA3Config(AdapterConfig):
+    """(IA)^3: a trained factor for every key, value and hidden number (arXiv:2205.05638).
+
+    A layer trains O numbers, and I where it is one of `feedforward`.
+
+    Raises:
+        ValueError: `feedforward` is one string, or longer names than the targets.
+    """
+
+    targets: tuple[str, ...] = ("wk", "wv", "w2")
+    feedforward: tuple[str, ...] = option(
+        ("w2",), "those of the targets whose input is multiplied, not the output"
+    )
+
+    peft_marks = {"peft_type": "IA3"}
+    peft_options = AdapterConfig.peft_options | {"feedforward": "feedforward_modules"}
+    peft_defaults = {"feedforward_modules": ()}
+    peft_tensors = {"factors": "ia3_l"}
+    peft_ignored = AdapterConfig.peft_ignored | {"init_ia3_weights"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.feedforward, str):
+            raise ValueError(f"feedforward={self.feedforward!r} is one string; write a tuple")
+        object.__setattr__(self, "feedforward", tuple(self.feedforward or ()))
+        for wanted in self.feedforward:
+            for target in self.targets:
+                if wanted != target and ends(wanted, target):
+                    raise ValueError(
+                        f"feedforward {wanted!r} says more than the target {target!r}; "
+                        "name both alike"
+                    )
+
+    def adapt_all(self, modules: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
+        """Return the (IA)^3 layers that take the places of plain `nn.Linear`s.
+
+        Raises:
+            ValueError: one of them is not, or one of `feedforward`, if given, is none of them.
+        """
+        for wanted in self.feedforward:
+            given = self.feedforward != type(self).feedforward
+            if given and not any(matches(name, wanted) for name in modules):
+                raise ValueError(f"feedforward {wanted!r} is none of the targets {[*modules]}")
+        return super().adapt_all(modules)
+
+    @classmethod
+    def from_peft(cls, written: Mapping[str, Any]) -> Self:
+        """Return the config that an adapter_config.json tells; keys left out have PEFT's defaults.
+
+        Raises:
+            ValueError: an option is missing, has a wrong value, or is not supported and not off.
+        """
+        pattern = written.get("feedforward_modules")
+        given = {"feedforward_modules": (pattern,)} if isinstance(pattern, str) else {}
+        return super().from_peft({**written, **given})
+
+    def to_peft(self) -> dict[str, Any]:
+        """Return the entries of an adapter_config.json; `feedforward` by the targets' names."""
+        return super().to_peft() | {
+            "feedforward_modules": [
+                name for name in self.targets if any(matches(name, w) for w in self.feedforward)
+            ]
+        }
+
+    def adapt(self, module: nn.Module, name: str) -> AdapterLinear:
+        """Return the (IA)^3 layer that takes the place of a plain `nn.Linear`.
+
+        Raises:
+            ValueError: `module` is not a plain `nn.Linear`.
+        """
+        base = plain_linear(module, name)
+        feedforward = any(matches(name, wanted) for wanted in self.feedforward)
+        return IA3Input(base) if feedforward else IA3Linear(base)

@@ -1,0 +1,224 @@
+"""LoRA: a linear layer in, the layer plus a product of two thin matrices out (arXiv:2106.09685)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.config import RankConfig, check_dropout, option, plain_linear
+from adapters.layers import AdapterLinear, wide
+from adapters.methods.starts import INITS
+
+CONVERTED = ("pissa", "olora")  # B A does not start at zero, and W + scale B A must start at W
+
+
+class SummedProduct(torch.autograd.Function):
+    """y = (W + scale B A) x + b with one product forward, and backward no gradient of W.
+
+    Written plainly, W x + scale B (A x) makes two more passes over y, and (W + scale B A) x through
+    autograd builds the gradient of the sum, as large as W's, only to multiply it by A and by B.
+    RunLoRA (arXiv:2312.03415) compares the orders of the products.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, a, b)
+        ctx.scale = scale
+        return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)  # W + scale B A: (O, I)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        x, weight, a, b = ctx.saved_tensors
+        grad_x = None
+        if ctx.needs_input_grad[0]:  # the sum once more costs less than to keep it
+            grad_x = grad @ torch.addmm(weight, b, a, alpha=ctx.scale)
+        x, grad = x.flatten(0, -2), grad.flatten(0, -2)  # (tokens, I), (tokens, O)
+        grad_a = grad_b = None  # rows of tokens: with columns, BLAS is several times slower
+        if ctx.needs_input_grad[3]:
+            grad_a = ctx.scale * (b.T @ grad.T) @ x  # (R, tokens) @ (tokens, I)
+        if ctx.needs_input_grad[4]:
+            grad_b = ctx.scale * ((a @ x.T) @ grad).T  # ((R, tokens) @ (tokens, O)).T
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+class LowRankLinear(AdapterLinear):
+    """y = W x + b + scale B A dropout(x), from x (..., I) to y (..., O)."""
+
+    scale: float = 1.0
+
+    def __init__(self, base: nn.Linear, *, dropout: float) -> None:
+        super().__init__(base)
+        self.dropout = nn.Dropout(dropout)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return A (R, I) and B (O, R)."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Return what tells this layer from others when it is printed."""
+        return f"{super().extra_repr()}, rank={len(self.factors()[0])}, scale={self.scale:g}"
+
+    def adapted(self, x: Tensor) -> Tensor:
+        """Return y (..., O) for x (..., I)."""
+        return self.linear(x, self.bias)
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return W x + scale B A dropout(x) + bias (..., O) for x (..., I)."""
+        if self.sums(x):
+            args = (x, self.weight, bias, *self.factors(), self.scale)
+            return cast(Tensor, SummedProduct.apply(*args))  # type: ignore[no-untyped-call]
+        return F.linear(x, self.weight, bias) + self.update(self.dropout(x))
+
+    def sums(self, x: Tensor) -> bool:
+        """Return whether to compute W + scale B A first, for x (..., I); not with dropout."""
+        return not (self.dropout.p > 0 and self.training) and super().sums(x)
+
+    def update(self, x: Tensor) -> Tensor:
+        """Return scale B A x (..., O) for x (..., I)."""
+        a, b = self.factors()
+        return self.scale * F.linear(F.linear(x, a), b)
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return what a bank stacks of this layer."""
+        a, b = self.factors()
+        return {"a": a, "b": self.scale * b}
+
+    def adapted_weight(self) -> Tensor:
+        """Return W + scale B A (O, I), in float32 or wider."""
+        weight, a, b = map(wide, (self.weight, *self.factors()))
+        with torch.autocast(weight.device.type, enabled=False):
+            return torch.addmm(weight, b, a, alpha=self.scale)
+
+
+class LoRALinear(LowRankLinear):
+    """y = W x + b + scale B A dropout(x), from x (..., I) to y (..., O); A and B train.
+
+    Where B A does not start at zero, what it starts from is taken off again: the update is
+    scale (B A - B0 A0), which is of rank 2 R, and the base's W stays what it is.
+    """
+
+    start_a: Tensor  # A0: (R, I)
+    start_b: Tensor  # B0: (O, R)
+
+    def __init__(
+        self, base: nn.Linear, *, rank: int, scale: float, dropout: float, init: str = "kaiming"
+    ) -> None:
+        super().__init__(base, dropout=dropout)
+        self.scale = scale
+        a, b = INITS[init](base.weight.detach(), rank, scale)
+        self.lora_a, self.lora_b = nn.Parameter(a), nn.Parameter(b)  # (R, I), (O, R)
+        self.converted = init in CONVERTED
+        if self.converted:
+            self.register_buffer("start_a", a.clone())
+            self.register_buffer("start_b", b.clone())
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return A (R, I) and B (O, R), or both of rank 2 R."""
+        if not self.converted:
+            return self.lora_a, self.lora_b
+        return torch.cat([self.lora_a, self.start_a]), torch.cat([self.lora_b, -self.start_b], 1)
+
+    def exported(self) -> dict[str, Tensor]:
+        """Return the tensors of the plain LoRA that computes the same."""
+        a, b = self.factors()
+        return self.state_dict() | {"lora_a": a.detach(), "lora_b": b.detach()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig(RankConfig):
+    """LoRA: a trained update of low rank on linears (arXiv:2106.09685).
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    dropout: float = option(0.0, "of the adapter's input, in training only")
+    use_rslora: bool = option(False, "scale by alpha / sqrt(rank) instead (arXiv:2312.03732)")
+    lr_ratio: float = option(1.0, "learning rate of B over that of A (LoRA+, arXiv:2402.12354)")
+    init: str = option("kaiming", f"what A and B start from: {', '.join(INITS)}")
+
+    layer: ClassVar[type[LoRALinear]] = LoRALinear
+    peft_marks = {"peft_type": "LORA", "use_dora": False}
+    peft_options = RankConfig.peft_options | {
+        "alpha": "lora_alpha",
+        "dropout": "lora_dropout",
+        "use_rslora": "use_rslora",
+    }
+    peft_defaults = RankConfig.peft_defaults | {
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+    }
+    peft_tensors = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
+    peft_ignored = RankConfig.peft_ignored | {
+        "init_lora_weights",
+        "megatron_core",
+        "qalora_group_size",
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_dropout(self.dropout)
+        if not 0 < self.lr_ratio < math.inf:
+            raise ValueError(f"lr_ratio={self.lr_ratio!r} is not positive; LoRA+ takes 16")
+        if self.init not in INITS:
+            raise ValueError(f"init={self.init!r} is unknown; choose from {', '.join(INITS)}")
+
+    def adapt(self, module: nn.Module, name: str) -> LoRALinear:
+        """Return the LoRA layer that takes the place of a plain `nn.Linear`.
+
+        Raises:
+            ValueError: `module` is not a plain `nn.Linear`, or the rank exceeds its sides where A
+                and B start from W.
+        """
+        base = plain_linear(module, name)
+        rank, _ = self.rank_and_alpha(name)
+        if self.init in CONVERTED and rank > min(base.weight.shape):
+            raise ValueError(
+                f"rank={rank} exceeds the smaller side of {name!r}, {tuple(base.weight.shape)}; "
+                f"choose rank from 1 to {min(base.weight.shape)} for init={self.init!r}"
+            )
+        scale = self.scale(name)
+        return self.layer(base, rank=rank, scale=scale, dropout=self.dropout, init=self.init)
+
+    def scale(self, name: str) -> float:
+        """Return what the update of the module called `name` is multiplied by."""
+        rank, alpha = self.rank_and_alpha(name)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def lr_factors(self) -> dict[str, float]:
+        """Return what to multiply the learning rate by, for a layer's own parameters by name."""
+        return {"lora_b": self.lr_ratio}
+
+    def to_peft(self) -> dict[str, Any]:
+        """Return the entries of an adapter_config.json; a converted start doubles the rank."""
+        written = super().to_peft()
+        if self.init in CONVERTED:
+            twice = math.sqrt(2) if self.use_rslora else 2  # what keeps the scale
+            written["r"] *= 2
+            written["lora_alpha"] *= twice
+            for pattern, factor in {"rank_pattern": 2, "alpha_pattern": twice}.items():
+                if pattern in written:
+                    written[pattern] = {k: factor * v for k, v in written[pattern].items()}
+        return written
+
+    @classmethod
+    def from_peft(cls, written: Mapping[str, Any]) -> Self:
+        """Return the config that an adapter_config.json tells; keys left out have PEFT's defaults.
+
+        Raises:
+            ValueError: an option is missing, has a wrong value, or is not supported and not off.
+        """
+        init = written.get("init_lora_weights", True)
+        if init not in (None, True, False, "gaussian", "orthogonal", "eva"):
+            raise ValueError(
+                f"option init_lora_weights={init!r} changes the base's weights; convert it with "
+                "PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            )
+        return super().from_peft(written)

@@ -1,0 +1,62 @@
+"""Norm tuning: of layer norms the weights and biases train (arXiv:2312.11420)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from adapters.config import AdapterConfig, plain
+from adapters.layers import AdapterNorm, wide
+
+
+class TunedNorm(AdapterNorm):
+    """y = w' normalised(x) + b', from and to (..., D); both start at the base's, which stay."""
+
+    def __init__(self, base: nn.LayerNorm) -> None:
+        super().__init__(base)
+        self.tuned_weight = nn.Parameter(self.weight.detach().clone())  # (D,)
+        self.tuned_bias = (
+            None if self.bias is None else nn.Parameter(self.bias.detach().clone())
+        )  # (D,)
+
+    def adapted(self, x: Tensor) -> Tensor:
+        """Return y (..., D) for x (..., D)."""
+        return self.compute(x, self.tuned_weight, self.tuned_bias)
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return what a bank stacks of this layer."""
+        bias = self.adapted_bias()
+        return {"gain": self.tuned_weight} | ({} if bias is None else {"bias": bias})
+
+    def adapted_weight(self) -> Tensor:
+        """Return w' (D,), in float32 or wider."""
+        return wide(self.tuned_weight)
+
+    def adapted_bias(self) -> Tensor | None:
+        """Return b' (D,), in float32 or wider."""
+        return None if self.tuned_bias is None else wide(self.tuned_bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormConfig(AdapterConfig):
+    """Norm tuning: the weights and biases of layer norms train (arXiv:2312.11420).
+
+    A layer trains 2 D numbers.
+    """
+
+    targets: tuple[str, ...] = ("norm1", "norm2", "norm")
+
+    peft_marks = {"peft_type": "LN_TUNING"}
+    peft_tensors = {
+        "tuned_weight": "ln_tuning_layers.weight",
+        "tuned_bias": "ln_tuning_layers.bias",
+    }
+
+    def adapt(self, module: nn.Module, name: str) -> TunedNorm:
+        """Return the layer that takes the place of a plain `nn.LayerNorm`.
+
+        Raises:
+            ValueError: `module` is not a plain `nn.LayerNorm`.
+        """
+        base = plain(module, name, nn.LayerNorm)
+        assert isinstance(base, nn.LayerNorm)
+        return TunedNorm(base)

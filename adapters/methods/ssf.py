@@ -1,0 +1,69 @@
+"""SSF: scale and shift what every operation gives, y = gamma * f(x) + beta (arXiv:2210.08823)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adapters.config import AdapterConfig, plain
+from adapters.layers import AdapterLinear, AdapterNorm, AffineLayer, wide
+
+
+class ScaleAndShift(AffineLayer):
+    """y = gamma * f(x) + beta, (..., O) for x (..., I); gamma starts at one and beta at zero."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__(base)
+        self.gamma = nn.Parameter(self.weight.new_ones(len(self.weight)))  # (O,)
+        self.beta = nn.Parameter(self.weight.new_zeros(len(self.weight)))  # (O,)
+
+    def adapted(self, x: Tensor) -> Tensor:
+        """Return y (..., O) for x (..., I)."""
+        y = self.compute(x, self.weight, self.bias)
+        return torch.addcmul(self.beta.to(y.dtype), y, self.gamma.to(y.dtype))
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return what a bank stacks of this layer."""
+        if self.weight.ndim == 1:  # a norm, whose gain is its weight
+            return {"gain": self.adapted_weight(), "bias": self.adapted_bias()}
+        return {"gain": self.gamma, "bias": self.adapted_bias()}
+
+    def adapted_weight(self) -> Tensor:
+        """Return diag(gamma) W (O, I) of a linear, gamma * w (D,) of a norm."""
+        gamma = wide(self.gamma)
+        return gamma.view(-1, *[1] * (self.weight.ndim - 1)) * wide(self.weight)
+
+    def adapted_bias(self) -> Tensor:
+        """Return gamma * b + beta (O,), in float32 or wider."""
+        beta = wide(self.beta)
+        return beta if self.bias is None else wide(self.gamma) * wide(self.bias) + beta
+
+
+class SSFLinear(ScaleAndShift, AdapterLinear):
+    """y = gamma * (W x + b) + beta."""
+
+
+class SSFNorm(ScaleAndShift, AdapterNorm):
+    """y = gamma * norm(x) + beta."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSFConfig(AdapterConfig):
+    """SSF: a trained scale and shift behind linears and norms (arXiv:2210.08823).
+
+    A layer trains 2 O numbers. A linear without bias can't be merged: nothing holds its shift.
+    """
+
+    targets: tuple[str, ...] = ("wq", "wk", "wv", "wo", "w1", "w2", "norm1", "norm2")
+
+    peft_marks = {"peft_type": "SSF"}
+    peft_tensors = {"gamma": "ssf_gamma", "beta": "ssf_beta"}
+
+    def adapt(self, module: nn.Module, name: str) -> ScaleAndShift:
+        """Return the SSF layer that takes the place of a plain `nn.Linear` or `nn.LayerNorm`.
+
+        Raises:
+            ValueError: `module` is neither.
+        """
+        base = plain(module, name, nn.Linear, nn.LayerNorm)
+        return SSFLinear(base) if isinstance(base, nn.Linear) else SSFNorm(base)

@@ -1,0 +1,1 @@
+"""What several recipes need: options, splits, the folder of a run."""

@@ -1,0 +1,89 @@
+"""The options of a sweep, some of which have several values, in; those of every adapter out."""
+
+from dataclasses import dataclass, fields, make_dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+from recipes.finetune import CommonOptions, FinetuneOptions
+from recipes.shared.methods import method_lines, method_options
+from vitft.command.options import option
+
+# Options that may have several values: the numbers that methods take, and the learning rate.
+GRID: dict[str, Any] = {
+    name: kind
+    for name, (hint, _) in method_options().items()
+    for kind in get_args(hint)
+    if kind in (int, float)
+} | {"lr": float}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepBase(CommonOptions):
+    """The options of a sweep that are no method's."""
+
+    lr: tuple[str, ...] = option(  # type: ignore[assignment]
+        (), "Highest learning rates, with commas.  [default: as in finetune]"
+    )
+    seeds: int = option(1, "Train each with so many seeds, from --seed.")
+    together: int = option(16, "Adapters in one pass; more take more memory.")
+
+
+SweepOptions = make_dataclass(
+    "SweepOptions",
+    [
+        (name, tuple[str, ...], option((), f"Several with commas.  {field.metadata['help']}"))
+        if name in GRID
+        else (name, kind, field)
+        for name, (kind, field) in method_options().items()
+    ],
+    bases=(SweepBase,),
+    frozen=True,
+    kw_only=True,
+    namespace={
+        "__doc__": "Train adapters of every combination of --lr and the method's numbers together, "
+        "each as it would train alone, and pick the best by validation.\n\n\b\n"
+        + "\n".join(["Methods:", *method_lines()])
+    },
+)
+
+
+def combinations(options: SweepBase) -> list[tuple[dict[str, Any], CommonOptions]]:
+    """Return for every adapter its values of options that have several, and all its options.
+
+    Raises:
+        ValueError: a value is no number, or nothing can be trained so.
+    """
+    if options.val_fraction == 0:
+        raise ValueError("a sweep picks by validation; leave out --val-fraction 0")
+    for name in ("seeds", "together"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name}={getattr(options, name)} is not positive")
+    if options.compile:
+        raise ValueError("a sweep is not compiled; leave out --compile")
+    values = {
+        name: [_number(name, text) for text in getattr(options, name)]
+        for name in GRID
+        if getattr(options, name)
+    }
+    for name, found in values.items():
+        if len(set(found)) < len(found):
+            raise ValueError(f"--{name.replace('_', '-')} has a value twice: {found}")
+    same = {field.name for field in fields(FinetuneOptions)} - GRID.keys() - {"seed", "out"}
+    common = {name: getattr(options, name) for name in same}
+    made = []
+    for numbers in product(*values.values()):
+        for seed in range(options.seed, options.seed + options.seeds):
+            own = dict(zip(values, numbers, strict=True))
+            chosen = {name: own[name] for name in values if len(values[name]) > 1} | {"seed": seed}
+            out = Path(options.out, ",".join(f"{name}={value}" for name, value in chosen.items()))
+            made.append((chosen, FinetuneOptions(**common, **own, seed=seed, out=str(out))))
+    return made
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        number: float = GRID[name](text)
+    except ValueError:
+        raise ValueError(f"--{name.replace('_', '-')} {text!r} is no number") from None
+    return number

@@ -1,0 +1,104 @@
+"""A method's name and the options that users gave in; the adapter's config out.
+
+The options come from the configs themselves, so that a new method needs no line here.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from functools import cache
+from typing import Any, get_type_hints
+
+import adapters
+from vitft.command.options import option
+
+BASELINES = {"linear": "only the new head", "full": "everything"}
+# near the best with 20 images a class, see docs/adapters.md: of these, and of the others
+LR = {"lora": 3e-3, "dora": 3e-3, "loha": 1e-2, "lokr": 1e-2, "full": 3e-4}
+LR_OTHERS = 3e-2
+LR_DEFAULT = f"[default: {', '.join(f'{n} {lr:g}' for n, lr in LR.items())}, others {LR_OTHERS:g}]"
+
+
+def names() -> list[str]:
+    """Return the names of all methods and baselines."""
+    return [*adapters.METHODS, *BASELINES]
+
+
+def default_lr(name: str) -> float:
+    """Return the highest learning rate of a method or baseline where none is given."""
+    return LR.get(name, LR_OTHERS)
+
+
+@cache
+def method_options() -> dict[str, tuple[Any, Any]]:
+    """Return the options that the methods add: by name its type, and its field for `option`."""
+    texts: dict[str, dict[str, list[str]]] = {}  # name -> help -> the methods that it is for
+    types: dict[str, Any] = {}
+    for method, config in adapters.METHODS.items():
+        hints = get_type_hints(config)
+        for field in fields(config):
+            if "help" not in field.metadata:  # those that every method has
+                continue
+            default = field.default if field.default not in (MISSING, (), "") else "none"
+            default = ",".join(default) if isinstance(default, tuple) else default
+            text = f"{field.metadata['help']} [default: {default}]"
+            texts.setdefault(field.name, {}).setdefault(text, []).append(method)
+            types[field.name] = hints[field.name]
+    return {
+        name: (
+            types[name] if types[name] == tuple[str, ...] else types[name] | None,
+            option(
+                () if types[name] == tuple[str, ...] else None,
+                "  ".join(f"{', '.join(methods)}: {text}" for text, methods in told.items()),
+            ),
+        )
+        for name, told in texts.items()
+    }
+
+
+def method_lines() -> list[str]:
+    """Return a line for every method: its name, and the first line of its documentation."""
+    told = {name: inspect.getdoc(config) or "" for name, config in adapters.METHODS.items()}
+    return [
+        f"  {name:<12}{text.splitlines()[0].rstrip('.')}"
+        for name, text in (told | BASELINES).items()
+    ]
+
+
+def make_config(name: str, values: Mapping[str, Any]) -> adapters.AdapterConfig | None:
+    """Return the config of a method, None for a baseline.
+
+    Args:
+        name: of the method or baseline.
+        values: by option what the user gave, None or () where nothing was.
+
+    Raises:
+        ValueError: an unknown method, a value out of its range, or an option that the method
+            does not have.
+    """
+    if name not in (known := names()):
+        raise ValueError(f"unknown adapter {name!r}; choose from {', '.join(known)}")
+    method = adapters.METHODS.get(name)
+    has = {field.name for field in fields(method)} if method else set()
+    given = {key: value for key, value in values.items() if value not in (None, ())}
+    if unknown := sorted(given.keys() - has):
+        flag = unknown[0].replace("_", "-")
+        raise ValueError(f"--{flag} means nothing to --adapter {name}; leave it out")
+    if "layers" in given:
+        given["layers"] = parse_layers(given["layers"])
+    return method(**given) if method else None
+
+
+def parse_layers(layers: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the numbers that parts such as "0" and "4-5" name.
+
+    Raises:
+        ValueError: a part is neither a number nor a range.
+    """
+    numbers: list[int] = []
+    for part in layers:
+        low, _, high = part.partition("-")
+        if not (low.isdecimal() and (high or low).isdecimal() and int(low) <= int(high or low)):
+            raise ValueError(f"layers={part} is not a number or a range, such as 0 or 4-5")
+        numbers += range(int(low), int(high or low) + 1)
+    return tuple(numbers)

@@ -1,0 +1,146 @@
+"""The options that both training commands have, and what they decide: device, precision, plan."""
+
+import shutil
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+from vitft.command.options import option
+from vitft.data.augment import Augmentation
+from vitft.training.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The options that both training commands have."""
+
+    data: str = option(
+        help="Data set: a name that `vitft data` lists, "
+        "or a folder with train/CLASS and test/CLASS."
+    )
+    out: str = option(help="Folder for what the run writes.")
+    epochs: int = option(20, "Passes over the training images.")
+    batch_size: int = option(128, "Images in a step.")
+    lr: float | None = option(1e-3, "Highest learning rate.")
+    weight_decay: float = option(0.05, "Decoupled weight decay of matrices.")
+    optimizer: str = option(
+        "adamw", "adamw, adam, or muon, which is for whole matrices, not for thin ones."
+    )
+    schedule: str = option("cosine", "Of the learning rate: cosine, linear, multistep or constant.")
+    warmup: float = option(0.05, "Share of the run over which the learning rate rises.")
+    clip: float = option(1.0, "Largest norm of the gradient; 0: any.")
+    label_smoothing: float = option(0.0, "Probability that a target leaves to the other classes.")
+    flip: bool = option(
+        False, "Mirror half of the training images; wrong where left and right differ, as in signs."
+    )
+    shift: int = option(0, "Move training images by up to so many pixels.")
+    min_area: float = option(1.0, "Cut training images to at least this share of their area.")
+    trivial: bool = option(
+        False, "Change each training image in one way more, by TrivialAugment (arXiv:2103.10158)."
+    )
+    mixup: float = option(0.0, "Share of training images blended with another.")
+    cutmix: float = option(0.0, "Share of training images that get a rectangle of another.")
+    val_fraction: float = option(
+        0.1,
+        "Share of the training images kept for validation; of files called TRACK_NUMBER, whole "
+        "tracks.  0: none.",
+    )
+    limit: int | None = option(None, "Use only so many training images, equally of each class.")
+    seed: int = option(0, "Of everything random.")
+    device: str = option("auto", "auto, cpu, cuda or mps.")
+    precision: str = option("auto", "auto, fp32, or bf16, slow where the device lacks it.")
+    compile: bool | None = option(
+        None,
+        "Compile the model first, a minute or so; asked for on a GPU, record the whole step too.  "
+        "[default: on a GPU, for long runs]",
+    )
+    save_seconds: float = option(60.0, "Seconds between saved states, which --resume goes on from.")
+    resume: bool = option(False, "Go on with the run in --out where it was stopped.")
+    overwrite: bool = option(False, "Replace the run in --out.")
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device by name; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: an unknown device, or one that is not there.
+    """
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if name == "auto":
+        return torch.device("cuda" if there["cuda"] else "cpu")
+    if name not in there:
+        raise ValueError(f"unknown device {name!r}; choose from auto, {', '.join(there)}")
+    if not there[name]:
+        raise ValueError(f"device {name} is not there; use --device auto")
+    return torch.device(name)
+
+
+def pick_bf16(name: str, device: torch.device) -> bool:
+    """Return whether to compute in bfloat16; "auto" says yes where the device has it in hardware.
+
+    Raises:
+        ValueError: neither auto, fp32 nor bf16.
+    """
+    if name not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"unknown precision {name!r}; choose from auto, fp32, bf16")
+    if name != "auto":
+        return name == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def pick_compile(options: TrainOptions, plan: Plan, n_train: int, device: torch.device) -> bool:
+    """Return whether compiling the model wins its time back.
+
+    On two CPU cores it takes a minute for every image size and saves 3 to 4 % of a step. On a GPU,
+    where memory traffic limits the step, five million images are an estimate, not measured yet.
+
+    Raises:
+        ValueError: it was asked for, and there is no compiler.
+    """
+    if options.compile and not any(map(shutil.which, ("cc", "c++", "g++", "clang++", "cl"))):
+        raise ValueError("--compile needs a C++ compiler, and there is none; install g++")
+    if options.compile is not None:
+        return options.compile
+    able = device.type == "cuda" and find_spec("triton") and shutil.which("cc")
+    return bool(able) and not plan.n_cached and options.epochs * n_train >= 5_000_000
+
+
+def make_plan(
+    options: TrainOptions, device: torch.device, sizes: tuple[tuple[int, float], ...] = ()
+) -> Plan:
+    """Return what `Fit` decides by."""
+    augmentation = Augmentation(
+        flip=options.flip,
+        shift=options.shift,
+        min_area=options.min_area,
+        trivial=options.trivial,
+        mixup=options.mixup,
+        cutmix=options.cutmix,
+    )
+    same = (
+        "epochs",
+        "batch_size",
+        "lr",
+        "weight_decay",
+        "optimizer",
+        "schedule",
+        "warmup",
+        "clip",
+        "label_smoothing",
+        "seed",
+        "save_seconds",
+    )
+    return Plan(
+        **{name: getattr(options, name) for name in same},
+        bf16=pick_bf16(options.precision, device),
+        recorded=device.type == "cuda" and bool(options.compile),
+        augmentation=augmentation,
+        sizes=sizes,
+    )

@@ -1,0 +1,120 @@
+"""The folder of a training run: may it be used, what was it started with, what does it leave."""
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from recipes.shared.options import TrainOptions
+from vitft.files import write_bytes, write_json
+from vitft.training.state import STATE
+
+# What a run leaves beside config.json.
+OUTPUTS = (
+    STATE,
+    "metrics.jsonl",
+    "model.safetensors",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "summary.json",
+    "report.html",
+)
+# What a file system without locks says.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+# What may differ between a run's start and its resumption.
+MAY_DIFFER = ("out", "device", "save_seconds", "compile", "cache_features")
+
+
+def check_run(options: TrainOptions) -> Path:
+    """Return the run's folder, once --resume and --overwrite allow its use; no file is touched yet.
+
+    Raises:
+        ValueError: a run stands there already, or there is none to resume, or it was started
+            with other options.
+        OSError: the folder cannot be written to.
+    """
+    folder = Path(options.out)
+    if options.resume:
+        check_same(options, folder)
+    elif not options.overwrite and any((folder / name).exists() for name in OUTPUTS):
+        raise ValueError(
+            f"{folder} holds a run already; use --resume, --overwrite or another --out"
+        )
+    write_bytes(folder / ".vitft", b"")  # says at once if nothing can be written here
+    (folder / ".vitft").unlink()
+    return folder
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder, so that no other run writes to it; whatever ends the process ends this.
+
+    On a file system without locks it is not held.
+
+    Raises:
+        ValueError: another run holds it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another run writes to {folder} now; wait for its end or choose another --out"
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / ".lock").unlink(missing_ok=True)
+        lock.release()
+
+
+def start_run(options: TrainOptions, folder: Path) -> None:
+    """Write config.json and remove what an earlier run left.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    for name in OUTPUTS:  # the state first: nothing goes on from it with other options
+        (folder / name).unlink(missing_ok=True)
+    write_json(folder / "config.json", written(options))
+
+
+def check_same(options: TrainOptions, folder: Path) -> None:
+    """Check that there is a run to resume, and that it was started with these options.
+
+    Raises:
+        ValueError: there is none, or it was started with others.
+    """
+    if options.overwrite:
+        raise ValueError("--resume goes on with a run and --overwrite removes it; choose one")
+    config = folder / "config.json"
+    if not config.is_file() or not (folder / STATE).is_file():
+        raise ValueError(f"there is no run to resume in {folder}; start it without --resume")
+    try:
+        started = dict(json.loads(config.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{config} is broken ({error}); start again with --overwrite") from error
+    default = {field.name: field.default for field in fields(options)}
+    for name, value in written(options).items():
+        before = started.get(name, default[name])  # what an older version did not know
+        unknown = name not in started and (before is None or before == ())  # the method's own
+        if name not in MAY_DIFFER and before != value and not unknown:
+            raise ValueError(
+                f"the run in {folder} was started with {name} {before}, not {value}; "
+                "resume it with the same options"
+            )
+
+
+def written(options: TrainOptions) -> dict[str, Any]:
+    """Return the options as they read when they come back from a file: lists for tuples."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(options)))
+    return {name: value for name, value in values.items() if name not in ("resume", "overwrite")}

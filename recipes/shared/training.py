@@ -1,0 +1,161 @@
+"""What `pretrain` and `finetune` share: images split, a model trained, the test split read once."""
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from recipes.shared.options import TrainOptions, pick_compile
+from recipes.shared.runs import start_run, written
+from vitft.data.images import Images, limit, split
+from vitft.data.sources import ImageSet
+from vitft.files import write_json
+from vitft.model.vit import VisionTransformer
+from vitft.report.run import write_report
+from vitft.training.evaluate import Evaluation, evaluate
+from vitft.training.loop import Fit
+from vitft.training.plan import Plan
+from vitft.version import __version__
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Images to train on, to watch by, and to report on once."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+    def __str__(self) -> str:
+        train, validation, test = (f"{len(x):,}" for x in (self.train, self.validation, self.test))
+        return f"{train} images ({validation} to validate, {test} to test)"
+
+
+def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> Splits:
+    """Return training, validation and test images, held on `device` where they fit.
+
+    Raises:
+        ValueError: there is only one class, or an option is out of its range.
+    """
+    if len(data.classes) < 2:
+        raise ValueError(f"{data.name} has only the class {data.classes[0]!r}; add another")
+    train, validation = split(data.train, fraction=options.val_fraction, seed=options.seed)
+    if options.limit is not None:
+        train = limit(train, options.limit, seed=options.seed)
+    return Splits(train.to(device), validation.to(device), data.test.to(device))
+
+
+def train(
+    model: VisionTransformer,
+    splits: Splits,
+    plan: Plan,
+    options: TrainOptions,
+    folder: Path,
+    belongs: Sequence[str] = (),
+) -> Fit:
+    """Train the model in place, or go on where the run was stopped, and return the finished run.
+
+    Raises:
+        KeyboardInterrupt: stopped by SIGINT or SIGTERM; says how to go on.
+    """
+    compiled = pick_compile(options, plan, len(splits.train), model.head.weight.device)
+    plan = replace(plan, compiled=compiled)
+    fit = Fit(model, splits.train, splits.validation, plan, folder, belongs)
+    if options.resume:
+        fit.restore()
+    else:  # only now, with everything checked, an earlier run may go
+        start_run(options, folder)
+    try:
+        fit.run()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"the state is saved in {folder}; the same command with --resume goes on"
+        ) from None
+    return fit
+
+
+def finish(
+    fit: Fit, splits: Splits, options: TrainOptions, folder: Path, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Measure the test split, write summary.json and report.html, and return the summary."""
+    model = fit.model
+    model.resize(model.config.image_size)
+    say(f"testing on {len(splits.test):,} images")
+    started = time.perf_counter()
+    result = evaluate(model, splits.test, bf16=fit.plan.bf16)
+    summary = summarise(fit, splits, options, folder, facts, result, time.perf_counter() - started)
+    chosen = {name: v for name, v in written(options).items() if v and name not in summary}
+    write_report(
+        folder / "report.html",
+        title=f"{folder.name}: {options.data}",
+        facts=summary | {"options": chosen},
+        history=fit.history,
+        classes=model.classes,
+        image=splits.test.decode,
+        labels=result.labels,
+        probabilities=result.probabilities,
+    )
+    return summary
+
+
+def summarise(
+    fit: Fit,
+    splits: Splits,
+    options: TrainOptions,
+    folder: Path,
+    facts: Mapping[str, Any],
+    result: Evaluation | None = None,
+    test_seconds: float = 0.0,
+) -> dict[str, Any]:
+    """Write summary.json and return it; without `result`, the test split's figures are None."""
+    model = fit.model
+    seconds = sum(row["seconds"] for row in fit.history)
+    summary: dict[str, Any] = {
+        "test_accuracy": result.accuracy if result else None,
+        "test_loss": result.loss if result else None,
+        "val_accuracy": fit.history[-1]["val_accuracy"] if fit.history else None,
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "n_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "images_per_second": round(len(fit.history) and _n_images(fit) / max(seconds, 1e-9), 1),
+        "seconds": round(seconds, 1),
+        "test_seconds": round(test_seconds, 1),
+        "device": device_name(fit.device),
+        "data": options.data,
+        "n_train": len(splits.train),
+        "n_validation": len(splits.validation),
+        "n_test": len(splits.test),
+        "seed": options.seed,
+        **facts,
+        "versions": {
+            "python": platform.python_version(),
+            "vitft": __version__,
+            "torch": torch.__version__,
+            "torchvision": version("torchvision"),
+        },
+    }
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def device_name(device: torch.device) -> str:
+    """Return what the device is called, with the number of threads for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return (
+        f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    )
+
+
+def say(text: str) -> None:
+    """Print a line for the person who waits, on standard error."""
+    click.echo(text, err=True)
+
+
+def _n_images(fit: Fit) -> float:
+    return sum(row["images_per_second"] * row["seconds"] for row in fit.history)

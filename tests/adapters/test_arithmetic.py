@@ -1,0 +1,172 @@
+"""Sums of adapters are sums of their true updates; the LoRA of a full tune is the closest one."""
+
+import copy
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adapters import combine, diff, eject, inject, load_adapter, merge, save_adapter
+from adapters.many.arithmetic import closest
+from tests.adapters.toy import Toy, X, adapted, config, move, toy
+
+KINDS = ("lora", "rslora", "patterns", "pissa")
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def saved(kind: str, folder: Path, seed: int = 0, **options: object) -> Path:
+    torch.manual_seed(seed)
+    model = inject(toy(), config(kind, **options), trainable=("head",))
+    torch.manual_seed(seed + 100)
+    move(model)
+    model.classes = (kind, "b", "c")
+    save_adapter(model, folder)
+    return folder
+
+
+def update(model: Toy, name: str = "blocks.1.ffn.0") -> Tensor:
+    """Return what merging adds to a weight."""
+    merged = merge(copy.deepcopy(model))
+    return merged.get_submodule(name).weight - toy().get_submodule(name).weight
+
+
+@every_kind
+@pytest.mark.parametrize("how", ["cat", "svd", "ties", "dare"])
+def test_one_adapter_with_weight_one_is_itself(kind: str, how: str, tmp_path: Path) -> None:
+    folder = saved(kind, tmp_path / "a")
+    combine([folder], [1.0], how=how, density=1.0).save(tmp_path / "b")
+    one, two = (load_adapter(toy(), tmp_path / name) for name in "ab")
+    torch.testing.assert_close(two(X), one(X), rtol=0, atol=1e-10)
+    assert one.classes == two.classes == (kind, "b", "c")
+
+
+def test_concatenation_is_the_exact_weighted_sum(tmp_path: Path) -> None:
+    folders = [saved(kind, tmp_path / kind, seed) for seed, kind in enumerate(KINDS[:3])]
+    folders[0] = saved("lora", tmp_path / "few", rank=3, targets=("wq", "blocks.1.ffn.0"))
+    weights = [0.5, -2.0, 1.5]
+    with pytest.raises(ValueError, match="tell apart other classes; choose whose by head_of"):
+        combine(folders, weights)
+    total = load_adapter(toy(), combine(folders, weights, head_of=1))  # rank 3 + 8 + 3, of 8
+    parts = [update(load_adapter(toy(), folder)) for folder in folders]
+    expected = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+    torch.testing.assert_close(update(total), expected, rtol=0, atol=1e-12)
+    assert total.classes == ("rslora", "b", "c")
+
+
+def test_svd_is_the_closest_of_its_rank(tmp_path: Path) -> None:
+    folders = [saved("lora", tmp_path / str(seed), seed) for seed in (1, 2)]
+    total = sum(update(load_adapter(toy(), folder)) for folder in folders)
+    found = update(load_adapter(toy(), combine(folders, [1, 1], how="svd", rank=3)))
+    u, s, v = torch.linalg.svd(total, full_matrices=False)
+    torch.testing.assert_close(found, u[:, :3] * s[:3] @ v[:3], rtol=0, atol=1e-10)
+
+
+def test_ties_keeps_the_largest_and_lets_the_sign_be_elected(tmp_path: Path) -> None:
+    folders = [saved("lora", tmp_path / str(seed), seed) for seed in (1, 2)]
+    combined = combine(folders, [1, 1], how="ties", density=0.25, rank=8)
+    found = update(load_adapter(toy(), combined))
+    parts = [update(load_adapter(toy(), folder)) for folder in folders]
+    trimmed = []
+    for part in parts:
+        least = part.abs().flatten().sort(descending=True).values[part.numel() // 4 - 1]
+        trimmed.append(part * (part.abs() >= least - 1e-12))
+    expected = torch.zeros_like(parts[0])
+    for place in torch.cartesian_prod(torch.arange(12), torch.arange(8)):
+        values = [part[tuple(place)] for part in trimmed]
+        agreeing = [v for v in values if v * sum(values) > 0]
+        expected[tuple(place)] = sum(agreeing) / max(len(agreeing), 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_dare_keeps_the_mean(tmp_path: Path) -> None:
+    folder = saved("lora", tmp_path / "a")
+    expected = update(load_adapter(toy(), folder))
+    drawn = [
+        update(load_adapter(toy(), combine([folder], [1], how="dare", seed=seed, rank=8)))
+        for seed in range(80)
+    ]
+    kept = torch.stack(drawn)
+    share = (kept.abs() > 1e-9).double().mean()
+    assert 0.45 < share < 0.55
+    error = (kept.mean(dim=0) - expected).abs().max()
+    assert error < 5 * expected.abs().max() / 80**0.5
+    again = update(load_adapter(toy(), combine([folder], [1], how="dare", seed=7, rank=8)))
+    assert torch.equal(again, drawn[7])
+
+
+def test_peft_reads_a_combination(tmp_path: Path) -> None:
+    folders = [saved("lora", tmp_path / "a", rank=2), saved("rslora", tmp_path / "b", rank=3)]
+    combine(folders, [1.0, 0.5], head_of=0).save(tmp_path / "both")
+    ours = load_adapter(toy(), tmp_path / "both")
+    theirs = peft.PeftModel.from_pretrained(toy(), tmp_path / "both")
+    torch.testing.assert_close(theirs(X), ours(X), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": [1, 2]}, "1 folders and 2 weights; give one for each"),
+        ({"weights": [float("nan")]}, "are not all finite"),
+        ({"how": "mean"}, "how='mean' is unknown; choose from cat, svd, ties, dare"),
+        ({"density": 0}, "density=0 is not in 0 < density <= 1"),
+        ({"rank": 0, "how": "svd"}, "rank=0 is not positive"),
+        ({"rank": 3}, "rank=3 is not positive, or given for how='cat'"),
+        ({"head_of": 1}, "head_of=1 is no place in 1 folders, from 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(
+    options: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    folder = saved("lora", tmp_path)
+    with pytest.raises(ValueError, match=message):
+        combine([folder], **{"weights": [1.0], **options})
+
+
+def test_other_methods_and_other_bases_are_refused(tmp_path: Path) -> None:
+    save_adapter(adapted("dora"), tmp_path / "dora")
+    with pytest.raises(ValueError, match="dora is no LoRA adapter, whose updates can be added up"):
+        combine([tmp_path / "dora"], [1])
+    save_adapter(adapted("lora", seed=1), tmp_path / "other")
+    with pytest.raises(ValueError, match="the adapters are of different bases"):
+        combine([saved("lora", tmp_path / "a"), tmp_path / "other"], [1, 1])
+
+
+def test_the_lora_of_a_full_tune_keeps_what_its_rank_can(tmp_path: Path) -> None:
+    tuned = toy()
+    tuned.head = nn.Linear(8, 5).double()
+    tuned.classes = tuple("vwxyz")
+    with torch.no_grad():
+        for module in (tuned.blocks[0].attn.wq, tuned.blocks[1].ffn[0]):
+            module.weight.add_(torch.randn_like(module.weight))
+    shares = []
+    for rank in (2, 4, 8):
+        model, kept = diff(toy(), tuned, rank=rank)
+        assert kept.keys() == {"blocks.0.attn.wq", "blocks.1.ffn.0", "all"}
+        shares.append(kept["all"])
+        change = tuned.blocks[1].ffn[0].weight - toy().blocks[1].ffn[0].weight
+        left = (change - update(model)).square().sum() / change.square().sum()
+        assert kept["blocks.1.ffn.0"] == pytest.approx(1 - left.item(), abs=1e-9)
+        save_adapter(model, tmp_path)
+        torch.testing.assert_close(load_adapter(toy(), tmp_path)(X), model(X))
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[2] == pytest.approx(1)
+    torch.testing.assert_close(model(X), tuned(X), rtol=0, atol=1e-10)
+    assert model.classes == tuple("vwxyz")
+    assert torch.equal(eject(model)(X), toy()(X))
+
+
+def test_models_that_do_not_differ_or_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="no linear differs between the two models"):
+        diff(toy(), toy())
+    other = toy()
+    other.blocks[0].attn.wq = nn.Identity()
+    with pytest.raises(ValueError, match="'blocks.0.attn.wq' is no such linear in the tuned"):
+        diff(toy(), other)
+
+
+def test_nothing_to_keep_is_kept_whole() -> None:
+    (a, b), share = closest(torch.zeros(3, 4), 2)
+    assert share == 1
+    assert not (b @ a).any()

@@ -1,0 +1,94 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adapters.methods.lora import LoRAConfig, LoRALinear, SummedProduct
+
+
+def layer(bias: bool = True, dropout: float = 0.0) -> LoRALinear:
+    """Return a float64 layer with a random update that trains, around a frozen base."""
+    base = nn.Linear(5, 4, bias=bias).double().requires_grad_(False)
+    adapted = LoRAConfig(targets=("x",), rank=2, alpha=3, dropout=dropout).adapt(base, "x")
+    nn.init.normal_(adapted.lora_b)
+    return adapted
+
+
+def plain(adapted: LoRALinear, x: Tensor) -> Tensor:
+    """Return W x + b + scale B A x, as the paper writes it."""
+    update = x @ adapted.lora_a.T @ adapted.lora_b.T
+    return nn.functional.linear(x, adapted.weight, adapted.bias) + adapted.scale * update
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_summed_products_gradients_are_those_of_finite_differences(bias: bool) -> None:
+    adapted = layer(bias)
+    x = torch.randn(2, 7, 5, dtype=torch.float64, requires_grad=True)
+
+    def function(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return SummedProduct.apply(x, adapted.weight, adapted.bias, a, b, adapted.scale)
+
+    assert torch.autograd.gradcheck(function, (x, adapted.lora_a, adapted.lora_b), atol=1e-10)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(9, 5), (3, 4, 5), (2, 2, 3, 5), (1, 5), (5,), (0, 5)])
+def test_every_order_of_products_gives_the_plain_formula(
+    bias: bool, shape: tuple[int, ...]
+) -> None:
+    adapted = layer(bias)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    tensors = (x, adapted.lora_a, adapted.lora_b)
+    direction = torch.randn(*shape[:-1], 4, dtype=torch.float64)
+    found = torch.autograd.grad((adapted(x) * direction).sum(), tensors)
+    expected = torch.autograd.grad((plain(adapted, x) * direction).sum(), tensors)
+    torch.testing.assert_close(adapted(x), plain(adapted, x), rtol=0, atol=1e-12)
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-10)
+
+
+def test_the_sum_is_computed_only_where_it_pays_and_is_exact() -> None:
+    many, few = torch.randn(9, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    adapted = layer()
+    assert adapted.sums(many)
+    assert not adapted.sums(few)
+    assert not adapted.sums(many.bfloat16())
+    assert not copy.deepcopy(adapted).bfloat16().sums(many.bfloat16())
+    assert not layer(dropout=0.5).sums(many)
+    assert layer(dropout=0.5).eval().sums(many)
+    adapted.weight.requires_grad_()
+    assert not adapted.sums(many)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not layer().float().sums(many.float())
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_the_summed_product_compiles_without_graph_breaks() -> None:
+    adapted, x = layer(), torch.randn(9, 5, dtype=torch.float64)
+    adapted(x).square().sum().backward()
+    expected = adapted.lora_a.grad
+    adapted.lora_a.grad = None
+    adapted.compile(fullgraph=True, backend="aot_eager")
+    adapted(x).square().sum().backward()
+    torch.testing.assert_close(adapted.lora_a.grad, expected)
+
+
+def test_no_gradient_as_large_as_the_weight_is_kept() -> None:
+    adapted = layer()
+    adapted(torch.randn(9, 5, dtype=torch.float64)).sum().backward()
+    assert adapted.weight.grad is None
+    assert adapted.lora_a.grad is not None
+
+
+def test_second_derivatives_are_those_of_the_plain_formula() -> None:
+    adapted = layer()
+    x = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
+    tensors = (x, adapted.lora_a, adapted.lora_b)
+
+    def penalty(y: Tensor) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(y.pow(3).sum(), tensors, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), tensors)
+
+    for one, two in zip(penalty(adapted(x)), penalty(plain(adapted, x)), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)

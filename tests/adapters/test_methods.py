@@ -1,0 +1,224 @@
+"""What each method is by its paper: its formula, and how many numbers it trains."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters import METHODS, inject
+from adapters.methods.lokr import factorise
+from tests.adapters.toy import X, adapted, config, toy
+from vitft.model.vit import VisionTransformer, ViTConfig
+
+D, H, L, R, P, M = 256, 512, 6, 8, 10, 64  # widths, blocks, rank, prompts, bottleneck
+COUNTS = {  # trained numbers in the article's ViT, by the papers' formulas
+    "lora": L * 4 * R * (D + D),
+    "dora": L * 4 * (R * (D + D) + D),
+    "vera": L * 4 * (D + 256),
+    "loha": L * 4 * 2 * R * (D + D),
+    "lokr": L * 4 * (16 * 16 + 16 * 16),
+    "ia3": L * (D + D + H),
+    "ssf": L * 2 * (4 * D + H + D + 2 * D),
+    "bitfit": L * (H + D + 2 * D),
+    "norm": (2 * L + 1) * 2 * D,
+    "adaptformer": L * (2 * D * M + M + D),
+    "vpt": L * P * D,
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_trains_as_many_numbers_as_its_paper_says(method: str) -> None:
+    model = inject(VisionTransformer(), METHODS[method]())
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == COUNTS[method]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_leaves_convolutions_alone(method: str) -> None:
+    model = inject(VisionTransformer(ViTConfig(stem="conv")), METHODS[method]())
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == COUNTS[method]
+
+
+def layer(kind: str) -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
+    """Return the adapted blocks.1.ffn.0 of a toy, an input of it, and its parameters."""
+    module = adapted(kind).blocks[1].ffn[0]
+    x = torch.randn(30, 8, dtype=torch.float64)
+    return module, x, dict(module.named_parameters())
+
+
+def test_vera_is_its_formula() -> None:
+    module, x, p = layer("vera")
+    update = p["lambda_b"] * (
+        (p["lambda_d"] * (x @ module.projections.a.T)) @ module.projections.b.T
+    )
+    expected = F.linear(x, p["weight"], p["bias"]) + update
+    torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-12)
+
+
+def test_vera_s_matrices_are_one_for_all_layers_and_cut_to_size() -> None:
+    model = adapted("vera")
+    one, two = model.blocks[0].attn.wq, model.blocks[1].ffn[0]
+    assert one.projections is two.projections
+    assert [tuple(t.shape) for t in one.factors()] == [(5, 8), (8, 5)]
+    assert [tuple(t.shape) for t in two.factors()] == [(5, 8), (12, 5)]
+    assert not any("projections" in key for key in model.state_dict())
+
+
+def test_loha_is_its_formula() -> None:
+    module, x, p = layer("loha")
+    delta = 2 * (p["b1"] @ p["a1"]) * (p["b2"] @ p["a2"])
+    expected = F.linear(x, p["weight"] + delta, p["bias"])
+    torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("lokr", {"c", "d"}), ("lokr of thin", {"c_a", "c_b", "d_a", "d_b"})],
+)
+def test_lokr_is_its_formula(kind: str, names: set[str]) -> None:
+    module, x, p = layer(kind)
+    assert p.keys() - {"weight", "bias"} >= {"d"} if kind == "lokr" else names <= p.keys()
+    c = p["c"] if "c" in p else p["c_b"] @ p["c_a"]
+    d = p["d"] if "d" in p else p["d_b"] @ p["d_a"]
+    expected = F.linear(x, p["weight"] + module.scale * torch.kron(c, d), p["bias"])
+    torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("size", "factor", "expected"),
+    [(256, -1, (16, 16)), (128, -1, (8, 16)), (127, -1, (1, 127)), (128, 4, (4, 32))]
+    + [(12, 5, (3, 4)), (12, 2, (2, 6)), (8, 16, (2, 4)), (12, 6, (6, 2))],
+)
+def test_factorising(size: int, factor: int, expected: tuple[int, int]) -> None:
+    assert factorise(size, factor) == expected
+
+
+def test_ia3_multiplies_outputs_or_inputs() -> None:
+    module, x, p = layer("ia3")
+    expected = p["factors"][:, 0] * F.linear(x, p["weight"], p["bias"])
+    torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-12)
+    module, x, p = layer("ia3 of inputs")
+    expected = F.linear(p["factors"][0] * x, p["weight"], p["bias"])
+    torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-12)
+
+
+def test_ssf_scales_and_shifts_linears_and_norms() -> None:
+    module, x, p = layer("ssf")
+    expected = p["gamma"] * F.linear(x, p["weight"], p["bias"]) + p["beta"]
+    torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-12)
+    norm = adapted("ssf").blocks[0].norm
+    expected = norm.gamma * F.layer_norm(x, (8,), norm.weight, norm.bias) + norm.beta
+    torch.testing.assert_close(norm(x), expected, rtol=0, atol=1e-12)
+
+
+def test_adaptformer_is_its_formula() -> None:
+    model, x = adapted("adaptformer"), torch.randn(2, 3, 8, dtype=torch.float64)
+    module, base = model.blocks[0].ffn, toy().blocks[0].ffn
+    down, up = module.down_weight, module.up_weight
+    update = torch.relu(x @ down.T + module.down_bias) @ up.T + module.up_bias
+    torch.testing.assert_close(module(x), base(x) + 0.1 * update, rtol=0, atol=1e-12)
+
+
+def test_prompts_are_tokens_that_the_block_reads_and_drops() -> None:
+    model, x = adapted("vpt"), torch.randn(2, 3, 8, dtype=torch.float64)
+    module, base = model.blocks[0], toy().blocks[0]
+    prompts = module.prompts.expand(2, -1, -1)
+    for order in ([x, prompts], [prompts, x]):  # where they stand means nothing
+        outputs = base(torch.cat(order, dim=1))
+        tokens = outputs[:, :3] if order[0] is x else outputs[:, -3:]
+        torch.testing.assert_close(module(x), tokens, rtol=0, atol=1e-12)
+
+
+def test_prompts_reach_a_block_that_gives_its_first_token_only() -> None:
+    model = VisionTransformer().eval()
+    images = torch.randn(2, 3, 32, 32)
+    inject(model, METHODS["vpt"]())
+    prompted = model.blocks[-1]
+    assert prompted(torch.randn(2, 65, D), 1).shape == (2, 1, D)
+    assert model(images).shape == (2, 10)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_converted_starts_keep_the_base_and_save_a_plain_lora_of_twice_the_rank(init: str) -> None:
+    model = inject(toy(), config("lora", init=init, rank=2))
+    torch.testing.assert_close(model(X), toy()(X), rtol=0, atol=1e-12)
+    module = model.blocks[0].attn.wq
+    assert torch.equal(module.weight, toy().blocks[0].attn.wq.weight)
+    assert [len(module.lora_a), len(module.exported()["lora_a"])] == [2, 4]
+    u, s, v = torch.linalg.svd(module.weight)
+    if init == "pissa":
+        best = u[:, :2] * s[:2] @ v[:2]
+        torch.testing.assert_close(module.scale * module.lora_b @ module.lora_a, best)
+    else:
+        torch.testing.assert_close(module.lora_b.T @ module.lora_b, torch.eye(2).double())
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("lora", {"lr_ratio": 0.0}, "lr_ratio=0.0 is not positive; LoRA\\+ takes 16"),
+        ("lora", {"init": "svd"}, "init='svd' is unknown; choose from kaiming"),
+        ("lora", {"rank_pattern": {"wq": 0}}, "rank=0 is not a positive integer"),
+        ("vera", {"rank": 0}, "rank=0 is not a positive integer; 256 is usual"),
+        ("vera", {"dropout": 1}, "dropout=1 is not in 0 <= dropout < 1"),
+        ("vera", {"projection_seed": -1}, "projection_seed=-1 is not in 0 <= seed"),
+        ("lokr", {"decompose_factor": 0}, "decompose_factor=0 is neither positive nor -1"),
+        ("ia3", {"feedforward": "w2"}, "feedforward='w2' is one string; write a tuple"),
+        ("ia3", {"feedforward": ("ffn.w2",)}, "'ffn.w2' says more than the target 'w2'"),
+        ("adaptformer", {"width": 0}, "width=0 is not a positive integer; 64 is usual"),
+        ("adaptformer", {"scale": 0.0}, "scale=0.0 is not positive; 0.1 is usual"),
+        ("adaptformer", {"dropout": 1.0}, "dropout=1.0 is not in 0 <= dropout < 1"),
+        ("vpt", {"n_prompts": 0}, "n_prompts=0 is not a positive integer; try 10"),
+        ("lora", {"rank_pattern": {"w[": 2}}, "rank_pattern's 'w\\[' is no regular expression"),
+        ("vpt", {"dropout": 1.0}, "dropout=1.0 is not in 0 <= dropout < 1"),
+    ],
+)
+def test_options_out_of_their_range_are_refused(
+    method: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        METHODS[method](**options)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "message"),
+    [
+        ("norm", "head", "'head' is a Linear, not an nn.LayerNorm; only plain nn.LayerNorm is"),
+        ("ssf", "blocks", "'blocks' is a Sequential, not an nn.Linear or nn.LayerNorm"),
+        ("adaptformer", "embed", "'embed' is a Linear with weights of its own or none"),
+        ("adaptformer", "blocks.0.norm", "'blocks.0.norm' is a LayerNorm with weights of its own"),
+        ("vpt", "blocks.0.ffn", "'blocks.0.ffn' has no nn.LayerNorm, so it is no block to prompt"),
+    ],
+)
+def test_modules_that_a_method_does_not_adapt_are_refused(
+    method: str, target: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        inject(toy(), METHODS[method](targets=(target,)))
+
+
+@pytest.mark.parametrize("kind", ["adaptformer", "vpt", "vera"])
+def test_dropout_of_a_method_acts_in_training_only(kind: str) -> None:
+    model = inject(toy(), config(kind, dropout=0.5))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3)
+    assert torch.equal(model.eval()(X), model(X))
+    assert not torch.equal(model.train()(X), model(X))
+
+
+def test_a_feedforward_that_is_no_target_is_refused() -> None:
+    with pytest.raises(ValueError, match="feedforward 'w_2' is none of the targets"):
+        inject(VisionTransformer(), METHODS["ia3"](feedforward=("w_2",)))
+    inject(VisionTransformer(), METHODS["ia3"](targets=("wk",)))  # the default asks for none
+
+
+def test_layers_leave_out_what_only_the_default_targets_name() -> None:
+    model = inject(VisionTransformer(), METHODS["norm"](layers=(5,)))
+    trained = {name.rpartition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"blocks.5.norm1", "blocks.5.norm2"}
+
+
+@pytest.mark.parametrize(("kind", "name"), [("adaptformer", "ffn.0"), ("vpt", "attn.wo")])
+def test_nothing_inside_a_target_can_be_trained_besides(kind: str, name: str) -> None:
+    with pytest.raises(ValueError, match="lies inside .* which is a target; choose one"):
+        inject(toy(), config(kind), trainable=("head", name))

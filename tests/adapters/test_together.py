@@ -1,0 +1,92 @@
+"""Several adapted copies of one base at once: each computes and trains as it does alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters import inject, shared_copy, together
+from adapters.many.together import SummedProducts
+from tests.adapters.toy import KINDS, Toy, config, move, toy
+
+UNSTACKED = ("loha", "lokr", "lokr of thin", "adaptformer", "vpt")
+STACKED = [kind for kind in KINDS if kind not in UNSTACKED]
+IMAGES = torch.randn(12, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+LABELS = torch.randint(0, 3, (12,), generator=torch.Generator().manual_seed(4))
+
+
+def members(base: Toy, *kinds: str, **options: object) -> list[Toy]:
+    """Return a randomly adapted copy of the base for every kind."""
+    made = []
+    for seed, kind in enumerate(kinds):
+        torch.manual_seed(seed)
+        made.append(inject(shared_copy(base), config(kind, **options), trainable=("head",)))
+        move(made[-1])
+    return made
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def check(base: Toy, models: list[Toy]) -> None:
+    """Compare logits and gradients together with those of each alone."""
+    logits = together(base, models)(IMAGES).chunk(len(models))
+    labels = LABELS.chunk(len(models))
+    sum(F.cross_entropy(*pair) for pair in zip(logits, labels, strict=True)).backward()
+    found = [gradients(model) for model in models]
+    for i, model in enumerate(models):
+        model.zero_grad()
+        alone = model(IMAGES.chunk(len(models))[i])
+        torch.testing.assert_close(logits[i], alone, rtol=0, atol=1e-10)
+        F.cross_entropy(alone, labels[i]).backward()
+        torch.testing.assert_close(found[i], gradients(model), rtol=1e-9, atol=1e-10)
+        assert len(found[i]) > 2
+
+
+@pytest.mark.parametrize("kind", STACKED)
+def test_logits_and_gradients_are_those_of_each_alone(kind: str) -> None:
+    base = toy()
+    check(base, members(base, kind, kind, kind))
+
+
+def test_methods_ranks_and_targets_train_together() -> None:
+    base = toy()
+    for first in range(0, len(STACKED) - 3, 4):
+        check(base, members(base, *STACKED[first : first + 4]))
+
+
+def test_the_gradient_of_the_products_is_that_of_finite_differences() -> None:
+    x, a, b = torch.randn(2, 6, 5), torch.randn(2, 3, 5), torch.randn(2, 4, 3)
+    tensors = tuple(t.double().requires_grad_() for t in (x, a, b))
+    weight = torch.randn(4, 5).double()
+    assert torch.autograd.gradcheck(
+        lambda x, a, b: SummedProducts.apply(x, weight, a, b), tensors, atol=1e-10
+    )
+
+
+def test_the_base_and_the_members_share_their_weights_and_stay_models() -> None:
+    base = toy()
+    models = members(base, "lora", "dora")
+    joint = together(base, models)
+    for model in (*models, joint):
+        assert model.embed.weight.data_ptr() == base.embed.weight.data_ptr()
+    assert not any(parameter.requires_grad for parameter in joint.parameters())
+    assert all(parameter.requires_grad for parameter in base.parameters())
+    assert models[1](IMAGES).shape == (12, 3)
+
+
+@pytest.mark.parametrize("kind", UNSTACKED)
+def test_what_cannot_be_stacked_is_refused(kind: str) -> None:
+    base = toy()
+    with pytest.raises(ValueError, match="cannot be stacked|is a .*only plain"):
+        together(base, members(base, kind))
+
+
+def test_dropout_and_other_trained_modules_are_refused() -> None:
+    base = toy()
+    with pytest.raises(ValueError, match="dropout draws other numbers together than alone"):
+        together(base, members(base, "lora", dropout=0.1))
+    model = inject(shared_copy(base), config("lora"), trainable=("head", "embed"))
+    with pytest.raises(ValueError, match="train besides the adapter; only 'head' may"):
+        together(base, [model])

@@ -1,0 +1,124 @@
+"""A run's folder: who may write to it, and how a run that was stopped goes on."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes.shared.runs import locked
+from tests.conftest import TINY_FLAGS, Run, paint, summary
+from vitft import load_model, save_model
+from vitft.files import read_tensors
+
+
+def start(*arguments: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "vitft", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(state: Path, process: "subprocess.Popen[str]") -> None:
+    """Wait until a state in the middle of an epoch is saved."""
+    until = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < until:
+        if state.exists() and read_tensors(state)[1]["step"] > 1:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no step was saved: {process.communicate()[1]}")
+
+
+KILLED = ["--data=shapes", "--limit=320", "--epochs=2", "--batch-size=8", "--dropout=0.1"]
+KILLED += ["--save-seconds=1e-9", "--val-fraction=0.02", *TINY_FLAGS]
+
+
+@pytest.fixture(scope="module")
+def whole(vitft: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that nobody interrupted."""
+    out = tmp_path_factory.mktemp("killed") / "whole"
+    vitft("pretrain", *KILLED, "--out", out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGINT, 130)]
+)
+def test_a_killed_run_resumes_bit_for_bit(
+    vitft: Run, whole: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    process = start("pretrain", *KILLED, "--out", tmp_path)
+    wait_for_step(tmp_path / "state.safetensors", process)
+    process.send_signal(number)
+    told = process.communicate()[1]
+    assert process.returncode == code, told
+    assert not (tmp_path / "model.safetensors").exists()
+    assert code == -9 or "the same command with --resume goes on" in told
+    vitft("pretrain", *KILLED, "--out", tmp_path, "--resume")
+    model, expected = (folder / "model.safetensors" for folder in (tmp_path, whole))
+    assert model.read_bytes() == expected.read_bytes()
+    assert summary(tmp_path)["test_loss"] == summary(whole)["test_loss"]
+
+
+def test_a_run_resumes_only_on_its_images_and_its_base(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    data, mine = shutil.copytree(folder, tmp_path / "data"), tmp_path / "mine.safetensors"
+    shutil.copy(base, mine)
+    flags = ["--adapter=linear", "--base", mine, "--data", data, "--out", tmp_path / "o"]
+    vitft("finetune", *flags, "--epochs=1")
+    paint(data / "train" / "red" / "new.png", (250, 0, 0))
+    told = vitft("finetune", *flags, "--epochs=1", "--resume", code=2).stderr
+    assert "was started on other images, classes or another base" in told
+    (data / "train" / "red" / "new.png").unlink()
+    other = load_model(mine)
+    torch.nn.init.zeros_(other.norm.bias)
+    save_model(other, mine)
+    assert "another base" in vitft("finetune", *flags, "--epochs=1", "--resume", code=2).stderr
+
+
+def test_nothing_is_lost_to_a_typo_or_to_a_base_in_the_way(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(base.parent, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    flags = ["--data", folder, "--out", out, "--overwrite"]
+    vitft("pretrain", *flags, *TINY_FLAGS, "--optimizer=sgd", code=2)
+    told = vitft("finetune", *flags, "--adapter=lora", "--rank=2", "--base", out, code=2).stderr
+    assert "holds the base, which the run would replace" in told
+    merge = ["merge", "--base", out, "--adapter", out, "--out", out / "model.safetensors"]
+    assert "is there already" in vitft(*merge, code=2).stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "sweep"])
+def test_two_runs_never_share_a_folder(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path, command: str
+) -> None:
+    given = TINY_FLAGS if command == "pretrain" else ["--base", base, "--adapter=linear"]
+    flags = [command, *given, "--data", folder, "--epochs=1", "--out", tmp_path]
+    with locked(tmp_path):
+        assert "another run writes to" in vitft(*flags, code=2).stderr
+    vitft(*flags)
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_run_needs_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def acquire(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with locked(tmp_path):
+        assert tmp_path.is_dir()
+
+
+def test_a_sweep_holds_its_runs_too(vitft: Run, folder: Path, base: Path, tmp_path: Path) -> None:
+    flags = ["--base", base, "--adapter=linear", "--data", folder, "--out", tmp_path]
+    (tmp_path / "seed=1").mkdir()
+    with locked(tmp_path / "seed=1"):
+        assert "seed=1 now" in vitft("sweep", *flags, "--seeds=2", code=2).stderr

@@ -1,0 +1,295 @@
+"""A report is one file that shows what happened, whatever happened."""
+
+import base64
+import io
+import math
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitft.report.run import write_report
+
+CLASSES = ("cat", "dog", "owl")
+ROW = {"epoch": 1, "train_loss": 1.5, "val_loss": 1.25, "val_accuracy": 0.625, "lr": 3e-4}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def predictions(labels: list[int], predicted: list[int], n_classes: int = 3) -> dict[str, Any]:
+    """Return noise (n, 3, 8, 8), labels (n,) and probabilities (n, n_classes), 0.9 if predicted."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(labels), 3, 8, 8)
+    probabilities = torch.full((len(labels), n_classes), 0.1 / max(n_classes - 1, 1))
+    probabilities[torch.arange(len(labels)), torch.tensor(predicted, dtype=torch.long)] = 0.9
+    return {
+        "image": torch.randint(256, shape, dtype=torch.uint8, generator=generator).__getitem__,
+        "labels": torch.tensor(labels, dtype=torch.long),
+        "probabilities": probabilities,
+    }
+
+
+def report(folder: Path, **given: Any) -> str:
+    """Write a report with some arguments replaced; return its text."""
+    arguments = {"title": "a run", "facts": {}, "history": [ROW], "classes": CLASSES}
+    write_report(
+        folder / "report.html", **arguments | predictions([0, 1, 2, 2], [0, 1, 2, 1]) | given
+    )
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert_well_nested(text)
+    return text
+
+
+def assert_well_nested(text: str) -> None:
+    """Fail where a tag is closed that is not the innermost open one."""
+    open_tags: list[str] = []
+
+    class Nesting(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            if tag not in ("meta", "img"):
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            assert open_tags.pop() == tag
+
+    Nesting().feed(text)
+    assert not open_tags
+
+
+def test_the_file_needs_nothing_else(tmp_path: Path) -> None:
+    text = report(tmp_path)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
+    assert not re.search(r"https?:|<script|<link|@import|url\((?!#)", text)
+    sources = re.findall(r'(?:src|href)="([^"]*)', text)
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    assert os.listdir(tmp_path) == ["report.html"]
+
+
+def test_facts_read_as_a_person_would_write_them(tmp_path: Path) -> None:
+    facts = {
+        "test_accuracy": 0.93125,
+        "n_parameters": 3_189_002,
+        "n_trainable": 31_890,
+        "seconds": 1843.2,
+        "seed": 1234,
+        "resumed": False,
+        "targets": ["wq", "wv"],
+        "versions": {"torch": "2.13.0"},
+        "note": None,
+    }
+    text = report(tmp_path, facts=facts)
+    for expected in ("93.12%", "3,189,002", "1.00%", "1,843", ">1234<", ">False<", "wq, wv"):
+        assert expected in text
+    assert "<strong>93.12%</strong>test accuracy" in text
+    assert "torch 2.13.0" in text
+
+
+def test_every_name_is_escaped(tmp_path: Path) -> None:
+    text = report(
+        tmp_path,
+        title="<i>title</i>",
+        facts={"<i>key</i>": "<i>value</i>", "versions": {"<i>a</i>": ["<i>b</i>"]}},
+        classes=("<i>cat</i>", '"dog" & co', "'owl'"),
+    )
+    assert "<i>" not in text
+    assert "&quot;dog&quot; &amp; co" in text
+
+
+def lines(text: str) -> list[str]:
+    """Return the path of each curve."""
+    return re.findall(r'<path d="([^"]*)"[^>]*style="fill: none; stroke: #(?:3b7de0|e5641b)', text)
+
+
+def words(text: str) -> list[str]:
+    """Return the words in the pictures."""
+    return re.findall(r"<text [^>]*>([^<]*)</text>", text)
+
+
+@pytest.mark.parametrize("n_epochs", [0, 1, 2, 150])
+def test_any_number_of_epochs_is_drawn(tmp_path: Path, n_epochs: int) -> None:
+    rows = [{**ROW, "epoch": i, "train_loss": i**1.5} for i in range(1, n_epochs + 1)]
+    text = report(tmp_path, history=rows)
+    assert text.count("<b ") == len(lines(text)) == 4 * (n_epochs > 0)
+    assert ("Training" in text) == (n_epochs > 0)
+    assert [line.count("M") for line in lines(text)] == [1] * len(lines(text))
+    assert text.count("<use ") >= 4 * n_epochs * (n_epochs < 20)
+
+
+@pytest.mark.parametrize("missing", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_leaves_a_gap(tmp_path: Path, missing: float) -> None:
+    values = (4.0, 3.0, missing, 2.0, 1.0)
+    rows = [{**ROW, "epoch": i, "train_loss": v} for i, v in enumerate(values)]
+    line = lines(report(tmp_path, history=rows, facts={"test_loss": missing}))[0]
+    assert (line.count("M"), line.count("L")) == (2, 2)
+    assert not re.search("nan|inf", line)
+
+
+def test_a_run_without_validation_has_no_curve_of_it(tmp_path: Path) -> None:
+    rows = [{**ROW, "epoch": i, "val_loss": None, "val_accuracy": None} for i in range(3)]
+    text = report(tmp_path, history=rows)
+    assert re.findall(r"<b [^>]*>([^<]*)", text) == ["train loss", "lr"]
+    assert len(lines(text)) == 2
+
+
+def test_epochs_without_validation_keep_the_last_value(tmp_path: Path) -> None:
+    rows = [{**ROW, "val_accuracy": value} for value in (0.5, 0.75, None)]
+    assert "val accuracy</b> 75.0%" in report(tmp_path, history=rows)
+
+
+def test_the_confusion_matrix_counts_every_test_image(tmp_path: Path) -> None:
+    text = report(tmp_path, **predictions([0, 0, 0, 1, 2], [0, 0, 1, 1, 0]))
+    (matrix,) = re.findall(r"<h2>Confusions.*(?=<h2>Accuracy)", text, re.DOTALL)
+    assert words(matrix) == [*CLASSES, *CLASSES, "2", "1", "1", "1"]
+
+
+def test_the_matrix_holds_a_pixel_a_cell(tmp_path: Path) -> None:
+    text = report(tmp_path, **predictions([0, 0, 0, 0, 1], [0, 0, 0, 1, 1]))
+    (data,) = re.findall(r'<image xlink:href="data:image/png;base64,([^"]*)', text)
+    pixels = np.array(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA"))
+    alpha = np.array([[0.75**0.5, 0.5, 0], [0, 1, 0], [0, 0, 0]]) * 255
+    assert abs(pixels[..., 3] - alpha).max() < 1
+    assert pixels[0, 0, 2] > pixels[0, 0, 0]  # right is blue
+    assert pixels[0, 1, 0] > pixels[0, 1, 2]  # wrong is orange
+
+
+@pytest.mark.parametrize(("n_classes", "numbered"), [(1, True), (20, True), (21, False)])
+def test_counts_are_printed_up_to_twenty_classes(
+    tmp_path: Path, n_classes: int, numbered: bool
+) -> None:
+    names = [f"name {i}" for i in range(n_classes)]
+    labels = [*range(n_classes)]
+    given = predictions(labels, labels, n_classes)
+    text = report(tmp_path, classes=names, history=[], **given)
+    assert words(text).count("1") == n_classes * numbered
+
+
+def test_a_thousand_classes_are_labelled_sparsely(tmp_path: Path) -> None:
+    labels = [*range(1000)]
+    text = report(
+        tmp_path, classes=[f"name {i}" for i in labels], **predictions(labels, labels, 1000)
+    )
+    assert len([word for word in words(text) if word.startswith("name")]) == 300
+    assert "<h2>Accuracy of the 100 hardest classes</h2>" in text
+
+
+def test_a_class_without_test_images_comes_last(tmp_path: Path) -> None:
+    text = report(tmp_path, **predictions([0, 0, 2], [0, 1, 2])).partition("Accuracy of each")[2]
+    assert [word for word in words(text) if word in CLASSES] == ["cat", "owl", "dog"]
+    assert "50.0% of 2" in text
+    assert text.count("no test image<") == 1
+
+
+def test_the_surest_mistakes_come_first(tmp_path: Path) -> None:
+    given = predictions([0, 1, 2], [1, 2, 2])
+    given["probabilities"][1] = torch.tensor([0.01, 0.02, 0.97])
+    text = report(tmp_path, **given)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    assert captions == ["dog → owl 97%", "cat → dog 90%"]
+
+
+def test_at_most_24_mistakes_are_shown_and_all_are_counted(tmp_path: Path) -> None:
+    text = report(tmp_path, **predictions([0] * 40, [1] * 40))
+    assert text.count("<img") == 24
+    assert "40 of 40 test images" in text
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_no_mistake_is_said_to_be_none(tmp_path: Path, n: int) -> None:
+    text = report(tmp_path, **predictions([*range(n)], [*range(n)]))
+    assert f"None among {n} test images." in text
+
+
+@pytest.mark.parametrize("n_channels", [1, 2, 3, 4])
+def test_thumbnails_keep_small_images_as_they_are(tmp_path: Path, n_channels: int) -> None:
+    given = predictions([0], [1])
+    image = torch.randint(256, (1, n_channels, 6, 9), dtype=torch.uint8)
+    given["image"] = image.__getitem__
+    (data,) = re.findall(r'<img src="data:image/png;base64,([^"]*)', report(tmp_path, **given))
+    picture = np.array(Image.open(io.BytesIO(base64.b64decode(data))))
+    expected = image[0, :3].permute(1, 2, 0) if n_channels >= 3 else image[0, 0]
+    assert (torch.from_numpy(picture) == expected).all()
+
+
+def test_probabilities_that_are_nan_still_give_a_report(tmp_path: Path) -> None:
+    given = predictions([0, 1], [0, 1])
+    text = report(tmp_path, **given | {"probabilities": torch.full((2, 3), math.nan)})
+    assert "dog → cat 0%" in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["W" * 300, "猫" * 30, "مرحبا", "\udcff", "a\nb", "", "$\\frac{$", "<!-- a", "--!>", "\x1b"],
+)
+def test_any_name_fits(tmp_path: Path, name: str) -> None:
+    report(tmp_path, classes=[name] * 3)
+
+
+def test_a_name_is_shown_as_it_is_but_cut(tmp_path: Path) -> None:
+    classes = ("c" * 300, "\udcff", "$猫$")
+    text = report(tmp_path, classes=classes, **predictions([0], [1]))
+    (caption,) = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    assert caption == "c" * 23 + "… → ? 90%"
+    assert words(text).count("$猫$") == 3
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    assert report(tmp_path / "a") == report(tmp_path / "b")
+
+
+def test_the_readers_matplotlib_settings_stay_and_do_not_matter(tmp_path: Path) -> None:
+    import matplotlib
+
+    before = report(tmp_path)
+    with matplotlib.rc_context({"text.usetex": True, "figure.facecolor": "red"}):
+        assert report(tmp_path) == before
+        assert matplotlib.rcParams["figure.facecolor"] == "red"
+
+
+def test_large_noise_with_43_classes_stays_under_one_and_a_half_megabytes(tmp_path: Path) -> None:
+    labels = torch.arange(43).repeat_interleave(43)
+    given = predictions(labels.tolist(), (labels * 7 % 43).tolist(), 43)
+    given["image"] = lambda i: torch.randint(256, (3, 128, 128), dtype=torch.uint8)
+    given["probabilities"] = torch.rand(43 * 43, 43)
+    assert len(report(tmp_path, classes=["a class name"] * 43, **given)) < 1_500_000
+
+
+def test_a_failed_write_leaves_the_old_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = report(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        report(tmp_path, title="another run")
+    assert os.listdir(tmp_path) == ["report.html"]
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
+
+
+def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        report(tmp_path, classes=("cat", "dog"))
+
+
+def test_importing_the_report_loads_no_picture_library() -> None:
+    code = "import sys, vitft.report.run; print('PIL' in sys.modules, 'matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_drawing_needs_no_screen_and_no_pyplot(tmp_path: Path) -> None:
+    report(tmp_path)
+    assert "matplotlib.pyplot" not in sys.modules

@@ -1,0 +1,225 @@
+import itertools
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import adapters
+from tests.conftest import TINY
+from vitft import VisionTransformer, ViTConfig
+from vitft.data.augment import Augmentation
+from vitft.data.images import Images
+from vitft.files import read_tensors, write_tensors
+from vitft.training.evaluate import evaluate
+from vitft.training.loop import Fit, Interrupted
+from vitft.training.optim import OPTIMIZERS
+from vitft.training.plan import Plan
+
+CPU = torch.device("cpu")
+
+
+def bright_and_dark(n: int) -> Images:
+    """Return images whose class is whether they are bright."""
+    labels = torch.arange(n) % 2
+    pixels = (torch.randint(0, 120, (n, 3, 8, 8)) + 100 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+    return Images(lambda i: pixels[i], labels).to(CPU)
+
+
+def fit(folder: Path, **options: Any) -> Fit:
+    """Return a run on 40 images, ready to start."""
+    torch.manual_seed(1)
+    model = VisionTransformer(ViTConfig(**TINY, n_classes=2, dropout=0.1))
+    augmentation = Augmentation(flip=True, shift=1, mixup=0.2, cutmix=0.2)
+    plan = Plan(
+        **{
+            "epochs": 3,
+            "batch_size": 16,
+            "lr": 3e-3,
+            "weight_decay": 0.1,
+            "augmentation": augmentation,
+        }
+        | options
+    )
+    folder.mkdir(exist_ok=True)
+    return Fit(model, bright_and_dark(40), bright_and_dark(10), plan, folder)
+
+
+def weights(run: Fit) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in run.model.state_dict().items()}
+
+
+def test_states_are_saved_by_the_clock_however_short_an_epoch_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr("vitft.training.loop.time.perf_counter", lambda: float(next(clock)))
+    places, plain = [], Fit.save
+
+    def save(self: Fit) -> None:
+        plain(self)
+        places.append((self.epoch, self.step))
+
+    monkeypatch.setattr(Fit, "save", save)
+    fit(tmp_path, epochs=12, save_seconds=20.0).run()  # an epoch takes four ticks of the clock
+    assert places[0], places[-1] == ((0, 0), (12, 0))
+    assert 2 <= len(places[1:-1]) <= 4
+
+
+def test_it_learns_and_writes_a_line_an_epoch(tmp_path: Path) -> None:
+    run = fit(tmp_path, epochs=12, augmentation=Augmentation())
+    history = run.run()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == history
+    assert list(rows[0]) == [
+        "epoch",
+        "train_loss",
+        "val_loss",
+        "val_accuracy",
+        "lr",
+        "images_per_second",
+        "seconds",
+    ]
+    assert [row["epoch"] for row in rows] == list(range(1, 13))
+    assert rows[-1]["train_loss"] < 0.5 < rows[0]["train_loss"]
+    assert rows[-1]["val_accuracy"] == evaluate(run.model, run.validation).accuracy > 0.9
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, optimizer: str, stop_at: int) -> None:
+    options = {"optimizer": optimizer, "weight_decay": 0.0, "sizes": ((4, 0.3),)}
+    whole = fit(tmp_path / "whole", **options)
+    whole.run()
+    stopped = fit(tmp_path / "stopped", **options)
+    step, n_steps = stopped.train_step, 0
+
+    def counting_step(images: Tensor, labels: Tensor) -> None:
+        nonlocal n_steps
+        step(images, labels)
+        n_steps += 1
+        if n_steps == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped.train_step = counting_step  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        stopped.run()
+    resumed = fit(tmp_path / "stopped", **options)
+    torch.manual_seed(99)
+    resumed.restore()
+    resumed.run()
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
+    timed = ("seconds", "images_per_second")
+    strip = lambda rows: [{k: v for k, v in row.items() if k not in timed} for row in rows]  # noqa: E731
+    assert strip(resumed.history) == strip(whole.history)
+
+
+def test_the_state_is_saved_on_the_way(tmp_path: Path) -> None:
+    run = fit(tmp_path, save_seconds=1e-9)
+    places = []
+    save = run.save
+    run.save = lambda: (save(), places.append((run.epoch, run.step)))  # type: ignore
+    run.run()
+    assert places == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2), (3, 0)]
+
+
+def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    run = fit(tmp_path)
+    run.save()
+    run.model.new_head(("a", "b", "c"))
+    with pytest.raises(ValueError, match="belongs to another model"):
+        run.restore()
+
+
+@pytest.mark.parametrize("missing", ["random.cpu", "sums", "optimizer.0.1.exp_avg"])
+def test_a_state_that_lacks_something_is_refused(tmp_path: Path, missing: str) -> None:
+    run = fit(tmp_path, epochs=1)
+    run.run()
+    tensors, place = read_tensors(tmp_path / "state.safetensors")
+    assert (tensors | place).pop(missing) is not None
+    tensors.pop(missing, None)
+    place.pop(missing, None)
+    write_tensors(tmp_path / "state.safetensors", tensors, place)
+    with pytest.raises(ValueError, match=r"state\.safetensors is broken"):
+        run.restore()
+
+
+def test_only_what_trains_is_in_the_state(tmp_path: Path) -> None:
+    run = fit(tmp_path)
+    adapters.inject(run.model, adapters.LoRAConfig(rank=2), trainable=("head",))
+    before = weights(run)
+    run = Fit(run.model, run.train, run.validation, run.plan, tmp_path)
+    run.run()
+    saved = {
+        name[6:]
+        for name in read_tensors(tmp_path / "state.safetensors")[0]
+        if name.startswith("model.")
+    }
+    changed = {name for name, value in weights(run).items() if not torch.equal(value, before[name])}
+    assert (
+        changed == saved == {name for name in before if "lora" in name or name.startswith("head")}
+    )
+
+
+def test_validation_sees_no_augmentation(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    class Spy(Augmentation):
+        def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            seen.append(run.model.training)
+            return images, targets
+
+    run = fit(tmp_path, augmentation=Spy())
+    run.run()
+    assert seen == [True] * 6
+
+
+def test_smaller_images_come_first(tmp_path: Path) -> None:
+    plan = fit(tmp_path, epochs=10, sizes=((4, 0.5), (6, 0.3))).plan
+    assert [plan.image_size(epoch, 8) for epoch in range(10)] == [4] * 5 + [6] * 3 + [8] * 2
+    short = fit(tmp_path, epochs=2, sizes=((4, 0.9),)).plan
+    assert [short.image_size(epoch, 8) for epoch in range(2)] == [4, 8]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    run = fit(tmp_path)
+    nn.init.constant_(run.model.head.weight, float("nan"))
+    with pytest.raises(ValueError, match="the loss is nan in epoch 1, .* try a smaller --lr"):
+        run.run()
+
+
+def test_fewer_images_than_a_batch_train_too(tmp_path: Path) -> None:
+    run = fit(tmp_path, batch_size=64)
+    assert [row["epoch"] for row in run.run()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs=0 is not positive"),
+        ({"lr": float("nan")}, "lr=nan is not positive"),
+        ({"weight_decay": -1}, "weight_decay=-1 is negative"),
+        ({"seed": 2**32}, "seed=4294967296 is not in 0 <= seed"),
+        ({"warmup": 1.0}, "warmup=1.0 is not in"),
+        ({"schedule": "none"}, "unknown schedule 'none'; choose from cosine"),
+        ({"optimizer": "sgd"}, "unknown optimizer 'sgd'; choose from adamw"),
+        ({"optimizer": "adam", "weight_decay": 0.1}, "adam has no weight_decay=0.1"),
+    ],
+)
+def test_values_out_of_range_are_refused(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, **options)
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_put_back() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,1 @@
+"""The command line, and commands made of dataclasses."""

@@ -1,0 +1,117 @@
+"""The command line: a lazy group; a command imports its recipe, and torch, only when it runs."""
+
+import importlib
+import importlib.util
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from vitft.training.stop import stop_at_once
+from vitft.version import __version__
+
+# command -> (module in recipes, what `vitft --help` says of it)
+COMMANDS = {
+    "pretrain": "Train a base from scratch.",
+    "finetune": "Freeze a base and train an adapter and a new head.",
+    "sweep": "Train many adapters together and pick the best by validation.",
+    "compare": "Show finished runs side by side.",
+    "evaluate": "Measure accuracy on a test split.",
+    "predict": "Classify image files.",
+    "merge": "Bake an adapter into a plain base.",
+    "inspect": "Show what a base or an adapter holds.",
+    "data": "List the data sets that have a name.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and one-line helps, and imports one when asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Return the command, imported from its recipe."""
+        if name not in COMMANDS:
+            raise click.UsageError(f"no command {name!r}; choose from {', '.join(COMMANDS)}")
+        _check_packages()
+        with stop_at_once():
+            command: click.Command = importlib.import_module(f"recipes.{name}").command
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; it is done where whoever reads its output has seen enough."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # of which click would make status 1
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(__version__)
+@click.option("--traceback", is_flag=True, help="Show where an error was raised, for a bug report.")
+def cli(traceback: bool) -> None:
+    """Train Vision Transformers and fine-tune them with adapters.
+
+    Results go to standard output, progress to standard error. Exit status: 0 done, 2 something
+    you can mend, 130 interrupted (training goes on with --resume).
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line; what the user can mend: a line and status 2; an interruption: 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        cli(sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = 0
+    except click.ClickException as error:
+        code = _fail(error.format_message())
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort) as error:
+        # click wraps the former in the latter
+        text = str(error.__cause__ or error) or "interrupted"
+        click.echo(f"Stopped: {text}", err=True)
+        code = 130
+    except (ValueError, OSError) as error:
+        if "--traceback" in sys.argv:
+            raise
+        code = _fail(str(error))
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)  # torch's kinds cannot be named without importing it
+        full = any(words in text for words in ("out of memory", "allocate memory"))
+        if "--traceback" in sys.argv or not (full or isinstance(error, MemoryError)):
+            raise
+        code = _fail(f"out of memory; try fewer images or parameters at a time ({text[:100]})")
+    sys.exit(code)
+
+
+def _fail(message: str) -> int:
+    click.echo("Error: " + " ".join(message.split()), err=True)
+    return 2
+
+
+def _check_packages() -> None:
+    """Refuse a foreign `recipes` or `adapters`; torchtune has the one, AdapterHub the other."""
+    home = Path(__file__).resolve().parents[2]
+    for name in ("adapters", "recipes"):
+        spec = importlib.util.find_spec(name)
+        place: Any = Path(spec.origin).resolve().parents[1] if spec and spec.origin else None
+        if place != home:
+            raise click.ClickException(
+                f"the package {name!r} in {place or 'this environment'} is not vitft's, "
+                f"which stands in {home}; another distribution has taken its name: "
+                "install vitft into an environment of its own"
+            )

@@ -1,0 +1,1 @@
+"""What `--data` says in, batches of images out."""

@@ -1,0 +1,245 @@
+"""Data sets by name or from a folder: what `--data` says in, both splits and class names out."""
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tarfile import TarError
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitft.data.images import MODES, Images, read_image, to_tensor
+from vitft.data.shapes import CLASSES as DRAWN
+from vitft.data.shapes import draw
+
+N_DRAWN = {"train": 6000, "test": 2000}
+SUFFIXES = {".bmp", ".gif", ".jfif", ".jpeg", ".jpg"}
+SUFFIXES |= {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+# name -> (class in torchvision.datasets, arguments for the training split, for the test split)
+DATASETS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "cifar10": ("CIFAR10", {"train": True}, {"train": False}),
+    "cifar100": ("CIFAR100", {"train": True}, {"train": False}),
+    "country211": ("Country211", {"split": "train"}, {"split": "test"}),
+    "dtd": ("DTD", {"split": "train"}, {"split": "test"}),
+    "emnist": (
+        "EMNIST",
+        {"split": "balanced", "train": True},
+        {"split": "balanced", "train": False},
+    ),
+    "fashionmnist": ("FashionMNIST", {"train": True}, {"train": False}),
+    "fgvcaircraft": ("FGVCAircraft", {"split": "trainval"}, {"split": "test"}),
+    "flowers102": ("Flowers102", {"split": "train"}, {"split": "test"}),
+    "food101": ("Food101", {"split": "train"}, {"split": "test"}),
+    "gtsrb": ("GTSRB", {"split": "train"}, {"split": "test"}),
+    "imagenette": ("Imagenette", {"split": "train"}, {"split": "val"}),
+    "kmnist": ("KMNIST", {"train": True}, {"train": False}),
+    "mnist": ("MNIST", {"train": True}, {"train": False}),
+    "oxfordiiitpet": ("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}),
+    "pcam": ("PCAM", {"split": "train"}, {"split": "test"}),
+    "qmnist": ("QMNIST", {"what": "train"}, {"what": "test"}),
+    "renderedsst2": ("RenderedSST2", {"split": "train"}, {"split": "test"}),
+    "stl10": ("STL10", {"split": "train"}, {"split": "test"}),
+    "svhn": ("SVHN", {"split": "train"}, {"split": "test"}),
+    "usps": ("USPS", {"train": True}, {"train": False}),
+}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set with its two splits."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    test: Images
+
+
+def load_data(data: str, *, image_size: int = 32, n_channels: int = 3) -> ImageSet:
+    """Return the set that `data` names.
+
+    It names one of DATASETS, one drawn by the program, or a folder with train/CLASS and test/CLASS.
+    Images of another size are scaled to cover `image_size` and cut at the centre.
+
+    Raises:
+        ValueError: unknown name, or a folder without images, with other classes in its two
+            splits, or a broken image.
+        OSError: a named set is neither there nor could be downloaded.
+    """
+    if n_channels not in MODES:
+        raise ValueError(f"{n_channels=} is neither 1 (grey) nor 3 (colour), as image files have")
+    fit = partial(to_tensor, image_size=image_size, n_channels=n_channels)
+    if data in DRAWN:
+        return _load_drawn(data, fit)
+    if data.lower() in DATASETS:
+        return _load_torchvision(data.lower(), fit)
+    if not Path(data).is_dir():
+        known = ", ".join([*DRAWN, *DATASETS])
+        raise ValueError(f"unknown data set {data}: neither a folder nor one of {known}")
+    classes, train = _load_folder(Path(data, "train"), fit)
+    test_classes, test = _load_folder(Path(data, "test"), fit)
+    if only := sorted(set(classes) ^ set(test_classes)):
+        where = "train" if only[0] in classes else "test"
+        raise ValueError(
+            f"{data}: class {only[0]} stands only in {where}; "
+            "both splits need the same class folders"
+        )
+    return ImageSet(Path(data).name, classes, train, test)
+
+
+def data_folder() -> Path:
+    """Return the folder of named sets: $VITFT_DATA, or `vitft` in the platform's cache folder."""
+    from platformdirs import user_cache_path
+
+    return Path(os.environ.get("VITFT_DATA") or user_cache_path("vitft"))
+
+
+@dataclass(frozen=True)
+class _Files:
+    paths: list[Path]
+    fit: Callable[[Image.Image], Tensor]
+
+    def __call__(self, i: int) -> Tensor:
+        return read_image(self.paths[i], self.fit)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    pixels: Any  # uint8 (n, height, width, C)
+    fit: Callable[[Image.Image], Tensor]
+
+    def __call__(self, i: int) -> Tensor:
+        return self.fit(Image.fromarray(self.pixels[i]))
+
+
+@dataclass(frozen=True)
+class _Items:
+    dataset: Any
+    fit: Callable[[Image.Image], Tensor]
+
+    def __call__(self, i: int) -> Tensor:
+        return self.fit(self.dataset[i][0])
+
+
+def _load_drawn(name: str, fit: Callable[[Image.Image], Tensor]) -> ImageSet:
+    def images(seed: int, n: int) -> Images:
+        pixels, labels = draw(name, n, seed=seed)
+        return Images(_Drawn(pixels.permute(0, 2, 3, 1).numpy(), fit), labels)
+
+    return ImageSet(name, DRAWN[name], images(0, N_DRAWN["train"]), images(1, N_DRAWN["test"]))
+
+
+def _load_folder(
+    folder: Path, fit: Callable[[Image.Image], Tensor]
+) -> tuple[tuple[str, ...], Images]:
+    classes = sorted(
+        path.name for path in folder.glob("*") if path.is_dir() and path.name[0] != "."
+    )
+    paths, labels, sources = [], [], []
+    for label, name in enumerate(classes):
+        found = find_images(Path(folder, name))
+        if not found:
+            raise ValueError(
+                f"{folder / name} holds no images; remove the folder or put images into it"
+            )
+        for path in found:
+            paths.append(path)
+            labels.append(label)
+            sources.append(_source(path))
+    if not paths:
+        raise ValueError(
+            f"{folder} holds no images; put them into {folder}/CLASS/, a folder for each class"
+        )
+    return tuple(classes), Images(_Files(paths, fit), torch.tensor(labels), sources)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the image files in and below a folder, sorted, none that is hidden."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _source(path: Path) -> str:
+    """Return what an image was cut from: TRACK for a file called TRACK_FRAME, else the file."""
+    track = re.fullmatch(r"(.*\d)_\d+", path.stem)
+    return f"{path.parent}/{track[1] if track else path.stem}"
+
+
+def _load_torchvision(name: str, fit: Callable[[Image.Image], Tensor]) -> ImageSet:
+    class_name, *splits = DATASETS[name]
+    root = data_folder() / name
+    train, test = (
+        _open(getattr(import_torchvision().datasets, class_name), root, split) for split in splits
+    )
+    labels = [torch.tensor(_labels(dataset)) for dataset in (train, test)]
+    names = getattr(train, "classes", None) or range(int(labels[0].max()) + 1)
+    classes = tuple(str(name if isinstance(name, (str, int)) else name[0]) for name in names)
+    samples = getattr(train, "_samples", None) or ()
+    sources = [_source(Path(path)) for path, _ in samples if isinstance(path, (str, Path))]
+    images = Images(_Items(train, fit), labels[0], sources)
+    return ImageSet(name, classes, images, Images(_Items(test, fit), labels[1]))
+
+
+def import_torchvision() -> Any:
+    """Return torchvision, also where its compiled operators were built for another torch.
+
+    Data sets need none of them.
+    """
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    for operator in ("nms", "qnms"):
+        _OPERATORS.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return importlib.import_module("torchvision")
+
+
+# what it defines lasts as long as it does
+_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
+
+
+def _open(dataset: Callable[..., Any], root: Path, arguments: dict[str, Any]) -> Any:
+    """Return a torchvision data set that is under `root`, downloaded where it is not."""
+    try:
+        return dataset(root, **arguments)  # there already: ask no network
+    except (RuntimeError, OSError):
+        pass
+    try:
+        return dataset(root, download=True, **arguments)
+    except ImportError as error:
+        raise ValueError(f"the set needs another package: {error}") from error
+    except (RuntimeError, OSError, EOFError, BadZipFile, TarError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise OSError(
+            f"could not download to {root} ({reason}); put the files there on a machine "
+            "with a network, or use --data FOLDER with train/CLASS and test/CLASS, "
+            "or --data shapes, which needs none"
+        ) from error
+
+
+def _labels(dataset: Any) -> list[int]:
+    for name in ("targets", "labels", "_labels"):
+        if (labels := getattr(dataset, name, None)) is not None:
+            labels = torch.as_tensor(labels).long()
+            if labels.ndim == 2:  # QMNIST's have 8 columns, the class first
+                labels = labels[:, 0]
+            return labels.tolist()
+    if samples := getattr(dataset, "_samples", None):
+        return [label for _, label in samples]
+    return [int(dataset[i][1]) for i in range(len(dataset))]

@@ -1,0 +1,101 @@
+"""A base as one .safetensors file: its tensors; config, class names, preprocessing as metadata."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from vitft.files import read_tensors, write_tensors
+from vitft.model.vit import VisionTransformer, ViTConfig
+
+BUNDLED = Path(__file__).parents[1] / "bases"
+
+
+def save_model(model: VisionTransformer, path: str | Path) -> None:
+    """Write the model to `path`, whole or not at all.
+
+    Raises:
+        ValueError: the model has adapters, whose tensors a plain base has no place for.
+        OSError: the file cannot be written.
+    """
+    config = replace(model.config, n_classes=model.head.out_features)
+    if len(model.classes) != config.n_classes:
+        raise ValueError(
+            f"{len(model.classes)} class names do not fit {config.n_classes} logits; "
+            "set model.classes"
+        )
+    expected = _empty(config).state_dict().keys()
+    state = model.state_dict()
+    if state.keys() != expected:
+        extra = sorted(state.keys() - expected)
+        raise ValueError(
+            f"the model is no plain base, it holds {extra[0]}; adapters.merge(model) first"
+        )
+    preprocessing = {"mean": model.mean, "std": model.std, "image_size": config.image_size}
+    metadata = {"config": asdict(config), "classes": model.classes, "preprocessing": preprocessing}
+    write_tensors(path, state, metadata)
+
+
+def load_model(path: str | Path) -> VisionTransformer:
+    """Return the model saved at `path`, or the bundled base of that name.
+
+    It is in float32 and ready for evaluation.
+
+    Raises:
+        FileNotFoundError: neither a file, nor a run's folder, nor a bundled base.
+        ValueError: no safetensors, cut short, no vitft base, or a tensor missing, unexpected or
+            of another shape.
+    """
+    path = find_base(path)
+    tensors, metadata = read_tensors(path)
+    if missing := {"config", "classes", "preprocessing"} - metadata.keys():
+        raise ValueError(f"{path} is no vitft base: its metadata lacks {sorted(missing)[0]}")
+    try:
+        config = ViTConfig(**metadata["config"])
+        classes = tuple(str(name) for name in metadata["classes"])
+        mean, std = (tuple(map(float, metadata["preprocessing"][key])) for key in ("mean", "std"))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: its metadata is not what this vitft writes ({error})") from error
+    if not len(mean) == len(std) == config.n_channels or len(classes) != config.n_classes:
+        raise ValueError(f"{path}: its class names, mean and std do not fit its config")
+    model = _empty(config)
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors or name not in expected:
+            raise ValueError(
+                f"{path} {'lacks' if name in expected else 'has an unexpected'} tensor {name}"
+            )
+        if expected[name].shape != tensors[name].shape:
+            shapes = f"{tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
+            raise ValueError(f"{path}: tensor {name} has shape {shapes}")
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"{path}: tensor {name} has values that are not finite")
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    model.load_state_dict(tensors, strict=True, assign=True)
+    model.classes, model.mean, model.std = classes, mean, std
+    return model.requires_grad_().eval()
+
+
+def find_base(name: str | Path) -> Path:
+    """Return the path of a base: `name` where it is a file, else the bundled base of that name.
+
+    Raises:
+        FileNotFoundError: neither; lists the bundled bases.
+    """
+    bundled = BUNDLED / f"{name}.safetensors"
+    for path in (Path(name), Path(name, "model.safetensors")):
+        if path.is_file():
+            return path
+    if bundled.is_file():
+        return bundled
+    known = ", ".join(sorted(path.stem for path in BUNDLED.glob("*.safetensors"))) or "none yet"
+    if Path(name, "adapter_config.json").is_file():
+        raise FileNotFoundError(f"{name} holds an adapter, no base; vitft merge makes one of it")
+    raise FileNotFoundError(
+        f"there is no base {name}: neither a file, nor a run's folder, nor a bundled base ({known})"
+    )
+
+
+def _empty(config: ViTConfig) -> VisionTransformer:
+    with torch.device("meta"):
+        return VisionTransformer(config)

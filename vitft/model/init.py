@@ -1,0 +1,91 @@
+"""How a base starts: a model in, the tensors that PyTorch's defaults leave to us set in place."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vitft.model.vit import Attention, VisionTransformer
+
+
+def article(model: VisionTransformer) -> None:
+    """Keep the tutorial's: class token and positions N(0, 1), the rest PyTorch's."""
+
+
+@torch.no_grad()
+def small(model: VisionTransformer) -> None:
+    """Class token and positions N(0, 0.02^2), usual for ViTs; the head is PyTorch's.
+
+    A head of zeros, usual too, would hold the blocks back: they get no gradient before it moves.
+    """
+    model.pos_embedding.mul_(0.02)
+    if model.cls_token is not None:
+        model.cls_token.mul_(0.02)
+
+
+@torch.no_grad()
+def sincos(model: VisionTransformer) -> None:
+    """As `small`, with positions that start as sines and cosines of row and column."""
+    small(model)
+    grid = sincos_positions(model.config.n_patches, model.config.dim)
+    model.pos_embedding[:, -model.config.n_patches :] = grid
+
+
+@torch.no_grad()
+def mimetic(model: VisionTransformer) -> None:
+    """As `sincos`, with attention that starts like a trained one's (arXiv:2305.09828, section 3).
+
+    Each head's Wq^T Wk is near 0.7 I, so that tokens attend to their likes, and Wo Wv near -0.4 I.
+    """
+    sincos(model)
+    for block in model.blocks:
+        attn = block.attn
+        assert isinstance(attn, Attention)
+        dim = attn.wq.in_features
+        n, k = attn.n_heads, dim // attn.n_heads
+        noise = torch.randn(n, dim, dim) / math.sqrt(dim)
+        u, s, vt = torch.linalg.svd(0.7 * noise + 0.7 * torch.eye(dim))  # (H, D, D)
+        root = s[:, :k, None].sqrt()
+        attn.wq.weight.copy_((root * u.mT[:, :k]).flatten(0, 1))  # (D, D), a head's rows together
+        attn.wk.weight.copy_((root * vt[:, :k]).flatten(0, 1))
+        noise = torch.randn(dim, dim) / math.sqrt(dim)
+        u, s, vt = torch.linalg.svd(0.4 * noise - 0.4 * torch.eye(dim))
+        attn.wv.weight.copy_(s.sqrt()[:, None] * vt)
+        attn.wo.weight.copy_(u * s.sqrt())
+
+
+INITS: dict[str, Callable[[VisionTransformer], None]] = {
+    "article": article,
+    "small": small,
+    "sincos": sincos,
+    "mimetic": mimetic,
+}
+
+
+def initialise(model: VisionTransformer, name: str) -> None:
+    """Set the start of a new model by name.
+
+    Raises:
+        ValueError: unknown name, or a dim that sines and cosines of rows and columns do not fill.
+    """
+    if name not in INITS:
+        raise ValueError(f"unknown init {name!r}; choose from {', '.join(INITS)}")
+    INITS[name](model)
+
+
+def sincos_positions(n_patches: int, dim: int) -> Tensor:
+    """Return positions (N, D): sine and cosine of column and row at D / 4 frequencies each.
+
+    They are MoCo v3's (arXiv:2104.02057).
+
+    Raises:
+        ValueError: `dim` is not divisible by 4.
+    """
+    if dim % 4:
+        raise ValueError(f"{dim=} is not divisible by 4, which positions by sine and cosine need")
+    place = torch.arange(math.isqrt(n_patches), dtype=torch.float32)
+    angle = place[:, None] / 10_000 ** (torch.arange(dim // 4) / (dim // 4))  # (rows, D / 4)
+    waves = torch.cat([angle.sin(), angle.cos()], dim=1)  # (rows, D / 2)
+    columns, rows = waves.expand(len(place), -1, -1), waves[:, None].expand(-1, len(place), -1)
+    return torch.cat([columns, rows], dim=2).flatten(0, 1)

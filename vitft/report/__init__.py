@@ -1,0 +1,1 @@
+"""What a run measured in, pages for a browser out."""

@@ -1,0 +1,85 @@
+"""Images and a model in; what the model's frozen first stages make of them out, computed once.
+
+Where nothing changes from one epoch to the next, an epoch then costs only the stages that train.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vitft.data.images import MAX_BYTES, Images
+from vitft.model.vit import VisionTransformer
+from vitft.training.evaluate import compute
+
+
+def n_frozen(model: VisionTransformer) -> int:
+    """Return how many of the first stages compute in training what they compute in evaluation.
+
+    They have no parameter to train and no dropout.
+    """
+    if model.config.dropout:
+        return 0
+    n_blocks = len(model.blocks)
+    stage = {"norm.": n_blocks + 1, "head.": n_blocks + 2}
+    stage |= {f"blocks.{i}.": i + 1 for i in range(n_blocks)}
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    firsts = [next((stage[s] for s in stage if name.startswith(s)), 0) for name in trained]
+    return min(firsts, default=len(model.stages()))
+
+
+def feature_bytes(model: VisionTransformer, n_stages: int) -> int:
+    """Return the bytes that the first `n_stages` make of an image, in float32."""
+    n_all = len(model.blocks) + (model.cls_token is None)  # stages that give every token
+    return 4 * model.config.dim * (model.pos_embedding.shape[1] if n_stages <= n_all else 1)
+
+
+def extract(
+    model: VisionTransformer,
+    images: Images,
+    n_stages: int,
+    *,
+    folder: Path,
+    bf16: bool = False,
+    batch_size: int = 500,
+    max_bytes: int = MAX_BYTES,
+) -> Images:
+    """Return `images` with the output of the first `n_stages` in place of pixels.
+
+    A set of over `max_bytes` lies in a memory-mapped file in `folder`, which ends with its use.
+
+    Raises:
+        OSError: that file cannot be written.
+    """
+    device = model.head.weight.device
+    was_training = model.training
+    model.eval()
+    extracted = Images(images.decode, images.labels, images.sources)
+    order, done = torch.arange(len(images)), 0
+    bar = tqdm(total=len(images), desc="frozen stages", unit=" images", disable=None)
+    for batch, _ in images.batches(order, batch_size, device):
+        features = compute(model, batch, last=n_stages, bf16=bf16)
+        if extracted.held is None:
+            shape = (len(images), *features.shape[1:])
+            extracted.held = _allocate(shape, features, folder, max_bytes)
+        extracted.held[done : done + len(batch)] = features
+        done += len(batch)
+        bar.update(len(batch))
+    bar.close()
+    model.train(was_training)
+    return extracted
+
+
+def _allocate(shape: tuple[int, ...], like: Tensor, folder: Path, max_bytes: int) -> Tensor:
+    """Return an empty tensor, in memory on the device of `like` where it fits, else in a file."""
+    size = torch.Size(shape).numel()
+    if size * like.element_size() <= max_bytes:
+        return like.new_empty(shape)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # where the disk is full, now rather than by a signal
+            os.posix_fallocate(file.fileno(), 0, size * like.element_size())
+        mapped = torch.from_file(file.name, shared=True, size=size, dtype=like.dtype)
+    return mapped.view(shape)

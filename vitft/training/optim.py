@@ -1,0 +1,105 @@
+"""Optimizers and learning-rate schedules by name: trainable parameters, options in; updates out."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vitft.training.muon import Muon
+
+OPTIMIZERS = ("adamw", "adam", "muon")
+SCHEDULES = ("cosine", "linear", "multistep", "constant")
+
+
+def build_optimizers(
+    model: nn.Module,
+    *,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    lr_factors: Mapping[str, float] | None = None,
+    recorded: bool = False,
+) -> list[torch.optim.Optimizer]:
+    """Return the optimizers that together train every parameter that requires a gradient.
+
+    Weight decay is decoupled (arXiv:1711.05101) and spares biases, norms, the class token and the
+    positions. "muon" is for the blocks' matrices and leaves the rest to AdamW. "adam" is the
+    article's: it has no weight decay.
+
+    Args:
+        lr_factors: what to multiply the learning rate of parameters by, by the last part of their
+            names, "lora_b" for all B.
+        recorded: make learning rates tensors, which a recorded step reads anew.
+
+    Raises:
+        ValueError: unknown name, nothing to train, or "adam" with weight decay.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {name!r}; choose from {', '.join(OPTIMIZERS)}")
+    if name == "adam" and weight_decay:
+        raise ValueError(f"adam has no {weight_decay=}; use --optimizer adamw, or --weight-decay 0")
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            matrix = parameter.ndim == 2 and decays(parameter)
+            hidden = name == "muon" and matrix and "blocks." in key
+            factor = (lr_factors or {}).get(key.rpartition(".")[2], 1.0)
+            groups.setdefault((hidden, decays(parameter), factor), []).append(parameter)
+    if not groups:
+        raise ValueError("nothing to train: no parameter requires a gradient")
+    optimizers: list[torch.optim.Optimizer] = []
+    for muon in (False, True):
+        own = [
+            {
+                "params": parameters,
+                "lr": torch.tensor(lr, device=parameters[0].device) if recorded else lr,
+                "weight_decay": weight_decay if decay else 0.0,
+                "lr_factor": factor,
+            }
+            for (hidden, decay, factor), parameters in groups.items()
+            if hidden is muon
+        ]
+        if own and muon:
+            optimizers.append(Muon(own, lr=lr))
+        elif own:
+            kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+            optimizers.append(kind(own, lr=lr, fused=True, capturable=recorded))
+    return optimizers
+
+
+def decays(parameter: nn.Parameter) -> bool:
+    """Return whether weight decay is for it: a matrix or a convolution's kernel, no vector."""
+    return parameter.ndim in (2, 4) and min(parameter.shape[:2]) > 1
+
+
+def lr_factor(schedule: str, progress: float, *, warmup: float) -> float:
+    """Return what to multiply the learning rate by at `progress` 0..1 through the run.
+
+    It rises linearly over the share `warmup`; then "cosine" and "linear" fall to 0, "multistep" is
+    the article's (a tenth after 80 and again after 130 of 150 epochs) and "constant" stays.
+
+    Raises:
+        ValueError: unknown schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}; choose from {', '.join(SCHEDULES)}")
+    rise = min(1.0, progress / warmup) if warmup else 1.0
+    fallen = max(0.0, progress - warmup) / (1 - warmup) if warmup < 1 else 0.0
+    factor = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * fallen)),
+        "linear": 1 - fallen,
+        "multistep": 0.1 ** ((progress >= 80 / 150) + (progress >= 130 / 150)),
+        "constant": 1.0,
+    }[schedule]
+    return rise * factor
+
+
+def set_lr(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
+    """Give every parameter group the learning rate `lr` times its `lr_factor`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr * group["lr_factor"])
+            else:
+                group["lr"] = lr * group["lr_factor"]

@@ -1,0 +1,60 @@
+"""How to train: every choice that the training loop follows, checked when it is made."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vitft.data.augment import Augmentation
+from vitft.training.optim import lr_factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to train.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    optimizer: str = "adamw"
+    # what to multiply the rate by, for parameters by the last part of their names
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
+    schedule: str = "cosine"
+    warmup: float = 0.05  # share of the run over which the learning rate rises
+    clip: float = 1.0  # largest norm of the gradient; 0: any
+    label_smoothing: float = 0.0
+    sizes: tuple[tuple[int, float], ...] = ()  # (image size, share of the epochs), then in full
+    augmentation: Augmentation = Augmentation()
+    n_cached: int = 0  # so many of the model's first stages are computed once, see `features`
+    compiled: bool = False  # compile the model's stages and what augments
+    recorded: bool = False  # record a step and replay it, on CUDA
+    bf16: bool = False  # compute in bfloat16; the weights stay float32
+    seed: int = 0
+    save_seconds: float = 60.0  # between saved states
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} is not positive")
+        for name in ("weight_decay", "clip", "save_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} is negative; 0 switches it off")
+        for name in ("warmup", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not in 0 <= {name} < 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} is not in 0 <= seed < 2**32")
+        lr_factor(self.schedule, 0, warmup=self.warmup)
+
+    def image_size(self, epoch: int, full: int) -> int:
+        """Return the side of the images to train on in this epoch, where they are `full` pixels."""
+        done = 0.0
+        for size, share in self.sizes:
+            done += share * self.epochs
+            if epoch < min(round(done), self.epochs - 1):  # the last epoch is always in full
+                return size
+        return full
