@@ -16,8 +16,8 @@ from recipes.evaluate import ModelOptions, open_model
 from recipes.shared.options import pick_device
 from vitft.command import options as cli
 from vitft.command.options import option
-from vitft.data.images import read_image, to_tensor
-from vitft.data.sources import find_images
+from vitft.data.folders import find_images
+from vitft.data.preprocess import read_image, to_tensor
 from vitft.model.checkpoint import load_model
 from vitft.training.cores import in_parts
 

@@ -12,11 +12,12 @@ from recipes.shared.runs import check_run, locked
 from recipes.shared.training import finish, make_splits, say, train
 from vitft.command import options as cli
 from vitft.command.options import option
-from vitft.data.images import channel_statistics
 from vitft.data.sources import load_data
+from vitft.data.split import channel_statistics
 from vitft.model.checkpoint import save_model
+from vitft.model.config import ViTConfig
 from vitft.model.init import INITS, initialise
-from vitft.model.vit import VisionTransformer, ViTConfig
+from vitft.model.vit import VisionTransformer
 
 PRESETS: dict[str, dict[str, Any]] = {
     # flips and shifts; for few epochs

@@ -16,7 +16,8 @@ from PIL import Image
 
 from vitft.command.cli import main
 from vitft.data.sources import import_torchvision
-from vitft.model.vit import VisionTransformer, ViTConfig
+from vitft.model.config import ViTConfig
+from vitft.model.vit import VisionTransformer
 
 import_torchvision()  # before PEFT does, which gives up where the operators do not fit
 

@@ -28,8 +28,10 @@ def test_adapters_stands_alone() -> None:
 
 
 def test_vitft_knows_neither_adapters_nor_recipes() -> None:
-    names = [path.stem for path in Path(vitft.__file__).parent.glob("*.py") if path.stem[0] != "_"]
-    found = loaded_after("import " + ", ".join(f"vitft.{name}" for name in names))
+    home = Path(vitft.__file__).parents[1]
+    paths = [path.relative_to(home).with_suffix("") for path in home.glob("vitft/**/*.py")]
+    names = [".".join(path.parts) for path in paths if path.stem[0] != "_"]
+    found = loaded_after("import " + ", ".join(names))
     assert not found & {"adapters", "recipes", "torchvision", "matplotlib"}
 
 

@@ -10,13 +10,14 @@ from vitft.version import __version__
 
 if TYPE_CHECKING:
     from vitft.model.checkpoint import load_model, save_model
-    from vitft.model.vit import VisionTransformer, ViTConfig
+    from vitft.model.config import ViTConfig
+    from vitft.model.vit import VisionTransformer
 
 __all__ = ["VisionTransformer", "ViTConfig", "__version__", "load_model", "save_model"]
 
 _HOME = {
     "VisionTransformer": "model.vit",
-    "ViTConfig": "model.vit",
+    "ViTConfig": "model.config",
     "load_model": "model.checkpoint",
     "save_model": "model.checkpoint",
 }

@@ -13,8 +13,9 @@ import torch
 
 from recipes.shared.options import TrainOptions, pick_compile
 from recipes.shared.runs import start_run, written
-from vitft.data.images import Images, limit, split
+from vitft.data.images import Images
 from vitft.data.sources import ImageSet
+from vitft.data.split import limit, split
 from vitft.files import write_json
 from vitft.model.vit import VisionTransformer
 from vitft.report.run import write_report

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from adapters import METHODS, inject
 from adapters.methods.lokr import factorise
 from tests.adapters.toy import X, adapted, config, toy
-from vitft.model.vit import VisionTransformer, ViTConfig
+from vitft.model.config import ViTConfig
+from vitft.model.vit import VisionTransformer
 
 D, H, L, R, P, M = 256, 512, 6, 8, 10, 64  # widths, blocks, rank, prompts, bottleneck
 COUNTS = {  # trained numbers in the article's ViT, by the papers' formulas

@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 
 from tests.conftest import paint
-from vitft.data.images import Images, channel_statistics, limit, read_image, split, to_tensor
+from vitft.data.images import Images
+from vitft.data.preprocess import read_image, to_tensor
+from vitft.data.split import channel_statistics, limit, split
 
 CPU = torch.device("cpu")
 fit = partial(to_tensor, image_size=8, n_channels=3)

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from vitft.model.config import ViTConfig
 from vitft.model.init import INITS, initialise, sincos_positions
-from vitft.model.vit import Attention, VisionTransformer, ViTConfig
+from vitft.model.vit import Attention, VisionTransformer
 
 
 @pytest.mark.parametrize("name", INITS)

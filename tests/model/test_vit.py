@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from tests.conftest import TINY
 from vitft import load_model, save_model
-from vitft.model.vit import VisionTransformer, ViTConfig
+from vitft.model.config import ViTConfig
+from vitft.model.vit import VisionTransformer
 
 
 def reference(state: dict[str, Tensor], config: ViTConfig, image: Tensor) -> Tensor:

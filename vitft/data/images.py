@@ -1,4 +1,4 @@
-"""Labelled images as uint8 (n, C, height, width): read, held or streamed, split and batched."""
+"""Labelled images as uint8 (n, C, height, width): read, held or streamed, and batched."""
 
 import hashlib
 import json
@@ -7,62 +7,12 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-BROKEN = (UnidentifiedImageError, Image.DecompressionBombError, OverflowError, MemoryError)
-MODES = {1: "L", 3: "RGB"}  # of Pillow, by number of channels
 MAX_BYTES = 4 * 2**30  # a set larger than this is streamed
-
-
-def to_tensor(image: Image.Image, *, image_size: int, n_channels: int) -> Tensor:
-    """Return an image as uint8 (n_channels, image_size, image_size).
-
-    It is turned upright, scaled to cover the square and cut at the centre.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        image = _eight_bits(image)
-    image = image.convert(MODES[n_channels])
-    if image.size != (image_size, image_size):
-        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(image_size, image_size, n_channels).permute(2, 0, 1).contiguous()
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Return a grey image of 16 or 32 bits or of floats, which Pillow would clip at 255, in 8 bits.
-
-    Raises:
-        ValueError: its values are neither those of 8 or 16 bits nor in 0..1.
-    """
-    low, high = (float(value) for value in image.getextrema())  # type: ignore[arg-type]
-    deep = image.mode.startswith("I;16") or high > 255
-    scale = 1 / 256 if deep else 255 if image.mode == "F" and high <= 1 else 1
-    if not 0 <= low <= high < 65536:
-        raise ValueError(f"its values, {low:g} to {high:g}, are not those of 8 or 16 bits")
-    image = image if image.mode == "F" else image.convert("I")
-    return image.point(lambda value: value * scale + 0).convert("L")
-
-
-def read_image(path: str | Path, fit: Callable[[Image.Image], Tensor]) -> Tensor:
-    """Return the image file at `path` through `fit`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no image, or a broken one.
-    """
-    try:
-        with Image.open(path) as image:
-            return fit(image)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no image {path}") from None
-    except (*BROKEN, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} is no readable image ({error}); mend or remove it") from error
 
 
 @dataclass(frozen=True)
@@ -177,81 +127,3 @@ class Images:
             error.with_traceback(None)  # which holds the loader, and so its workers
         if failure is not None:
             raise ValueError(failure)
-
-
-def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images]:
-    """Return training and validation images, the latter `fraction` of each class, in whole sources.
-
-    Sources too large for that, more than twice what is wanted, train; where all are, the smallest
-    validates. A class of a single source is split by image; a class of a single image stays in
-    training.
-
-    Raises:
-        ValueError: `fraction` is not in 0 <= fraction < 1.
-    """
-    if not 0 <= fraction < 1:
-        raise ValueError(
-            f"val_fraction={fraction} is not in 0 <= val_fraction < 1; 0 trains on every image"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    train: list[int] = []
-    validation: list[int] = []
-    for label in images.labels.unique().tolist():
-        groups: dict[str, list[int]] = {}
-        for i in (images.labels == label).nonzero().flatten().tolist():
-            groups.setdefault(images.sources[i], []).append(i)
-        if len(groups) == 1:
-            groups = {str(i): [i] for group in groups.values() for i in group}
-        wanted = fraction * sum(map(len, groups.values()))
-        members = list(groups.values())
-        order = [members[i] for i in torch.randperm(len(members), generator=generator).tolist()]
-        taken = _choose([len(group) for group in order], wanted)
-        for place, group in enumerate(order):
-            (validation if place in taken else train).extend(group)
-    return images.subset(torch.tensor(sorted(train))), images.subset(
-        torch.tensor(sorted(validation)).long()
-    )
-
-
-def _choose(sizes: Sequence[int], wanted: float) -> set[int]:
-    """Return the places of sizes that sum up to `wanted`, or to little more, but never of all."""
-    chosen, total = set[int](), 0
-    for place, size in enumerate(sizes[:-1]):
-        if total < wanted and total + size <= 2 * wanted:
-            chosen.add(place)
-            total += size
-    if wanted and not chosen and len(sizes) > 1:
-        chosen.add(min(range(len(sizes)), key=sizes.__getitem__))
-    return chosen
-
-
-def limit(images: Images, n: int, *, seed: int) -> Images:
-    """Return `n` of the images, drawn at random with as equal a number from each class as there is.
-
-    Raises:
-        ValueError: `n` is not positive.
-    """
-    if n < 1:
-        raise ValueError(f"limit={n} is not positive; leave it out to train on every image")
-    shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    labels = images.labels.cpu()[shuffled]
-    rank_in_class = torch.zeros_like(labels)
-    for label in labels.unique():
-        rank_in_class[labels == label] = torch.arange(int((labels == label).sum()))
-    chosen = shuffled[rank_in_class.sort(stable=True).indices[:n]]
-    return images.subset(chosen.sort().values)
-
-
-def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return each channel's mean and standard deviation, pixels in 0..1, over <= 50,000 images."""
-    order = torch.arange(len(images))[:: len(images) // 50_000 + 1]
-    total, squares, n_pixels = torch.zeros(1), torch.zeros(1), 0
-    for batch, _ in images.batches(order, 1000, torch.device("cpu")):
-        pixels = batch.cpu().transpose(0, 1).flatten(1).double() / 255  # (C, B * height * width)
-        total, squares = total + pixels.sum(dim=1), squares + pixels.square().sum(dim=1)
-        n_pixels += pixels.shape[1]
-    mean = total / n_pixels
-    std = (squares / n_pixels - mean.square()).clamp(min=1e-6).sqrt()
-    return tuple(round(value, 4) for value in mean.tolist()), tuple(
-        round(value, 4) for value in std.tolist()
-    )

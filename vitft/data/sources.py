@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitft.data.images import MODES, Images, read_image, to_tensor
+from vitft.data.folders import load_folder, source_of
+from vitft.data.images import Images
+from vitft.data.preprocess import MODES, to_tensor
 from vitft.data.shapes import CLASSES as DRAWN
 from vitft.data.shapes import draw
 
 N_DRAWN = {"train": 6000, "test": 2000}
-SUFFIXES = {".bmp", ".gif", ".jfif", ".jpeg", ".jpg"}
-SUFFIXES |= {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 # name -> (class in torchvision.datasets, arguments for the training split, for the test split)
 DATASETS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -84,8 +83,8 @@ def load_data(data: str, *, image_size: int = 32, n_channels: int = 3) -> ImageS
     if not Path(data).is_dir():
         known = ", ".join([*DRAWN, *DATASETS])
         raise ValueError(f"unknown data set {data}: neither a folder nor one of {known}")
-    classes, train = _load_folder(Path(data, "train"), fit)
-    test_classes, test = _load_folder(Path(data, "test"), fit)
+    classes, train = load_folder(Path(data, "train"), fit)
+    test_classes, test = load_folder(Path(data, "test"), fit)
     if only := sorted(set(classes) ^ set(test_classes)):
         where = "train" if only[0] in classes else "test"
         raise ValueError(
@@ -100,15 +99,6 @@ def data_folder() -> Path:
     from platformdirs import user_cache_path
 
     return Path(os.environ.get("VITFT_DATA") or user_cache_path("vitft"))
-
-
-@dataclass(frozen=True)
-class _Files:
-    paths: list[Path]
-    fit: Callable[[Image.Image], Tensor]
-
-    def __call__(self, i: int) -> Tensor:
-        return read_image(self.paths[i], self.fit)
 
 
 @dataclass(frozen=True)
@@ -137,47 +127,6 @@ def _load_drawn(name: str, fit: Callable[[Image.Image], Tensor]) -> ImageSet:
     return ImageSet(name, DRAWN[name], images(0, N_DRAWN["train"]), images(1, N_DRAWN["test"]))
 
 
-def _load_folder(
-    folder: Path, fit: Callable[[Image.Image], Tensor]
-) -> tuple[tuple[str, ...], Images]:
-    classes = sorted(
-        path.name for path in folder.glob("*") if path.is_dir() and path.name[0] != "."
-    )
-    paths, labels, sources = [], [], []
-    for label, name in enumerate(classes):
-        found = find_images(Path(folder, name))
-        if not found:
-            raise ValueError(
-                f"{folder / name} holds no images; remove the folder or put images into it"
-            )
-        for path in found:
-            paths.append(path)
-            labels.append(label)
-            sources.append(_source(path))
-    if not paths:
-        raise ValueError(
-            f"{folder} holds no images; put them into {folder}/CLASS/, a folder for each class"
-        )
-    return tuple(classes), Images(_Files(paths, fit), torch.tensor(labels), sources)
-
-
-def find_images(folder: Path) -> list[Path]:
-    """Return the image files in and below a folder, sorted, none that is hidden."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-
-
-def _source(path: Path) -> str:
-    """Return what an image was cut from: TRACK for a file called TRACK_FRAME, else the file."""
-    track = re.fullmatch(r"(.*\d)_\d+", path.stem)
-    return f"{path.parent}/{track[1] if track else path.stem}"
-
-
 def _load_torchvision(name: str, fit: Callable[[Image.Image], Tensor]) -> ImageSet:
     class_name, *splits = DATASETS[name]
     root = data_folder() / name
@@ -188,7 +137,7 @@ def _load_torchvision(name: str, fit: Callable[[Image.Image], Tensor]) -> ImageS
     names = getattr(train, "classes", None) or range(int(labels[0].max()) + 1)
     classes = tuple(str(name if isinstance(name, (str, int)) else name[0]) for name in names)
     samples = getattr(train, "_samples", None) or ()
-    sources = [_source(Path(path)) for path, _ in samples if isinstance(path, (str, Path))]
+    sources = [source_of(Path(path)) for path, _ in samples if isinstance(path, (str, Path))]
     images = Images(_Items(train, fit), labels[0], sources)
     return ImageSet(name, classes, images, Images(_Items(test, fit), labels[1]))
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from vitft.files import read_tensors, write_tensors
-from vitft.model.vit import VisionTransformer, ViTConfig
+from vitft.model.config import ViTConfig
+from vitft.model.vit import VisionTransformer
 
 BUNDLED = Path(__file__).parents[1] / "bases"
 

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vitft.report.run import COOL, GREY, LOOK, WARM, svg, write_page
+from vitft.report.page import COOL, GREY, LOOK, WARM, svg, write_page
 
 COLOURS = (COOL, WARM, "#2f9e6e", "#a05cd5", "#c2a01c", "#d04a78", "#4aa3b5", GREY)
 

@@ -1,0 +1,85 @@
+"""Labelled images in; training and validation, fewer of them, and their statistics out."""
+
+from collections.abc import Sequence
+
+import torch
+
+from vitft.data.images import Images
+
+
+def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images]:
+    """Return training and validation images, the latter `fraction` of each class, in whole sources.
+
+    Sources too large for that, more than twice what is wanted, train; where all are, the smallest
+    validates. A class of a single source is split by image; a class of a single image stays in
+    training.
+
+    Raises:
+        ValueError: `fraction` is not in 0 <= fraction < 1.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(
+            f"val_fraction={fraction} is not in 0 <= val_fraction < 1; 0 trains on every image"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    train: list[int] = []
+    validation: list[int] = []
+    for label in images.labels.unique().tolist():
+        groups: dict[str, list[int]] = {}
+        for i in (images.labels == label).nonzero().flatten().tolist():
+            groups.setdefault(images.sources[i], []).append(i)
+        if len(groups) == 1:
+            groups = {str(i): [i] for group in groups.values() for i in group}
+        wanted = fraction * sum(map(len, groups.values()))
+        members = list(groups.values())
+        order = [members[i] for i in torch.randperm(len(members), generator=generator).tolist()]
+        taken = _choose([len(group) for group in order], wanted)
+        for place, group in enumerate(order):
+            (validation if place in taken else train).extend(group)
+    return images.subset(torch.tensor(sorted(train))), images.subset(
+        torch.tensor(sorted(validation)).long()
+    )
+
+
+def _choose(sizes: Sequence[int], wanted: float) -> set[int]:
+    """Return the places of sizes that sum up to `wanted`, or to little more, but never of all."""
+    chosen, total = set[int](), 0
+    for place, size in enumerate(sizes[:-1]):
+        if total < wanted and total + size <= 2 * wanted:
+            chosen.add(place)
+            total += size
+    if wanted and not chosen and len(sizes) > 1:
+        chosen.add(min(range(len(sizes)), key=sizes.__getitem__))
+    return chosen
+
+
+def limit(images: Images, n: int, *, seed: int) -> Images:
+    """Return `n` of the images, drawn at random with as equal a number from each class as there is.
+
+    Raises:
+        ValueError: `n` is not positive.
+    """
+    if n < 1:
+        raise ValueError(f"limit={n} is not positive; leave it out to train on every image")
+    shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    labels = images.labels.cpu()[shuffled]
+    rank_in_class = torch.zeros_like(labels)
+    for label in labels.unique():
+        rank_in_class[labels == label] = torch.arange(int((labels == label).sum()))
+    chosen = shuffled[rank_in_class.sort(stable=True).indices[:n]]
+    return images.subset(chosen.sort().values)
+
+
+def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return each channel's mean and standard deviation, pixels in 0..1, over <= 50,000 images."""
+    order = torch.arange(len(images))[:: len(images) // 50_000 + 1]
+    total, squares, n_pixels = torch.zeros(1), torch.zeros(1), 0
+    for batch, _ in images.batches(order, 1000, torch.device("cpu")):
+        pixels = batch.cpu().transpose(0, 1).flatten(1).double() / 255  # (C, B * height * width)
+        total, squares = total + pixels.sum(dim=1), squares + pixels.square().sum(dim=1)
+        n_pixels += pixels.shape[1]
+    mean = total / n_pixels
+    std = (squares / n_pixels - mean.square()).clamp(min=1e-6).sqrt()
+    return tuple(round(value, 4) for value in mean.tolist()), tuple(
+        round(value, 4) for value in std.tolist()
+    )

@@ -1,0 +1,58 @@
+"""A title and HTML in, a page that needs nothing else out; and the look that its pictures share.
+
+Matplotlib draws the pictures, which are inline SVG with text left as text: the reader's browser has
+the fonts, and its light or dark mode the colours.
+"""
+
+import io
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitft.files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COOL, WARM, GREY = "#3b7de0", "#e5641b", "#808890"  # GREY is replaced by the page's own grey
+LOOK = {  # matplotlib's
+    **dict.fromkeys(("text.color", "xtick.color", "ytick.color", "grid.color"), GREY),
+    **{"xtick.major.size": 0, "ytick.major.size": 0, "axes.edgecolor": "none", "grid.alpha": 0.3},
+    **{"savefig.bbox": "tight", "savefig.pad_inches": 0.04, "savefig.transparent": True},
+    **{"font.size": 9, "text.parse_math": False, "figure.constrained_layout.wspace": 0.06},
+    **{"svg.fonttype": "none", "svg.hashsalt": "vitft"},
+}
+STYLE = """
+:root { color-scheme: light dark; background: light-dark(#fff, #14171c) }
+body { max-width: 1080px; margin: 40px auto; padding: 0 24px; overflow-wrap: anywhere;
+  font: 15px/1.5 system-ui, sans-serif; color: light-dark(#1c2128, #e4e8ed) }
+h2 { margin: 44px 0 8px; font-size: 19px } p { margin: 0 0 16px } figure, dd { margin: 0 }
+p, dt, svg { color: light-dark(#66707c, #97a1ad) } figcaption { font-size: 13px }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(var(--w), 1fr)); gap: 14px }
+.panel { padding: 14px 18px; border-radius: 10px; overflow-x: auto;
+  background: light-dark(#f2f4f7, #1e2229) } .grid svg { width: 100%; height: auto }
+.panel strong { display: block; font-size: 25px } dd { white-space: pre-line }
+dl { columns: 400px; column-gap: 40px } dt { flex: 0 0 150px }
+dl div { display: flex; gap: 12px; break-inside: avoid; padding: 3px 0 }
+svg { display: block; margin: auto; overflow: visible } text { font-family: inherit !important }
+table { border-collapse: collapse; font-size: 14px } th { text-align: left; font-weight: 600 }
+td, th { padding: 4px 18px 4px 0; border-bottom: 1px solid light-dark(#e3e7ec, #2b313a);
+  white-space: nowrap } .number { text-align: right; font-variant-numeric: tabular-nums }
+img { width: 96px; height: 96px; object-fit: contain; image-rendering: pixelated }
+"""
+
+
+def svg(figure: "Figure") -> str:
+    """Return the figure as an SVG element, always the same for the same content."""
+    file, nothing = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", metadata=nothing)
+    text = file.getvalue()
+    return text[text.index("<svg") :].replace(GREY, "currentColor")
+
+
+def write_page(path: Path, title: str, body: str) -> None:
+    """Write HTML that needs nothing else, replacing `path` at once or not at all."""
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>"
+    page = f'<!DOCTYPE html><html lang="en">{head}{body}</html>\n'
+    write_bytes(path, page.encode(errors="replace"))

@@ -1,0 +1,117 @@
+"""A run's history and test predictions in, panels of HTML with inline pictures out."""
+
+import base64
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+
+import torch
+from torch import Tensor
+
+from vitft.report.page import COOL, GREY, WARM, svg
+
+N_MISTAKES, N_CLASSES = 24, 100  # thumbnails and classes shown at most
+CHARTS = {("train_loss", "val_loss"): ".4g", ("val_accuracy",): ".1%", ("lr",): ".4g"}  # of history
+
+
+def curves(history: Sequence[Mapping[str, float | None]]) -> str:
+    """Return a panel a chart: the last values in words, the whole course as lines."""
+    from matplotlib.figure import Figure
+
+    panels = ""
+    for keys, form in CHARTS.items():
+        figure, legend = Figure(figsize=(3, 1.9), layout="constrained"), ""
+        axes = figure.subplots()
+        for key in keys:
+            points = [(row["epoch"], y) for row in history if (y := row.get(key)) is not None]
+            if points:
+                colour, name = COOL if key.startswith("val") else WARM, key.replace("_", " ")
+                mark = "o" if len(points) < 20 else None  # a line needs two points, a mark one
+                axes.plot(*zip(*points, strict=True), color=colour, marker=mark, markersize=4)
+                legend += f'<b style="color: {colour}">{name}</b> {points[-1][1]:{form}}&emsp;'
+        axes.grid(axis="y")
+        axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+        axes.locator_params(axis="y", nbins=5)
+        axes.yaxis.set_major_formatter(f"{{x:{form}}}")
+        panels += f'<div class="panel">{legend}{svg(figure)}</div>' if legend else ""
+    return f'<h2>Training</h2><div class="grid" style="--w: 300px">{panels}</div>' * bool(panels)
+
+
+def confusion(classes: Sequence[str], counts: Tensor) -> str:
+    """Draw counts (n_classes, n_classes), row true and column predicted."""
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+
+    n, side = len(classes), min(0.42 * len(classes), 9)  # inches
+    figure = Figure(figsize=(side, side))
+    axes = figure.add_axes((0, 0, 1, 1))  # the names lie outside, where savefig.bbox makes room
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    depth = shares.sqrt().clamp(min=0.15) * (counts > 0)
+    colours = torch.tensor([to_rgb(WARM), to_rgb(COOL)])[torch.eye(n, dtype=torch.long)]
+    axes.imshow(torch.cat((colours, depth[..., None]), dim=-1).numpy(), interpolation="none")
+    for i, j in counts.nonzero().tolist() if n <= 20 else ():
+        colour = "white" if depth[i, j] > 0.7 else GREY
+        axes.text(j, i, str(int(counts[i, j])), color=colour, ha="center", va="center")
+    shown, tilt = range(0, n, math.ceil(n / N_CLASSES)), 45 if n <= 50 else 90
+    names, edges = [classes[i] for i in shown], [i - 0.5 for i in (*shown, n)]
+    axes.set_yticks(shown, names)
+    axes.set_xticks(shown, names, rotation=tilt, rotation_mode="anchor", ha="right", va="center")
+    axes.tick_params(labelsize=min(9, max(6.5, 72 * side / n)))
+    for rule in (axes.hlines, axes.vlines):
+        rule(edges, -0.5, n - 0.5, color=GREY, alpha=0.3, linewidth=0.5)
+    return (
+        "<h2>Confusions</h2><p>A row is a true class, a column a predicted one; the deeper a cell, "
+        f'the larger its share of the row (square root).</p><div class="panel">{svg(figure)}</div>'
+    )
+
+
+def per_class(classes: Sequence[str], counts: Tensor) -> str:
+    """Draw a bar a class, the hardest first, from counts (n_classes, n_classes)."""
+    from matplotlib.figure import Figure
+
+    totals, shares = counts.sum(1), counts.diagonal() / counts.sum(1).clamp(min=1)
+    order = torch.where(totals > 0, shares, 2).argsort(stable=True)[:N_CLASSES]
+    height = math.ceil(len(order) / 2)
+    figure = Figure(figsize=(10.7, 0.24 * height + 0.1), layout="constrained")
+    for axes, some in zip(figure.subplots(1, 2), (order[:height], order[height:]), strict=True):
+        found = zip(shares[some].tolist(), totals[some].tolist(), strict=True)
+        texts = [f"{share:.1%} of {n:,}" if n else "no test image" for share, n in found]
+        behind = axes.barh(range(len(some)), 1, 0.4, color=GREY, alpha=0.25)
+        axes.bar_label(behind, texts, padding=5)
+        axes.barh(range(len(some)), shares[some].numpy(), 0.4, color=COOL)
+        axes.set_yticks(range(len(some)), [classes[i] for i in some])
+        axes.set(xticks=(), xlim=(0, 1), ylim=(height - 0.5, -0.5))
+    which = "each class" if len(order) == len(classes) else f"the {len(order)} hardest classes"
+    return f'<h2>Accuracy of {which}</h2><div class="panel">{svg(figure)}</div>'
+
+
+def _png(image: Tensor) -> str:
+    """Return an image, uint8 (C, height, width), grey or colour, as the data URL of a small PNG."""
+    from PIL import Image
+
+    pixels = image[:3].permute(1, 2, 0) if len(image) >= 3 else image[0]
+    picture, file = Image.fromarray(pixels.cpu().contiguous().numpy()), io.BytesIO()
+    picture.thumbnail((96, 96))  # larger than the page shows would only weigh
+    picture.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def mistakes(
+    classes: Sequence[str], image: Callable[[int], Tensor], labels: Tensor, probabilities: Tensor
+) -> str:
+    """Return the misclassified images that the model was surest of."""
+    sure, predicted = probabilities.max(1)
+    wrong = (predicted != labels).nonzero().flatten()
+    if not len(wrong):
+        return f"<h2>Mistakes</h2><p>None among {len(labels):,} test images.</p>"
+    figures = ""
+    for i in wrong[sure[wrong].argsort(descending=True, stable=True)][:N_MISTAKES].tolist():
+        names = f"{classes[int(labels[i])]} → {classes[int(predicted[i])]}"
+        figures += f'<figure><img src="{_png(image(i))}" alt="">'
+        figures += f"<figcaption>{escape(names)} {float(sure[i]):.0%}</figcaption></figure>"
+    return (
+        f"<h2>The surest mistakes</h2><p>{len(wrong):,} of {len(labels):,} test images are wrongly "
+        "classified; shown as true → predicted class, with the probability of the latter.</p>"
+        f'<div class="grid" style="--w: 124px">{figures}</div>'
+    )
