@@ -20,8 +20,10 @@ from benchmarks.results import medians, table, write_result
 from vitft import VisionTransformer, ViTConfig
 from vitft.data.images import Images
 from vitft.data.sources import import_torchvision
-from vitft.training.loop import Fit
+from vitft.training.loop import synchronize
 from vitft.training.plan import Plan
+from vitft.training.run import Run
+from vitft.training.step import Step
 
 import_torchvision()  # before PEFT does, which gives up where the operators do not fit
 import peft  # noqa: E402
@@ -106,15 +108,17 @@ def looper(model: torch.nn.Module, device: str, batch_size: int, bf16: bool) -> 
         recorded=device == "cuda",
     )
     assert isinstance(model, VisionTransformer)
-    fit = Fit(model.to(device).train(), none, none, plan, Path(tempfile.gettempdir()))
+    run = Run(model.to(device).train(), none, none, plan, Path(tempfile.gettempdir()))
+    run.steps_per_epoch = 1000
+    take = Step([run], lambda models: models[0])
     images = torch.randn(batch_size, 3, 32, 32, device=device)
     targets = F.one_hot(torch.randint(10, (batch_size,), device=device), 10).float()
 
     def step() -> float:
         started = time.perf_counter()
-        fit.set_lr()
-        fit.learn(images, targets)
-        fit.synchronize()
+        run.set_lr()
+        take.learn(images, targets)
+        synchronize(run.device)
         return (time.perf_counter() - started) * 1000
 
     return step

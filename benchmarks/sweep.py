@@ -7,7 +7,7 @@ ordinary steps. Ranks and learning rates differ, as in a sweep.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,11 +18,12 @@ from torch import Tensor
 
 import adapters
 from benchmarks.results import medians, table, write_result
-from vitft import load_model
+from vitft import VisionTransformer, load_model
 from vitft.data.images import Images
-from vitft.training.lockstep import Lockstep
-from vitft.training.loop import Fit
+from vitft.training.loop import synchronize
 from vitft.training.plan import Plan
+from vitft.training.run import Run
+from vitft.training.step import Step
 
 WAYS = ("together", "one by one")
 COLUMNS = {"batch_size": "", "layers": "", "together": ".2f", "one by one": ".2f", "ratio": ".3f"}
@@ -30,23 +31,27 @@ COLUMNS = {"batch_size": "", "layers": "", "together": ".2f", "one by one": ".2f
 
 def members(
     base: str, layers: tuple[int, ...], n: int, batch_size: int, device: str, folder: Path
-) -> tuple[Lockstep, tuple[Tensor, Tensor]]:
-    """Return runs of `n` adapters of one seed, ready to step, and their batch."""
+) -> tuple[dict[str, list[Step]], tuple[Tensor, Tensor]]:
+    """Return the steps of `n` adapters of one seed, together and one by one, and their batch."""
     plain = load_model(base).to(device)
     size = plain.config.image_size
     pixels = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8)
     labels = torch.randint(0, len(plain.classes), (batch_size,))
     pixels, labels = pixels.to(device), labels.to(device)
     images = Images(lambda i: pixels[i], labels).to(torch.device(device))
-    fits = []
+    runs = []
     for i in range(n):
         model = adapters.shared_copy(plain)
         config = adapters.LoRAConfig(rank=(2, 4, 8, 16)[i % 4], layers=layers)
         adapters.inject(model, config, trainable=("head",))
         plan = Plan(epochs=1, batch_size=batch_size, lr=1e-3 * 3 ** -(i // 4), weight_decay=0.0)
-        fits.append(Fit(model, images, images, plan, folder))
-        fits[-1].model.train()
-    steps = Lockstep(fits, lambda models: adapters.together(plain, models))
+        runs.append(Run(model.train(), images, images, plan, folder))
+        runs[-1].steps_per_epoch = 1000
+
+    def join(models: list[VisionTransformer]) -> VisionTransformer:
+        return adapters.together(plain, models)
+
+    steps = {"together": [Step(runs, join)], "one by one": [Step([run], join) for run in runs]}
     return steps, (pixels, labels)
 
 
@@ -62,7 +67,9 @@ def main(base: str, n: int, batch_sizes: str, rounds: int, device: str) -> None:
     for batch_size, layers in product(map(int, batch_sizes.split(",")), ((), (4, 5))):
         with TemporaryDirectory() as folder:
             steps, pair = members(base, layers, n, batch_size, device, Path(folder))
-            times = medians({name: timer(steps, pair, name) for name in WAYS}, rounds)
+            times = medians(
+                {name: timer(some, pair, device) for name, some in steps.items()}, rounds
+            )
         ratio = times["together"] / times["one by one"]
         row = {"batch_size": batch_size, "layers": ",".join(map(str, layers)) or "all"}
         rows.append(row | times | {"ratio": ratio})
@@ -71,17 +78,14 @@ def main(base: str, n: int, batch_sizes: str, rounds: int, device: str) -> None:
     click.echo(f"{table(rows, COLUMNS)}\n\n{path}")
 
 
-def timer(steps: Lockstep, pair: tuple[Tensor, Tensor], way: str) -> Callable[[], float]:
-    """Return a function that takes a step with every adapter and tells the seconds."""
+def timer(steps: Sequence[Step], batch: tuple[Tensor, Tensor], device: str) -> Callable[[], float]:
+    """Return a function that takes the steps and returns the seconds."""
 
     def timed() -> float:
         started = time.perf_counter()
-        if way == "together":
-            steps.train_step([pair])
-        else:
-            for fit in steps.fits:
-                fit.train_step(*pair)
-        steps.fits[0].synchronize()
+        for step in steps:
+            step([batch])
+        synchronize(torch.device(device))
         return time.perf_counter() - started
 
     return timed

@@ -22,8 +22,9 @@ from benchmarks.results import table, write_result
 from vitft import VisionTransformer, ViTConfig
 from vitft.data.augment import Augmentation
 from vitft.data.images import Images
-from vitft.training.loop import Fit
+from vitft.training.loop import train
 from vitft.training.plan import Plan
+from vitft.training.run import Run
 
 COLUMNS = {"loop": "", "batch_size": "", "images_per_second": ",.0f", "mfu": ".1%"}
 
@@ -74,8 +75,8 @@ def vitft(
     )
     with tempfile.TemporaryDirectory() as folder:
         none = images.subset(torch.arange(0))
-        history = Fit(model, images, none, plan, Path(folder)).run()
-    return float(history[-1]["images_per_second"])
+        train(run := Run(model, images, none, plan, Path(folder)))
+    return float(run.history[-1]["images_per_second"])
 
 
 def check_recorded() -> float:
@@ -90,7 +91,7 @@ def check_recorded() -> float:
         same: dict[str, Any] = {"epochs": 4, "batch_size": 64, "lr": 1e-3, "weight_decay": 0.05}
         plan = Plan(**same, optimizer="muon", recorded=recorded, save_seconds=0)
         with tempfile.TemporaryDirectory() as folder:
-            Fit(model, images, images.subset(torch.arange(0)), plan, Path(folder)).run()
+            train(Run(model, images, images.subset(torch.arange(0)), plan, Path(folder)))
         weights.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach())
     return float((weights[1] - weights[0]).norm() / (weights[0] - start).norm())
 

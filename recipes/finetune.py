@@ -32,8 +32,8 @@ from vitft.data.sources import load_data
 from vitft.model.checkpoint import find_base, load_model, save_model
 from vitft.model.vit import VisionTransformer
 from vitft.training.features import feature_bytes, n_frozen
-from vitft.training.loop import Fit
 from vitft.training.plan import Plan
+from vitft.training.run import Run
 
 PRESETS: dict[str, dict[str, Any]] = {"default": {}}
 CACHED_BYTES = 2**30  # of features, unless more is asked for
@@ -108,8 +108,8 @@ def finetune(options: CommonOptions) -> dict[str, Any]:
         )
         n_images = len(splits.train) + len(splits.validation)
         plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
-        fit = train(model, splits, plan, options, folder, [fingerprint])
-        return finish(fit, splits, options, folder, save_trained(fit, options, folder))
+        run = train(model, splits, plan, options, folder, [fingerprint])
+        return finish(run, splits, options, folder, save_trained(run, options, folder))
 
 
 def check_base(base: str, folder: Path) -> None:
@@ -157,21 +157,21 @@ def adapt(
         adapters.inject(model, config, trainable=("head",))
 
 
-def save_trained(fit: Fit, options: CommonOptions, folder: Path) -> dict[str, Any]:
+def save_trained(run: Run, options: CommonOptions, folder: Path) -> dict[str, Any]:
     """Write what was trained, and return the summary's facts about it."""
     if options.adapter == "full":
         file = folder / "model.safetensors"
-        save_model(fit.model, file)
+        save_model(run.model, file)
     else:
         file = folder / "adapter_model.safetensors"
-        adapters.save_adapter(fit.model, folder)
+        adapters.save_adapter(run.model, folder)
     return {
         "adapter": options.adapter,
-        "feature_seconds": round(fit.feature_seconds, 1),  # besides "seconds"
+        "feature_seconds": round(run.feature_seconds, 1),  # besides "seconds"
         "base": options.base,
         "file": file.name,
         "file_bytes": file.stat().st_size,
-        "can_be_merged": options.adapter != "full" and _can_be_merged(fit.model),
+        "can_be_merged": options.adapter != "full" and _can_be_merged(run.model),
     }
 
 
@@ -195,7 +195,7 @@ def pick_cached(model: VisionTransformer, options: CommonOptions, plan: Plan, n_
     return n if pays else 0
 
 
-def run(options: CommonOptions) -> None:
+def run_command(options: CommonOptions) -> None:
     """Train and print what a person wants to know."""
     summary = finetune(options)
     trained, n_all, out = summary["n_trainable"], summary["n_parameters"], shlex.quote(options.out)
@@ -238,4 +238,4 @@ def _trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-command = cli.command("finetune", FinetuneOptions, run, PRESETS)
+command = cli.command("finetune", FinetuneOptions, run_command, PRESETS)

@@ -74,7 +74,7 @@ def predict(options: PredictOptions) -> list[list[Classes]]:
         paths = options.image[i : i + step]
         images = torch.stack([read_image(path, fit) for path in paths]).to(device)
         ids = torch.arange(1, n + 1, device=device).repeat(len(paths))
-        answers = in_parts(part, model, images.repeat_interleave(n, dim=0), ids)
+        answers = in_parts(part, images.repeat_interleave(n, dim=0), ids)
         found += [
             [_best(p, names, options.top) for p, names in zip(rows, classes, strict=True)]
             for rows in answers.view(len(paths), n, -1)

@@ -122,9 +122,9 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
             f"{n_parameters:,} parameters train on {splits} "
             f"of {len(data.classes)} classes, on {device}"
         )
-        fit = train(model, splits, plan, options, folder)
+        trained = train(model, splits, plan, options, folder)
         save_model(model, folder / "model.safetensors")
-        return finish(fit, splits, options, folder, {"preset": options.preset})
+        return finish(trained, splits, options, folder, {"preset": options.preset})
 
 
 def parse_sizes(sizes: tuple[str, ...], config: ViTConfig) -> tuple[tuple[int, float], ...]:

@@ -96,7 +96,7 @@ def _conclude(options: SweepBase, members: Sequence[Member]) -> dict[str, Any]:
     if best is None:
         raise ValueError(f"every adapter failed; {members[0].failed}")
     best["test_accuracy"] = statistics.mean(
-        finish(m.fit, m.splits, m.options, m.folder, m.facts)["test_accuracy"]
+        finish(m.run, m.splits, m.options, m.folder, m.facts)["test_accuracy"]
         for m in members
         if str(m.folder) in best["folders"]
     )
@@ -121,7 +121,7 @@ def _rows(members: Sequence[Member]) -> list[dict[str, Any]]:
     rows = []
     for group in groups.values():
         first, failed = group[0], [member.failed for member in group if member.failed]
-        last = [] if failed else [member.fit.history[-1] for member in group]
+        last = [] if failed else [member.run.history[-1] for member in group]
         found = [epoch["val_accuracy"] for epoch in last]
         rows.append(
             {name: value for name, value in first.chosen.items() if name != "seed"}
@@ -129,7 +129,7 @@ def _rows(members: Sequence[Member]) -> list[dict[str, Any]]:
                 "val_accuracy": statistics.mean(found) if found else None,
                 "spread": statistics.stdev(found) if len(found) > 1 else None,
                 "val_loss": statistics.mean(epoch["val_loss"] for epoch in last) if last else None,
-                "n_trainable": sum(p.numel() for p in first.fit.trainable),
+                "n_trainable": sum(p.numel() for p in first.run.trainable.values()),
                 "failed": failed[0] if failed else None,
                 "folders": [str(member.folder) for member in group],
             }

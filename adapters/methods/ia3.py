@@ -17,6 +17,8 @@ from adapters.targets import ends, matches
 class IA3Linear(AdapterLinear):
     """y = l * (W x + b) from x (..., I) to y (..., O); l starts at one."""
 
+    vectors = frozenset({"factors"})  # parameters that weight decay spares, whatever their shape
+
     def __init__(self, base: nn.Linear) -> None:
         super().__init__(base)
         self.factors = nn.Parameter(base.weight.new_ones(self.out_features, 1))  # (O, 1)
@@ -42,6 +44,8 @@ class IA3Linear(AdapterLinear):
 
 class IA3Input(AdapterLinear):
     """y = W (l * x) + b from x (..., I) to y (..., O); l starts at one."""
+
+    vectors = IA3Linear.vectors
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__(base)

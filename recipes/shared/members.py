@@ -10,9 +10,11 @@ import adapters
 from recipes.finetune import CommonOptions, adapt, pick_cached, save_trained
 from recipes.shared.training import Splits, say, summarise
 from vitft.model.vit import VisionTransformer
-from vitft.training.lockstep import Lockstep
-from vitft.training.loop import Fit
+from vitft.training.finite import NotFinite
+from vitft.training.loop import train
 from vitft.training.plan import Plan
+from vitft.training.run import Run
+from vitft.training.state import STATE
 
 
 @dataclass
@@ -23,7 +25,7 @@ class Member:
     chosen: dict[str, Any]  # its values of the options that have several
     folder: Path
     splits: Splits
-    fit: Fit
+    run: Run
     failed: str = ""  # why, if it did
     facts: dict[str, Any] = field(default_factory=dict)  # about what it saved
 
@@ -44,10 +46,10 @@ def make_member(
     images = splits[own.seed]
     n_images = (len(images.train) + len(images.validation)) * len(splits)
     plan = replace(plan, n_cached=pick_cached(model, own, plan, n_images))
-    fit = Fit(model, images.train, images.validation, plan, Path(own.out), [fingerprint])
+    run = Run(model, images.train, images.validation, plan, Path(own.out), [fingerprint])
     if own.resume:
-        fit.restore()
-    return Member(own, chosen, Path(own.out), images, fit)
+        run.restore()
+    return Member(own, chosen, Path(own.out), images, run)
 
 
 def chunks(base: VisionTransformer, members: Sequence[Member], n: int) -> list[list[Member]]:
@@ -56,42 +58,38 @@ def chunks(base: VisionTransformer, members: Sequence[Member], n: int) -> list[l
     places: dict[tuple[int, ...], list[Member]] = {}
     for member in members:
         try:
-            adapters.together(base, [member.fit.model])
+            adapters.together(base, [member.run.model])
         except ValueError as error:
             if not alone:
                 full = member.options.adapter == "full"
                 say(f"one after the other: {'each trains a base of its own' if full else error}")
             alone.append([member])
         else:
-            places.setdefault(_place(member.fit), []).append(member)
+            places.setdefault(_progress(member.run), []).append(member)
     return alone + [same[i : i + n] for same in places.values() for i in range(0, len(same), n)]
 
 
-def _place(fit: Fit) -> tuple[int, ...]:
+def _progress(run: Run) -> tuple[int, ...]:
     """Return what runs must have in common to take their steps together; seeds split otherwise."""
-    return fit.epoch, fit.step, fit.steps_per_epoch, min(fit.plan.batch_size, len(fit.train))
+    return run.epoch, run.step, len(run.train)
 
 
 def train_together(base: VisionTransformer, members: Sequence[Member]) -> None:
     """Train some of the adapters together, or go on, and save them."""
 
-    def join(models: list[VisionTransformer]) -> VisionTransformer:
-        return models[0] if len(models) == 1 else adapters.together(base, models)
-
-    steps = Lockstep([member.fit for member in members], join)
     try:
-        steps.run()
+        failed = train([m.run for m in members], lambda models: adapters.together(base, models))
+    except NotFinite as error:
+        failed = {member.run: str(error) for member in members}
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             "the states are saved; the same command with --resume goes on"
         ) from None
-    except ValueError:
-        if not steps.failed:
-            raise
-    for i, member in enumerate(members):
-        if i in steps.failed:
-            member.failed = steps.failed[i]
+    for member in members:
+        if member.run in failed:
+            member.failed = failed[member.run]
+            (member.folder / STATE).unlink(missing_ok=True)  # --resume starts it anew
             say(f"{member.folder.name} failed: {member.failed}")
         else:
-            member.facts = save_trained(member.fit, member.options, member.folder)
-            summarise(member.fit, member.splits, member.options, member.folder, member.facts)
+            member.facts = save_trained(member.run, member.options, member.folder)
+            summarise(member.run, member.splits, member.options, member.folder, member.facts)

@@ -115,7 +115,7 @@ def pick_compile(options: TrainOptions, plan: Plan, n_train: int, device: torch.
 def make_plan(
     options: TrainOptions, device: torch.device, sizes: tuple[tuple[int, float], ...] = ()
 ) -> Plan:
-    """Return what `Fit` decides by."""
+    """Return how to train, as the options say."""
     augmentation = Augmentation(
         flip=options.flip,
         shift=options.shift,

@@ -20,8 +20,9 @@ from vitft.files import write_json
 from vitft.model.vit import VisionTransformer
 from vitft.report.run import write_report
 from vitft.training.evaluate import Evaluation, evaluate
-from vitft.training.loop import Fit
+from vitft.training.loop import train as train_runs
 from vitft.training.plan import Plan
+from vitft.training.run import Run
 from vitft.version import __version__
 
 
@@ -59,44 +60,43 @@ def train(
     options: TrainOptions,
     folder: Path,
     belongs: Sequence[str] = (),
-) -> Fit:
-    """Train the model in place, or go on where the run was stopped, and return the finished run.
+) -> Run:
+    """Train the model in place, or go on where the run was stopped, and return the run.
 
     Raises:
         KeyboardInterrupt: stopped by SIGINT or SIGTERM; says how to go on.
     """
     compiled = pick_compile(options, plan, len(splits.train), model.head.weight.device)
     plan = replace(plan, compiled=compiled)
-    fit = Fit(model, splits.train, splits.validation, plan, folder, belongs)
+    run = Run(model, splits.train, splits.validation, plan, folder, belongs)
     if options.resume:
-        fit.restore()
+        run.restore()
     else:  # only now, with everything checked, an earlier run may go
         start_run(options, folder)
     try:
-        fit.run()
+        train_runs(run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"the state is saved in {folder}; the same command with --resume goes on"
         ) from None
-    return fit
+    return run
 
 
 def finish(
-    fit: Fit, splits: Splits, options: TrainOptions, folder: Path, facts: Mapping[str, Any]
+    run: Run, splits: Splits, options: TrainOptions, folder: Path, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Measure the test split, write summary.json and report.html, and return the summary."""
-    model = fit.model
-    model.resize(model.config.image_size)
+    model = run.model
     say(f"testing on {len(splits.test):,} images")
     started = time.perf_counter()
-    result = evaluate(model, splits.test, bf16=fit.plan.bf16)
-    summary = summarise(fit, splits, options, folder, facts, result, time.perf_counter() - started)
+    result = evaluate(model, splits.test, bf16=run.plan.bf16)
+    summary = summarise(run, splits, options, folder, facts, result, time.perf_counter() - started)
     chosen = {name: v for name, v in written(options).items() if v and name not in summary}
     write_report(
         folder / "report.html",
         title=f"{folder.name}: {options.data}",
         facts=summary | {"options": chosen},
-        history=fit.history,
+        history=run.history,
         classes=model.classes,
         image=splits.test.decode,
         labels=result.labels,
@@ -106,7 +106,7 @@ def finish(
 
 
 def summarise(
-    fit: Fit,
+    run: Run,
     splits: Splits,
     options: TrainOptions,
     folder: Path,
@@ -115,18 +115,18 @@ def summarise(
     test_seconds: float = 0.0,
 ) -> dict[str, Any]:
     """Write summary.json and return it; without `result`, the test split's figures are None."""
-    model = fit.model
-    seconds = sum(row["seconds"] for row in fit.history)
+    model = run.model
+    seconds = sum(row["seconds"] for row in run.history)
     summary: dict[str, Any] = {
         "test_accuracy": result.accuracy if result else None,
         "test_loss": result.loss if result else None,
-        "val_accuracy": fit.history[-1]["val_accuracy"] if fit.history else None,
+        "val_accuracy": run.history[-1]["val_accuracy"] if run.history else None,
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "n_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "images_per_second": round(len(fit.history) and _n_images(fit) / max(seconds, 1e-9), 1),
+        "images_per_second": round(len(run.history) and _n_images(run) / max(seconds, 1e-9), 1),
         "seconds": round(seconds, 1),
         "test_seconds": round(test_seconds, 1),
-        "device": device_name(fit.device),
+        "device": device_name(run.device),
         "data": options.data,
         "n_train": len(splits.train),
         "n_validation": len(splits.validation),
@@ -158,5 +158,5 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _n_images(fit: Fit) -> float:
-    return sum(row["images_per_second"] * row["seconds"] for row in fit.history)
+def _n_images(run: Run) -> float:
+    return sum(row["images_per_second"] * row["seconds"] for row in run.history)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import adapters
 from tests.conftest import TINY
@@ -13,8 +13,10 @@ from vitft import VisionTransformer, ViTConfig
 from vitft.data.images import Images
 from vitft.training.cores import each, n_parts
 from vitft.training.evaluate import evaluate
-from vitft.training.loop import Fit
+from vitft.training.loop import train
 from vitft.training.plan import Plan
+from vitft.training.run import Run
+from vitft.training.step import Step
 
 
 @pytest.mark.parametrize(
@@ -25,14 +27,8 @@ def test_parts_suit_the_cores(
     n_cores: int, n_images: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: n_cores)
-    assert n_parts(nn.Linear(2, 2), n_images) == expected
-
-
-def test_with_dropout_a_batch_stays_whole_while_it_trains() -> None:
-    torch.set_num_threads(2)
-    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
-    assert n_parts(model, 100) == 1
-    assert n_parts(model.eval(), 100) == 4
+    assert n_parts(torch.device("cpu"), n_images) == expected
+    assert n_parts(torch.device("meta"), n_images) == 1
 
 
 def test_parts_come_back_in_order_and_an_error_comes_through() -> None:
@@ -64,20 +60,21 @@ def test_gradients_in_parts_are_those_of_the_whole(
     torch.set_num_threads(2)
     model = VisionTransformer(ViTConfig(**TINY, n_classes=2, dropout=0.0)).double()
     plan = Plan(epochs=1, batch_size=70, lr=1e-3, weight_decay=0.0, label_smoothing=0.1)
-    fit = Fit(model, images(70), images(4), plan, tmp_path)
-    monkeypatch.setattr(fit, "update", lambda: None)
+    run = Run(model, images(70), images(4), plan, tmp_path)
+    monkeypatch.setattr(run, "update", lambda: None)
     batch, targets = torch.randn(70, 3, 8, 8).double(), torch.rand(70, 2).double()
 
     def gradients() -> list[Tensor]:
-        fit.sums.zero_()
+        run.totals.zero_()
         model.zero_grad()
-        fit.learn(batch, targets)
-        return [fit.sums.clone(), *(p.grad.clone() for p in fit.trainable if p.grad is not None)]
+        Step([run], lambda models: models[0]).learn(batch, targets)
+        grads = [p.grad.clone() for p in run.trainable.values() if p.grad is not None]
+        return [run.totals.clone(), *grads]
 
     parts, again = gradients(), gradients()
-    monkeypatch.setattr("vitft.training.loop.n_parts", lambda model, n_images: 1)
+    monkeypatch.setattr("vitft.training.step.n_parts", lambda device, n_images: 1)
     whole = gradients()
-    assert len(parts) == len(fit.trainable) + 1
+    assert len(parts) == len(run.trainable) + 1
     for a, b, c in zip(parts, again, whole, strict=True):
         assert torch.equal(a, b)
         torch.testing.assert_close(a, c, atol=1e-12, rtol=1e-6)
@@ -88,7 +85,7 @@ def test_evaluation_in_parts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatc
     model = VisionTransformer(ViTConfig(**TINY))
     tests = images(75)
     parts = evaluate(model, tests)
-    monkeypatch.setattr("vitft.training.cores.n_parts", lambda model, n_images: 1)
+    monkeypatch.setattr("vitft.training.cores.n_parts", lambda device, n_images: 1)
     whole = evaluate(model, tests)
     assert parts.probabilities.shape == (75, 10)
     torch.testing.assert_close(parts.probabilities, whole.probabilities)
@@ -105,11 +102,10 @@ def test_two_runs_in_parts_end_alike(method: str, dropout: float, tmp_path: Path
         torch.manual_seed(0)
         model = VisionTransformer(ViTConfig(**TINY, n_classes=2, dropout=0.0))
         adapters.inject(model, config(**own), trainable=("head",))
-        fit = Fit(
-            model, data, data, Plan(epochs=3, batch_size=40, lr=0.1, weight_decay=0.0), tmp_path
-        )
-        fit.run()
-        ends.append(torch.cat([p.detach().flatten() for p in fit.trainable]))
+        plan = Plan(epochs=3, batch_size=40, lr=0.1, weight_decay=0.0)
+        run = Run(model, data, data, plan, tmp_path)
+        train(run)
+        ends.append(torch.cat([p.detach().flatten() for p in run.trainable.values()]))
     assert torch.equal(*ends)
 
 
@@ -123,7 +119,7 @@ def test_a_compiled_run_is_that_of_the_plain_one(
         torch.manual_seed(0)
         model = VisionTransformer(ViTConfig(**TINY, n_classes=2, dropout=0.0))
         plan = Plan(epochs=2, batch_size=10, lr=1e-2, weight_decay=0.0, compiled=compiled)
-        Fit(model, data, data, plan, tmp_path).run()
+        train(Run(model, data, data, plan, tmp_path))
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(*ends)
 
@@ -132,4 +128,4 @@ def test_steps_are_recorded_on_cuda_only(tmp_path: Path) -> None:
     model = VisionTransformer(ViTConfig(**TINY))
     plan = Plan(epochs=1, batch_size=2, lr=1.0, weight_decay=0.0, recorded=True)
     with pytest.raises(ValueError, match="recorded=True is for CUDA; the model is on cpu"):
-        Fit(model, images(4), images(2), plan, tmp_path)
+        Run(model, images(4), images(2), plan, tmp_path)

@@ -17,9 +17,12 @@ from vitft.data.augment import Augmentation
 from vitft.data.images import Images
 from vitft.files import read_tensors, write_tensors
 from vitft.training.evaluate import evaluate
-from vitft.training.loop import Fit, Interrupted
+from vitft.training.loop import train
 from vitft.training.optim import OPTIMIZERS
 from vitft.training.plan import Plan
+from vitft.training.run import Run
+from vitft.training.step import Step
+from vitft.training.stop import Interrupted
 
 CPU = torch.device("cpu")
 
@@ -31,7 +34,7 @@ def bright_and_dark(n: int) -> Images:
     return Images(lambda i: pixels[i], labels).to(CPU)
 
 
-def fit(folder: Path, **options: Any) -> Fit:
+def new_run(folder: Path, **options: Any) -> Run:
     """Return a run on 40 images, ready to start."""
     torch.manual_seed(1)
     model = VisionTransformer(ViTConfig(**TINY, n_classes=2, dropout=0.1))
@@ -47,10 +50,10 @@ def fit(folder: Path, **options: Any) -> Fit:
         | options
     )
     folder.mkdir(exist_ok=True)
-    return Fit(model, bright_and_dark(40), bright_and_dark(10), plan, folder)
+    return Run(model, bright_and_dark(40), bright_and_dark(10), plan, folder)
 
 
-def weights(run: Fit) -> dict[str, Tensor]:
+def weights(run: Run) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in run.model.state_dict().items()}
 
 
@@ -59,21 +62,22 @@ def test_states_are_saved_by_the_clock_however_short_an_epoch_is(
 ) -> None:
     clock = itertools.count()
     monkeypatch.setattr("vitft.training.loop.time.perf_counter", lambda: float(next(clock)))
-    places, plain = [], Fit.save
+    places, plain = [], Run.save
 
-    def save(self: Fit) -> None:
+    def save(self: Run) -> None:
         plain(self)
         places.append((self.epoch, self.step))
 
-    monkeypatch.setattr(Fit, "save", save)
-    fit(tmp_path, epochs=12, save_seconds=20.0).run()  # an epoch takes four ticks of the clock
+    monkeypatch.setattr(Run, "save", save)
+    train(new_run(tmp_path, epochs=12, save_seconds=20.0))  # an epoch takes four ticks of the clock
     assert places[0], places[-1] == ((0, 0), (12, 0))
     assert 2 <= len(places[1:-1]) <= 4
 
 
 def test_it_learns_and_writes_a_line_an_epoch(tmp_path: Path) -> None:
-    run = fit(tmp_path, epochs=12, augmentation=Augmentation())
-    history = run.run()
+    run = new_run(tmp_path, epochs=12, augmentation=Augmentation())
+    train(run)
+    history = run.history
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == history
     assert list(rows[0]) == [
@@ -92,27 +96,30 @@ def test_it_learns_and_writes_a_line_an_epoch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, optimizer: str, stop_at: int) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit(
+    tmp_path: Path, optimizer: str, stop_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = {"optimizer": optimizer, "weight_decay": 0.0, "sizes": ((4, 0.3),)}
-    whole = fit(tmp_path / "whole", **options)
-    whole.run()
-    stopped = fit(tmp_path / "stopped", **options)
-    step, n_steps = stopped.train_step, 0
+    whole = new_run(tmp_path / "whole", **options)
+    train(whole)
+    stopped = new_run(tmp_path / "stopped", **options)
+    step, n_steps = Step.__call__, 0
 
-    def counting_step(images: Tensor, labels: Tensor) -> None:
+    def counting_step(self: Step, batches: Any) -> None:
         nonlocal n_steps
-        step(images, labels)
+        step(self, batches)
         n_steps += 1
         if n_steps == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    stopped.train_step = counting_step  # type: ignore[method-assign]
+    monkeypatch.setattr(Step, "__call__", counting_step)
     with pytest.raises(Interrupted, match="stopped by SIGTERM"):
-        stopped.run()
-    resumed = fit(tmp_path / "stopped", **options)
+        train(stopped)
+    monkeypatch.undo()
+    resumed = new_run(tmp_path / "stopped", **options)
     torch.manual_seed(99)
     resumed.restore()
-    resumed.run()
+    train(resumed)
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
     timed = ("seconds", "images_per_second")
     strip = lambda rows: [{k: v for k, v in row.items() if k not in timed} for row in rows]  # noqa: E731
@@ -120,26 +127,26 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, optimizer: str, stop_
 
 
 def test_the_state_is_saved_on_the_way(tmp_path: Path) -> None:
-    run = fit(tmp_path, save_seconds=1e-9)
+    run = new_run(tmp_path, save_seconds=1e-9)
     places = []
     save = run.save
     run.save = lambda: (save(), places.append((run.epoch, run.step)))  # type: ignore
-    run.run()
-    assert places == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2), (3, 0)]
+    train(run)
+    assert places == [(0, 0), *((epoch, step) for epoch in range(3) for step in (1, 2, 3)), (3, 0)]
 
 
 def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
-    run = fit(tmp_path)
+    run = new_run(tmp_path)
     run.save()
     run.model.new_head(("a", "b", "c"))
     with pytest.raises(ValueError, match="belongs to another model"):
         run.restore()
 
 
-@pytest.mark.parametrize("missing", ["random.cpu", "sums", "optimizer.0.1.exp_avg"])
+@pytest.mark.parametrize("missing", ["random.cpu", "totals", "optimizer.0.1.exp_avg"])
 def test_a_state_that_lacks_something_is_refused(tmp_path: Path, missing: str) -> None:
-    run = fit(tmp_path, epochs=1)
-    run.run()
+    run = new_run(tmp_path, epochs=1)
+    train(run)
     tensors, place = read_tensors(tmp_path / "state.safetensors")
     assert (tensors | place).pop(missing) is not None
     tensors.pop(missing, None)
@@ -150,11 +157,11 @@ def test_a_state_that_lacks_something_is_refused(tmp_path: Path, missing: str) -
 
 
 def test_only_what_trains_is_in_the_state(tmp_path: Path) -> None:
-    run = fit(tmp_path)
+    run = new_run(tmp_path)
     adapters.inject(run.model, adapters.LoRAConfig(rank=2), trainable=("head",))
     before = weights(run)
-    run = Fit(run.model, run.train, run.validation, run.plan, tmp_path)
-    run.run()
+    run = Run(run.model, run.train, run.validation, run.plan, tmp_path)
+    train(run)
     saved = {
         name[6:]
         for name in read_tensors(tmp_path / "state.safetensors")[0]
@@ -174,28 +181,31 @@ def test_validation_sees_no_augmentation(tmp_path: Path) -> None:
             seen.append(run.model.training)
             return images, targets
 
-    run = fit(tmp_path, augmentation=Spy())
-    run.run()
-    assert seen == [True] * 6
+    run = new_run(tmp_path, augmentation=Spy())
+    train(run)
+    assert seen == [True] * 9
 
 
 def test_smaller_images_come_first(tmp_path: Path) -> None:
-    plan = fit(tmp_path, epochs=10, sizes=((4, 0.5), (6, 0.3))).plan
+    plan = new_run(tmp_path, epochs=10, sizes=((4, 0.5), (6, 0.3))).plan
     assert [plan.image_size(epoch, 8) for epoch in range(10)] == [4] * 5 + [6] * 3 + [8] * 2
-    short = fit(tmp_path, epochs=2, sizes=((4, 0.9),)).plan
+    short = new_run(tmp_path, epochs=2, sizes=((4, 0.9),)).plan
     assert [short.image_size(epoch, 8) for epoch in range(2)] == [4, 8]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    run = fit(tmp_path)
+    run = new_run(tmp_path)
     nn.init.constant_(run.model.head.weight, float("nan"))
-    with pytest.raises(ValueError, match="the loss is nan in epoch 1, .* try a smaller --lr"):
-        run.run()
+    with pytest.raises(
+        ValueError, match="not finite at step 1 of 3 in epoch 1, at .* try a smaller --lr"
+    ):
+        train(run)
 
 
 def test_fewer_images_than_a_batch_train_too(tmp_path: Path) -> None:
-    run = fit(tmp_path, batch_size=64)
-    assert [row["epoch"] for row in run.run()] == [1, 2, 3]
+    run = new_run(tmp_path, batch_size=64)
+    train(run)
+    assert [row["epoch"] for row in run.history] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +225,7 @@ def test_values_out_of_range_are_refused(
     tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        fit(tmp_path, **options)
+        new_run(tmp_path, **options)
 
 
 @pytest.fixture(autouse=True)

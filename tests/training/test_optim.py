@@ -16,12 +16,7 @@ from vitft.training.optim import build_optimizers, lr_factor, set_lr
 @pytest.mark.parametrize("stem", ["linear", "conv"])
 def test_weight_decay_spares_biases_norms_and_tokens(stem: str) -> None:
     model = VisionTransformer(ViTConfig(**TINY, stem=stem))
-    names = {id(p): name for name, p in model.named_parameters()}
-    (optimizer,) = build_optimizers(model, name="adamw", lr=1, weight_decay=0.5)
-    decayed = {
-        names[id(p)] for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]
-    }
-    assert decayed == {
+    assert decayed(model) == {
         name
         for name, p in model.named_parameters()
         if name.endswith("weight") and "norm" not in name
@@ -53,13 +48,37 @@ def test_a_part_of_the_parameters_can_learn_faster() -> None:
     torch.testing.assert_close(moved, torch.tensor([0.01, 0.16]))
 
 
-def test_a_vector_that_is_stored_as_a_matrix_is_no_matrix() -> None:
+def decayed(model: nn.Module) -> set[str]:
+    """Return the names of the trainable parameters that weight decay is for."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    (optimizer,) = build_optimizers(model, name="adamw", lr=1, weight_decay=0.5)
+    return {names[id(p)] for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_factors_of_any_rank_decay(rank: int) -> None:
+    model = VisionTransformer(ViTConfig(**TINY, n_classes=1))
+    adapters.inject(model, adapters.DoRAConfig(rank=rank, targets=("wq",)), trainable=("head",))
+    factors = {f"blocks.{i}.attn.wq.lora_{ab}" for i in (0, 1) for ab in "ab"}
+    assert decayed(model) == {*factors, "head.weight"}  # not the magnitude
+
+
+def test_the_first_kernel_of_a_grey_stem_decays() -> None:
+    model = VisionTransformer(ViTConfig(**TINY, stem="conv", n_channels=1))
+    assert "patch_embed.conv1.weight" in decayed(model)
+
+
+def test_a_vector_that_is_stored_as_a_matrix_does_not_decay() -> None:
     model = VisionTransformer(ViTConfig(**TINY))
     adapters.inject(model, adapters.IA3Config(), trainable=("head",))
-    one, *others = build_optimizers(model, name="muon", lr=1, weight_decay=0.1)
-    assert not others
-    decayed = [p for group in one.param_groups if group["weight_decay"] for p in group["params"]]
-    assert [tuple(p.shape) for p in decayed] == [(10, 16)]  # the head
+    assert decayed(model) == {"head.weight"}
+
+
+@pytest.mark.parametrize("config", [None, adapters.IA3Config()])
+def test_muon_without_a_matrix_is_refused(config: adapters.AdapterConfig | None) -> None:
+    model = adapters.inject(VisionTransformer(ViTConfig(**TINY)), config, trainable=("head",))
+    with pytest.raises(ValueError, match="muon is for the matrices of blocks, and none trains"):
+        build_optimizers(model, name="muon", lr=1, weight_decay=0.1)
 
 
 def test_a_copy_of_muon_goes_on() -> None:

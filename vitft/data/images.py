@@ -49,8 +49,10 @@ class Images:
         decode: index -> uint8 (C, height, width).
         labels: class indices (n,).
         sources: for each image what it was cut from (a video's track, say), or its own number.
-        held: every image, uint8 (n, C, height, width), or what frozen stages make of it, float
-            (n, ...); None where images are streamed.
+        held: every image, uint8 (n, C, height, width), or features, float (n, ...); None where
+            images are streamed.
+        stage: the stage of a model that takes them: 0 for pixels, n for the features that its first
+            n stages give.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Images:
         self.labels = labels
         self.sources = list(sources) or [str(i) for i in range(len(labels))]
         self.held: Tensor | None = None
+        self.stage = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,6 +80,7 @@ class Images:
             self.labels[indices.cpu()],
             [self.sources[i] for i in chosen],
         )
+        subset.stage = self.stage
         if self.held is not None:
             subset.held = self.held[indices.to(self.held.device)]
         return subset

@@ -81,14 +81,12 @@ class VisionTransformer(nn.Module):
         classes: a name for each logit.
         mean, std: per channel, for pixels in 0..1; what `normalize` uses.
         image_size: side of the images that `forward` takes now, in pixels; see `resize`.
-        first: the stage that `forward` begins with now, 0 for images; see `stages`.
     """
 
     def __init__(self, config: ViTConfig = ViTConfig()) -> None:  # noqa: B008 (frozen)
         super().__init__()
         self.config = config
         self.image_size = config.image_size
-        self.first = 0
         self.classes = tuple(str(i) for i in range(config.n_classes))
         self.mean = self.std = (0.5,) * config.n_channels
         n_tokens = config.n_patches + (config.pooling == "cls")
@@ -165,19 +163,17 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, n_classes) for normalised images (B, C, height, width).
 
-        Where `first` is not 0, for what the stages before it make of them.
-
         Raises:
             ValueError: the images have another shape than the model takes.
         """
         expected = (self.config.n_channels, self.image_size, self.image_size)
-        if self.first == 0 and (images.shape[1:] != expected or images.ndim != 4):
+        if images.ndim != 4 or images.shape[1:] != expected:
             raise ValueError(
                 f"images have shape {tuple(images.shape)}, but the model takes (batch, "
                 f"{', '.join(map(str, expected))}); resize the images, "
                 "or call model.resize(image_size)"
             )
-        return self.run(images, self.first)
+        return self.run(images)
 
     def stages(self) -> list[Callable[[Tensor], Tensor]]:
         """Return the steps from images to logits: embed, every block, pool, head.
@@ -189,7 +185,7 @@ class VisionTransformer(nn.Module):
         return [self.embed, *blocks, end, self.pool, self.head]
 
     def run(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-        """Return what the stages from `first` up to, without, `last` make of `x`."""
+        """Return the output of the stages `first` to `last` - 1 for the input `x` of the first."""
         for stage in self.stages()[first:last]:
             x = stage(x)
         return x

@@ -1,7 +1,7 @@
 """A computation in parts, each on cores of its own: how a CPU takes a batch.
 
 Where all cores share every operation, they wait for each other some thousand times a step, and send
-through memory what would stay in a core's cache. A part a core does neither.
+through memory what would stay in a core's cache. With one part per core, neither happens.
 """
 
 import math
@@ -13,26 +13,16 @@ from threading import Barrier
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 T = TypeVar("T")
 MIN_IMAGES, MAX_IMAGES = 8, 32  # in a part: fewer make slow products, more leave a core's cache
 
 
-def stays_whole(model: nn.Module) -> bool:
-    """Return whether the model computes one thing after the other: on a GPU, and with dropout.
-
-    Dropout's random numbers come from one stream, whose order side by side would be any.
-    """
-    if next(model.parameters()).device.type != "cpu":
-        return True
-    return any(isinstance(m, nn.Dropout) and m.p and m.training for m in model.modules())
-
-
-def n_parts(model: nn.Module, n_images: int) -> int:
-    """Return in how many parts to compute a batch of `n_images`."""
+def n_parts(device: torch.device, n_images: int) -> int:
+    """Return in how many parts to compute a batch of `n_images`: more than one on a CPU only."""
     n_cores = torch.get_num_threads()
-    if stays_whole(model):
+    if device.type != "cpu":
         return 1
     if n_images < MIN_IMAGES * n_cores:
         return max(1, n_images // MIN_IMAGES)
@@ -64,9 +54,12 @@ def each(
             future.cancel()
 
 
-def in_parts(function: Callable[..., Tensor], model: nn.Module, *batch: Tensor) -> Tensor:
-    """Return function(*batch) for tensors (B, ...), computed in the model's parts of the batch."""
-    n = n_parts(model, len(batch[0]))
+def in_parts(function: Callable[..., Tensor], *batch: Tensor) -> Tensor:
+    """Return function(*batch) for tensors (B, ...), computed in parts on a CPU.
+
+    The function may draw no random numbers: their order side by side would be any.
+    """
+    n = n_parts(batch[0].device, len(batch[0]))
     split = (x.tensor_split(n) for x in batch)
     return torch.cat([*each(function, zip(*split, strict=True))])
 

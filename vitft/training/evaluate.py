@@ -1,22 +1,29 @@
 """A model and labelled images in; the probabilities of its classes, accuracy and loss out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitft.data.images import Images
 from vitft.model.vit import VisionTransformer
 from vitft.training.cores import in_parts
+from vitft.training.task import SingleLabel, Task
+
+MAX_BATCH = 500  # images of an evaluation's batch
+MAX_NUMBERS = 2**26  # in the widest activation of a batch: 256 MB in float32
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Probabilities (n, n_classes) and labels (n,), on the CPU."""
+    """Probabilities (n, n_classes), labels (n,) and losses (n,) in nats, on the CPU."""
 
     probabilities: Tensor
     labels: Tensor
+    losses: Tensor
 
     @property
     def accuracy(self) -> float:
@@ -25,9 +32,8 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy, in nats."""
-        chosen = self.probabilities[torch.arange(len(self.labels)), self.labels]
-        return -chosen.double().clamp(min=1e-30).log().mean().item()
+        """Mean loss, in nats."""
+        return self.losses.double().mean().item()
 
 
 def resample(images: Tensor, image_size: int) -> Tensor:
@@ -38,32 +44,69 @@ def resample(images: Tensor, image_size: int) -> Tensor:
 
 
 def compute(
-    model: VisionTransformer, images: Tensor, *, last: int | None = None, bf16: bool = False
+    model: VisionTransformer,
+    batch: Tensor,
+    *,
+    stage: int = 0,
+    last: int | None = None,
+    bf16: bool = False,
 ) -> Tensor:
-    """Return what the model, or its stages up to, without, `last`, make of images as they are held.
+    """Return logits, or the input of stage `last`, for the input of stage `stage`, no gradient.
 
-    They are uint8 (B, C, height, width), or features.
+    Stage 0 takes pixels, uint8 (B, C, height, width); a later one the features before it.
     """
 
     def part(x: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            if not model.first:
+            if stage == 0:
                 x = resample(model.normalize(x), model.image_size)
-            return model(x) if last is None else model.run(x, model.first, last)
+            return model.run(x, stage, last)
 
-    return in_parts(part, model, images)
+    return in_parts(part, batch)
 
 
 def evaluate(
-    model: VisionTransformer, images: Images, *, bf16: bool = False, batch_size: int = 500
+    model: VisionTransformer,
+    images: Images,
+    *,
+    task: Task = SingleLabel(),  # noqa: B008 (frozen)
+    bf16: bool = False,
+    batch_size: int | None = None,
 ) -> Evaluation:
-    """Return what the model, in evaluation mode, makes of every image, at the size it takes now."""
-    device = next(model.parameters()).device
-    was_training = model.training
+    """Return the model's predictions, in evaluation mode, for every image at its present size.
+
+    Args:
+        model: the model; every module of it is left in the mode that it was in.
+        images: as pixels, or as the features of its first stages.
+        task: what the model learned.
+        bf16: compute in bfloat16.
+        batch_size: images at a time; by default as many as suit their size.
+    """
+    batch_size = batch_size or suitable_batch(model)
+    order, device = torch.arange(len(images)), next(model.parameters()).device
+    probabilities, labels, losses = [], [], []
+    with evaluating(model):
+        for batch, batch_labels in images.batches(order, batch_size, device):
+            logits = compute(model, batch, stage=images.stage, bf16=bf16).float()
+            probabilities.append(task.predict(logits))
+            labels.append(batch_labels)
+            losses.append(task.loss(logits, task.targets(batch_labels, logits.shape[1])))
+    return Evaluation(*(torch.cat(found).cpu() for found in (probabilities, labels, losses)))
+
+
+def suitable_batch(model: VisionTransformer) -> int:
+    """Return how many images to evaluate at a time, by the size of the model's activations."""
+    n_tokens = (model.image_size // model.config.patch_size) ** 2
+    return max(1, min(MAX_BATCH, MAX_NUMBERS // (n_tokens * model.config.hidden_dim)))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode, and every module of it back into its own mode after."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    probabilities, labels = [], []
-    for batch, batch_labels in images.batches(torch.arange(len(images)), batch_size, device):
-        probabilities.append(compute(model, batch, bf16=bf16).float().softmax(dim=1))
-        labels.append(batch_labels)
-    model.train(was_training)
-    return Evaluation(torch.cat(probabilities).cpu(), torch.cat(labels).cpu())
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -13,22 +13,21 @@ from tqdm import tqdm
 
 from vitft.data.images import MAX_BYTES, Images
 from vitft.model.vit import VisionTransformer
-from vitft.training.evaluate import compute
+from vitft.training.draws import first_random_stage
+from vitft.training.evaluate import compute, evaluating, suitable_batch
 
 
 def n_frozen(model: VisionTransformer) -> int:
     """Return how many of the first stages compute in training what they compute in evaluation.
 
-    They have no parameter to train and no dropout.
+    They have no parameter that trains, and draw no random numbers.
     """
-    if model.config.dropout:
-        return 0
     n_blocks = len(model.blocks)
     stage = {"norm.": n_blocks + 1, "head.": n_blocks + 2}
     stage |= {f"blocks.{i}.": i + 1 for i in range(n_blocks)}
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     firsts = [next((stage[s] for s in stage if name.startswith(s)), 0) for name in trained]
-    return min(firsts, default=len(model.stages()))
+    return min([first_random_stage(model), *firsts])
 
 
 def feature_bytes(model: VisionTransformer, n_stages: int) -> int:
@@ -44,32 +43,33 @@ def extract(
     *,
     folder: Path,
     bf16: bool = False,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Images:
     """Return `images` with the output of the first `n_stages` in place of pixels.
 
-    A set of over `max_bytes` lies in a memory-mapped file in `folder`, which ends with its use.
+    A set of over `max_bytes` lies in a memory-mapped file in `folder`. The file has no name any
+    more, so its space is freed with the tensor.
 
     Raises:
         OSError: that file cannot be written.
     """
-    device = model.head.weight.device
-    was_training = model.training
-    model.eval()
+    device, order, done = model.head.weight.device, torch.arange(len(images)), 0
     extracted = Images(images.decode, images.labels, images.sources)
-    order, done = torch.arange(len(images)), 0
-    bar = tqdm(total=len(images), desc="frozen stages", unit=" images", disable=None)
-    for batch, _ in images.batches(order, batch_size, device):
-        features = compute(model, batch, last=n_stages, bf16=bf16)
-        if extracted.held is None:
-            shape = (len(images), *features.shape[1:])
-            extracted.held = _allocate(shape, features, folder, max_bytes)
-        extracted.held[done : done + len(batch)] = features
-        done += len(batch)
-        bar.update(len(batch))
-    bar.close()
-    model.train(was_training)
+    extracted.stage = n_stages
+    batches = images.batches(order, batch_size or suitable_batch(model), device)
+    with (
+        evaluating(model),
+        tqdm(total=len(images), desc="frozen stages", unit=" images", disable=None) as bar,
+    ):
+        for batch, _ in batches:
+            features = compute(model, batch, stage=images.stage, last=n_stages, bf16=bf16)
+            if extracted.held is None:
+                shape = (len(images), *features.shape[1:])
+                extracted.held = _allocate(shape, features, folder, max_bytes)
+            extracted.held[done : done + len(batch)] = features
+            done += len(batch)
+            bar.update(len(batch))
     return extracted
 
 

@@ -1,7 +1,8 @@
 """Optimizers and learning-rate schedules by name: trainable parameters, options in; updates out."""
 
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from vitft.training.muon import Muon
 
 OPTIMIZERS = ("adamw", "adam", "muon")
+NUMBERED = re.compile(r"\.\d+\.")  # in the name of what lies inside one of several blocks
 SCHEDULES = ("cosine", "linear", "multistep", "constant")
 
 
@@ -23,8 +25,8 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Return the optimizers that together train every parameter that requires a gradient.
 
-    Weight decay is decoupled (arXiv:1711.05101) and spares biases, norms, the class token and the
-    positions. "muon" is for the blocks' matrices and leaves the rest to AdamW. "adam" is the
+    Weight decay is decoupled (arXiv:1711.05101) and for matrices and kernels, see `decays`. "muon"
+    is for the matrices inside numbered blocks and leaves the rest to AdamW. "adam" is the
     article's: it has no weight decay.
 
     Args:
@@ -33,21 +35,25 @@ def build_optimizers(
         recorded: make learning rates tensors, which a recorded step reads anew.
 
     Raises:
-        ValueError: unknown name, nothing to train, or "adam" with weight decay.
+        ValueError: unknown name, nothing to train, "adam" with weight decay, or "muon" without a
+            matrix for it.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {name!r}; choose from {', '.join(OPTIMIZERS)}")
     if name == "adam" and weight_decay:
         raise ValueError(f"adam has no {weight_decay=}; use --optimizer adamw, or --weight-decay 0")
     groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
-    for key, parameter in model.named_parameters():
+    for key, parameter, module in owned_parameters(model):
         if parameter.requires_grad:
-            matrix = parameter.ndim == 2 and decays(parameter)
-            hidden = name == "muon" and matrix and "blocks." in key
-            factor = (lr_factors or {}).get(key.rpartition(".")[2], 1.0)
-            groups.setdefault((hidden, decays(parameter), factor), []).append(parameter)
+            last = key.rpartition(".")[2]
+            decay = decays(module, last)
+            muon = name == "muon" and decay and parameter.ndim == 2 and bool(NUMBERED.search(key))
+            factor = (lr_factors or {}).get(last, 1.0)
+            groups.setdefault((muon, decay, factor), []).append(parameter)
     if not groups:
         raise ValueError("nothing to train: no parameter requires a gradient")
+    if name == "muon" and not any(muon for muon, _, _ in groups):
+        raise ValueError("optimizer muon is for the matrices of blocks, and none trains; use adamw")
     optimizers: list[torch.optim.Optimizer] = []
     for muon in (False, True):
         own = [
@@ -57,8 +63,8 @@ def build_optimizers(
                 "weight_decay": weight_decay if decay else 0.0,
                 "lr_factor": factor,
             }
-            for (hidden, decay, factor), parameters in groups.items()
-            if hidden is muon
+            for (for_muon, decay, factor), parameters in groups.items()
+            if for_muon is muon
         ]
         if own and muon:
             optimizers.append(Muon(own, lr=lr))
@@ -68,9 +74,21 @@ def build_optimizers(
     return optimizers
 
 
-def decays(parameter: nn.Parameter) -> bool:
-    """Return whether weight decay is for it: a matrix or a convolution's kernel, no vector."""
-    return parameter.ndim in (2, 4) and min(parameter.shape[:2]) > 1
+def owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
+    """Yield the name of every parameter, the parameter, and the module that holds it."""
+    for key, parameter in model.named_parameters():
+        yield key, parameter, model.get_submodule(key.rpartition(".")[0])
+
+
+def decays(module: nn.Module, name: str) -> bool:
+    """Return whether weight decay is for the parameter `name` of this module.
+
+    It is for matrices and kernels of any shape, a factor of rank 1 too. It spares biases, norms,
+    tokens and positions (1, N, D), and what a module counts among its `vectors`, such as (IA)^3's
+    factors, which PEFT stores as a column.
+    """
+    parameter = module.get_parameter(name)
+    return parameter.ndim in (2, 4) and name not in getattr(module, "vectors", ())
 
 
 def lr_factor(schedule: str, progress: float, *, warmup: float) -> float:

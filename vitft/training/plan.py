@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from vitft.data.augment import Augmentation
 from vitft.training.optim import lr_factor
+from vitft.training.task import SingleLabel, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +17,10 @@ class Plan:
         ValueError: a value outside its range.
     """
 
+    task: Task = SingleLabel()
     epochs: int
     batch_size: int
+    accumulate: int = 1  # compute a batch in so many parts, one after another: less memory
     lr: float
     weight_decay: float
     optimizer: str = "adamw"
@@ -29,7 +32,7 @@ class Plan:
     label_smoothing: float = 0.0
     sizes: tuple[tuple[int, float], ...] = ()  # (image size, share of the epochs), then in full
     augmentation: Augmentation = Augmentation()
-    n_cached: int = 0  # so many of the model's first stages are computed once, see `features`
+    n_cached: int = 0  # compute so many first stages once, as far as they are frozen
     compiled: bool = False  # compile the model's stages and what augments
     recorded: bool = False  # record a step and replay it, on CUDA
     bf16: bool = False  # compute in bfloat16; the weights stay float32
@@ -37,7 +40,7 @@ class Plan:
     save_seconds: float = 60.0  # between saved states
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr"):
+        for name in ("epochs", "batch_size", "lr", "accumulate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} is not positive")
         for name in ("weight_decay", "clip", "save_seconds"):
@@ -48,6 +51,11 @@ class Plan:
                 raise ValueError(f"{name}={getattr(self, name)} is not in 0 <= {name} < 1")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed} is not in 0 <= seed < 2**32")
+        if self.n_cached and (self.augmentation != Augmentation() or self.sizes):
+            raise ValueError(
+                f"n_cached={self.n_cached} computes features of unchanged images, but augmentation "
+                "or sizes change them; choose one"
+            )
         lr_factor(self.schedule, 0, warmup=self.warmup)
 
     def image_size(self, epoch: int, full: int) -> int:

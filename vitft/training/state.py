@@ -1,4 +1,4 @@
-"""The state of a training run as one file: trained tensors, optimizers, random state and place."""
+"""The state of a run as one file: trained tensors, optimizers, random state and progress."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,28 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from vitft.files import read_tensors, write_tensors
+from vitft.training.draws import random_state
 
 STATE = "state.safetensors"
-
-
-def random_state(device: torch.device) -> list[Tensor]:
-    """Return the state of the random numbers drawn for `device`: the CPU's, and its own."""
-    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return [torch.get_rng_state(), *own]
-
-
-def set_random_state(states: Sequence[Tensor], device: torch.device) -> None:
-    """Go on drawing from what `random_state` gave."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
+RANDOM = ("random.cpu", "random.cuda")
 
 
 def save_state(
     path: Path,
     model: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
-    place: dict[str, Any],
+    draws: Sequence[Tensor],
+    progress: dict[str, Any],
 ) -> None:
     """Write everything that training goes on from, whole or not at all.
 
@@ -37,43 +27,47 @@ def save_state(
         path: the file.
         model: its trained parameters are saved; frozen ones come from the base.
         optimizers: their state is saved, their options are not.
-        place: where in the run this is, as JSON can tell it.
+        draws: the random state, as `random_state` gives it.
+        progress: how far the run has come, as JSON can hold it.
     """
     tensors = {f"model.{name}": value for name, value in _trained(model).items()}
     for i, optimizer in enumerate(optimizers):
         for j, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{j}.{name}": value for name, value in values.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    write_tensors(path, tensors, place)
+    write_tensors(path, tensors | dict(zip(RANDOM, draws, strict=False)), progress)
 
 
 def load_state(
-    path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> dict[str, Any]:
-    """Put back what `save_state` wrote and return the place.
+    path: Path,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    device: torch.device,
+) -> tuple[dict[str, Any], list[Tensor]]:
+    """Put back what `save_state` wrote; return the progress and the random state.
+
+    Where the run was on another kind of device, that of this device is taken as it is now.
 
     Raises:
         FileNotFoundError: nothing was saved.
         ValueError: the file is broken or belongs to another model.
     """
-    tensors, place = read_tensors(path)
+    tensors, progress = read_tensors(path)
     trained = _trained(model)
     saved = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
     if saved.keys() != trained.keys() or any(saved[k].shape != trained[k].shape for k in saved):
         raise ValueError(f"{path} belongs to another model; choose another --out")
+    try:
+        _load_optimizers(tensors, optimizers)
+        cpu, *own = random_state(device)
+        draws = [tensors["random.cpu"], *(tensors.get("random.cuda", state) for state in own)]
+        if draws[0].shape != cpu.shape or draws[0].dtype != cpu.dtype:
+            raise ValueError("its random state is of another size")
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is broken ({error}); start again with --overwrite") from error
     with torch.no_grad():
         for name, value in saved.items():
             trained[name].copy_(value)
-    try:
-        _load_optimizers(tensors, optimizers)
-        torch.set_rng_state(tensors["random.cpu"])
-        if torch.cuda.is_available() and "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"])
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} is broken ({error}); start again with --overwrite") from error
-    return place
+    return progress, draws
 
 
 def _load_optimizers(

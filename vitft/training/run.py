@@ -1,0 +1,227 @@
+"""A training run: a model, its images, a plan and a folder in; what was measured out.
+
+A run knows how far it has come, saves that and goes back to it. `vitft.training.loop` steps it.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitft.data.images import Images
+from vitft.files import write_bytes
+from vitft.model.vit import VisionTransformer
+from vitft.training.draws import seeded_state
+from vitft.training.evaluate import evaluate
+from vitft.training.finite import FiniteSteps, NotFinite
+from vitft.training.optim import build_optimizers, lr_factor, set_lr
+from vitft.training.plan import Plan
+from vitft.training.state import STATE, load_state, save_state
+
+PROGRESS = ("epoch", "step", "seconds", "history")  # saved and restored
+
+
+class Run:
+    """A model in training: its optimizers, its images and its progress.
+
+    Args:
+        model: what trains, on its device; `train` in `vitft.training.loop` takes it from here.
+        train, validation: images; `validation` may be empty.
+        plan: how to train.
+        folder: for the state and metrics.jsonl.
+        belongs: what else must be the same to go on, such as the base's fingerprint.
+
+    Attributes:
+        inputs, validation_inputs: what the model takes of them now: themselves, or features.
+        epoch, step: finished epochs, and steps taken in this one.
+        seconds: spent on this epoch's steps, without validation and saving.
+        history: a row an epoch, as in metrics.jsonl.
+        draws: the random state to go on with.
+        totals: (3,) of this epoch: loss, right predictions, images.
+
+    Raises:
+        ValueError: the plan does not suit the device or the model.
+    """
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        train: Images,
+        validation: Images,
+        plan: Plan,
+        folder: Path,
+        belongs: Sequence[str] = (),
+    ) -> None:
+        self.model, self.train, self.validation = model, train, validation
+        self.inputs, self.validation_inputs = train, validation
+        self.plan, self.folder = plan, folder
+        self.device = next(model.parameters()).device
+        if plan.recorded and self.device.type != "cuda":
+            raise ValueError(f"recorded=True is for CUDA; the model is on {self.device.type}")
+        self.trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.optimizers = build_optimizers(
+            model,
+            name=plan.optimizer,
+            lr=plan.lr,
+            weight_decay=plan.weight_decay,
+            lr_factors=plan.lr_factors,
+            recorded=plan.recorded,
+        )
+        self.steps_per_epoch = math.ceil(len(train) / plan.batch_size)
+        self.belongs = [*model.classes, train.digest(), validation.digest(), *belongs]
+        self.epoch, self.step, self.seconds, self.feature_seconds = 0, 0, 0.0, 0.0
+        self.history: list[dict[str, Any]] = []
+        self.draws = seeded_state(plan.seed, self.device)
+        self.totals = torch.zeros(3, device=self.device)
+        self.finite_steps = FiniteSteps(self.device)
+        self.reached = False  # whether every trainable parameter has had a gradient
+
+    def save(self) -> None:
+        """Write what `restore` needs, whole or not at all; never a state that is not finite.
+
+        Raises:
+            NotFinite: a step was not finite; what was saved before stays.
+            OSError: the folder cannot be written to.
+        """
+        self.check_finite()
+        progress = {name: getattr(self, name) for name in PROGRESS}
+        progress |= {"totals": self.totals.tolist(), "belongs": self.belongs}
+        save_state(self.folder / STATE, self.model, self.optimizers, self.draws, progress)
+
+    def restore(self) -> None:
+        """Go back to the state that was saved last.
+
+        Raises:
+            FileNotFoundError: nothing was saved.
+            ValueError: the saved state is broken or belongs to another model.
+        """
+        path = self.folder / STATE
+        progress, self.draws = load_state(path, self.model, self.optimizers, self.device)
+        if progress.pop("belongs", None) != self.belongs:
+            raise ValueError(
+                f"the run in {self.folder} was started on other images, classes or another base; "
+                "put them back, or start again with --overwrite"
+            )
+        try:
+            self.totals.copy_(torch.tensor(progress["totals"]))
+            for name in PROGRESS:
+                setattr(self, name, progress[name])
+            self.finite_steps.restart(self.step)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is broken ({error}); start again with --overwrite") from error
+
+    def order(self) -> Tensor:
+        """Return the indices still to come in this epoch, a permutation by seed and epoch."""
+        generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.train), generator=generator)
+        return order[self.step * self.plan.batch_size :]
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of a step of this epoch."""
+        progress = (self.epoch + (step + 0.5) / self.steps_per_epoch) / self.plan.epochs
+        return self.plan.lr * lr_factor(self.plan.schedule, progress, warmup=self.plan.warmup)
+
+    def update(self) -> None:
+        """Clip the gradients that stand in the parameters and take a step with them.
+
+        Raises:
+            ValueError: a trainable parameter has no gradient: nothing computes with it.
+            NotFinite: on a CPU, which need not be waited for, before a weight is changed.
+        """
+        parameters = [*self.trainable.values()]
+        if not self.reached:
+            self._check_reached()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.finite_steps.note(norm)
+        if self.device.type == "cpu":
+            self.check_finite()
+        if self.plan.clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.plan.clip, norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def autocast(self) -> torch.autocast:
+        """Return the context to compute in: bfloat16, where the plan says so."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.bf16)
+
+    def check_parameters(self) -> None:
+        """Check that what trains is still what trained when the run was made.
+
+        Raises:
+            ValueError: it is not, since a head was put on or an adapter injected after that.
+        """
+        now = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if {n: id(p) for n, p in now.items()} != {n: id(p) for n, p in self.trainable.items()}:
+            raise ValueError(
+                "the model has other trainable parameters than when the run was made; change the "
+                "model first, then make the run"
+            )
+
+    def set_lr(self) -> None:
+        """Give the optimizers this step's learning rate."""
+        set_lr(self.optimizers, self.lr(self.step))
+
+    def check_finite(self) -> None:
+        """Check that every step so far was finite; this waits for the device.
+
+        Raises:
+            NotFinite: one was not; says which, at what rate, and what to try.
+        """
+        if (step := self.finite_steps.first_failed()) is not None:
+            raise NotFinite(
+                f"the gradient is not finite at step {step + 1} of {self.steps_per_epoch} in epoch "
+                f"{self.epoch + 1}, at learning rate {self.lr(step):.3g}; try {self._remedy()}"
+            )
+
+    def _remedy(self) -> str:
+        tries = [f"a smaller --lr than {self.plan.lr:g}"]
+        tries += [] if self.plan.clip else ["--clip 1"]
+        return " or ".join(tries + (["--precision fp32"] if self.plan.bf16 else []))
+
+    def _check_reached(self) -> None:
+        if unused := [name for name, p in self.trainable.items() if p.grad is None]:
+            raise ValueError(
+                f"no gradient reaches {unused[0]!r} and {len(unused) - 1} more parameters: the "
+                "model computes without them; leave them out of targets, or freeze them"
+            )
+        self.reached = True
+
+    def finish_epoch(self) -> dict[str, Any]:
+        """Validate, write the epoch's line of metrics.jsonl, and return it.
+
+        Raises:
+            NotFinite: a step, the loss or a weight is not finite.
+        """
+        self.check_finite()
+        loss, n_images = (self.totals[0] / self.totals[2]).item(), int(self.totals[2])
+        if not (math.isfinite(loss) and all(p.isfinite().all() for p in self.trainable.values())):
+            raise NotFinite(
+                f"the loss is {loss} in epoch {self.epoch + 1}, or a weight is no longer finite; "
+                f"try {self._remedy()}"
+            )
+        result = None
+        if len(self.validation_inputs):
+            result = evaluate(
+                self.model, self.validation_inputs, task=self.plan.task, bf16=self.plan.bf16
+            )
+        row = {
+            "epoch": self.epoch + 1,
+            "train_loss": loss,
+            "val_loss": result.loss if result else None,
+            "val_accuracy": result.accuracy if result else None,
+            "lr": self.lr(self.steps_per_epoch - 1),
+            "images_per_second": n_images / self.seconds,
+            "seconds": self.seconds,
+        }
+        self.history.append(row)
+        lines = "".join(json.dumps(row) + "\n" for row in self.history)
+        write_bytes(self.folder / "metrics.jsonl", lines.encode())
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.totals.zero_()
+        self.finite_steps.restart(0)
+        return row

@@ -1,0 +1,232 @@
+"""One training step: batches in; every run's parameters moved by the gradient of its batch.
+
+Several runs take their steps through one joint model. Each computes what it computes alone: it
+draws its own random numbers, clips its own gradients and counts its own loss. Only dropout in the
+base is drawn for all of them together.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain, pairwise
+
+import torch
+from torch import Tensor, nn
+
+from vitft.model.vit import VisionTransformer
+from vitft.training.cores import each, in_parts, n_parts
+from vitft.training.draws import first_random_stage, random_state, set_random_state
+from vitft.training.evaluate import resample
+from vitft.training.features import n_frozen
+from vitft.training.finite import NotFinite
+from vitft.training.graphs import Recorded
+from vitft.training.plan import Plan
+from vitft.training.run import Run
+
+Join = Callable[[list[VisionTransformer]], VisionTransformer]
+
+
+def prepare(
+    model: VisionTransformer, plan: Plan, images: Tensor, labels: Tensor, *, stage: int
+) -> tuple[Tensor, Tensor]:
+    """Return the input of `stage` for a batch as it is held, augmented, and targets (B, n_classes).
+
+    Stage 0 takes normalised images (B, C, image_size, image_size), a later one features.
+    """
+    targets = plan.task.targets(labels, model.head.out_features)
+    if stage == 0:
+        images, targets = plan.augmentation(images.float(), targets)
+        images = resample(model.normalize(images), model.image_size)
+    return images, targets
+
+
+class Step:
+    """A step of runs whose plans differ in learning rate and seed only, all at the same step.
+
+    Runs of one seed on one set see the same images: the first of them, their leader, prepares the
+    batch for all.
+
+    Args:
+        runs: one run, or several on sets of equal size.
+        join: makes of several models one that takes their batches (K * B, ...), one after the
+            other, and gives their logits in that order.
+
+    Attributes:
+        failed: the runs whose gradient was not finite, and the error; the others go on.
+    """
+
+    def __init__(self, runs: Sequence[Run], join: Join) -> None:
+        first = runs[0]
+        self.runs, self.alone, self.stage = [*runs], len(runs) == 1, first.inputs.stage
+        self.failed: dict[Run, NotFinite] = {}
+        keys = [(id(run.train), run.plan.seed) for run in runs]
+        sets = list(dict.fromkeys(keys))
+        self.set_of = [sets.index(key) for key in keys]
+        self.leaders = [runs[keys.index(key)] for key in sets]
+        self.whole = first_random_stage(first.model) < len(first.model.stages())
+        self.shared = self.stage  # the first stage that is not the same for all
+        if not self.alone:
+            self.shared = max(self.stage, min(n_frozen(run.model) for run in runs))
+        self.groups = passes(first.device, len(runs), first.plan.batch_size, whole=self.whole)
+        models = [[runs[i].model for i in group] for group in self.groups]
+        self.joints = [group[0] if self.alone else join(group) for group in models]
+        self.prepare, self.learn = prepare, self._learn
+        self.compiled = [*first.model.stages()] if first.plan.compiled else []
+        if first.plan.compiled:  # here, and not in place: evaluation is too short to compile for
+            self.prepare = torch.compile(prepare, dynamic=False)
+            self.compiled = [torch.compile(part, dynamic=False) for part in self.compiled]
+        if first.plan.recorded:
+            self.learn = Recorded(self._learn)
+        if self.alone:
+            set_random_state(first.draws, first.device)
+
+    def __call__(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Move every run's parameters by the gradient of its batch.
+
+        Args:
+            batches: of every set, images as they are held (B, ...) and labels (B, ...).
+        """
+        prepared: list[tuple[Tensor, Tensor]] = []
+        for run, batch in zip(self.leaders, batches, strict=True):
+            if not self.alone:
+                set_random_state(run.draws, run.device)
+            prepared.append(self.prepare(run.model, run.plan, *batch, stage=self.stage))
+            if not self.alone:
+                run.draws = random_state(run.device)
+        for run in self.runs:
+            run.set_lr()
+        self.learn(*chain(*prepared))
+        if not self.alone:  # goes on after what the base's dropout drew
+            self.leaders[-1].draws = random_state(self.leaders[-1].device)
+
+    def share_draws(self) -> None:
+        """Give every run the random state of its set."""
+        if self.alone:
+            self.runs[0].draws = random_state(self.runs[0].device)
+        for run, i in zip(self.runs, self.set_of, strict=True):
+            run.draws = self.leaders[i].draws
+
+    def _learn(self, *prepared: Tensor) -> None:
+        """Leave the gradients of the sets' inputs and targets in the parameters; update them."""
+        inputs, targets = prepared[::2], prepared[1::2]
+        if self.alone:
+            self._backward_alone(inputs[0], targets[0])
+        else:
+            self._backward_together(inputs, targets)
+        for run in self.runs:
+            self._update(run)
+
+    def _backward_alone(self, inputs: Tensor, targets: Tensor) -> None:
+        """Leave one run's gradients in its parameters; on a CPU from parts side by side."""
+        run, n = self.runs[0], len(inputs)
+        side_by_side = not (self.whole or self.compiled or run.plan.accumulate > 1)
+        n_pieces = n_parts(run.device, n) if side_by_side else run.plan.accumulate
+        pieces = zip(inputs.tensor_split(n_pieces), targets.tensor_split(n_pieces), strict=True)
+        if n_pieces > 1 and side_by_side:
+            for gradients, totals in each(partial(self._gradients, run, n), pieces):
+                run.totals += totals
+                add_gradients(run.trainable, gradients)
+            return
+        for x, y in pieces:
+            loss, totals = loss_and_totals(run, self._forward(x), y)
+            (loss / n).backward()
+            run.totals += totals
+
+    def _forward(self, x: Tensor) -> Tensor:
+        """Return the logits of one run's model, through the module itself where that takes `x`."""
+        run = self.runs[0]
+        with run.autocast():
+            for part in self.compiled[self.stage :]:
+                x = part(x)
+            if self.compiled:
+                return x
+            return run.model.run(x, self.stage) if self.stage else run.model(x)
+
+    def _gradients(
+        self, run: Run, n: int, inputs: Tensor, targets: Tensor
+    ) -> tuple[Sequence[Tensor | None], Tensor]:
+        """Return a part's share of the gradients of a batch of `n`, and its totals."""
+        loss, totals = loss_and_totals(run, self._forward(inputs), targets)
+        parameters = [*run.trainable.values()]
+        return torch.autograd.grad(loss / n, parameters, allow_unused=True), totals
+
+    def _backward_together(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        """Leave every run's gradients in its parameters, in one pass a group of runs."""
+        shared = [self._shared_stages(x) for x in inputs]
+        groups = zip(self.groups, self.joints, strict=True)
+        backward = partial(self._backward_group, shared, targets)
+        list(each(backward, groups, in_turn=self.whole))
+
+    def _shared_stages(self, inputs: Tensor) -> Tensor:
+        """Return what the stages that no run trains make of a set's inputs, computed once."""
+
+        def part(x: Tensor) -> Tensor:
+            with torch.no_grad(), self.runs[0].autocast():
+                return self.joints[0].run(x, self.stage, self.shared)
+
+        return in_parts(part, inputs) if self.shared > self.stage else inputs
+
+    def _backward_group(
+        self,
+        inputs: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        group: range,
+        joint: VisionTransformer,
+    ) -> None:
+        """Leave the gradients of a group's runs in their parameters, from their sets' batches."""
+        n, k = len(inputs[0]), self.runs[0].plan.accumulate
+        for piece in range(k):
+            x = torch.cat([inputs[self.set_of[i]].tensor_split(k)[piece] for i in group])
+            with self.runs[0].autocast():
+                logits = joint.run(x, self.shared).chunk(len(group))
+            losses = []
+            for i, y in zip(group, logits, strict=True):
+                part = targets[self.set_of[i]].tensor_split(k)[piece]
+                loss, totals = loss_and_totals(self.runs[i], y, part)
+                self.runs[i].totals += totals
+                losses.append(loss / n)
+            torch.stack(losses).sum().backward()
+
+    def _update(self, run: Run) -> None:
+        """Update a run's parameters; one that fails stays as it is while the others go on."""
+        if run in self.failed:
+            return
+        try:
+            run.update()
+        except NotFinite as error:
+            self.failed[run] = error
+            if len(self.failed) == len(self.runs):
+                raise
+
+
+def loss_and_totals(run: Run, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of the images' losses, and their totals: loss, right ones, images."""
+    task, smoothing = run.plan.task, run.plan.label_smoothing
+    loss = task.loss(logits.float(), targets, smoothing=smoothing).sum()
+    correct = task.correct(logits, targets).sum()
+    n = torch.full_like(correct, len(targets))
+    return loss, torch.stack([loss.detach(), correct, n])
+
+
+def passes(device: torch.device, n: int, batch_size: int, *, whole: bool) -> list[range]:
+    """Return which of `n` runs share a pass: all, or on a CPU as many as suit a core's cache."""
+    n_passes = 1 if whole else min(n, n_parts(device, n * batch_size))
+    bounds = [n * i // n_passes for i in range(n_passes + 1)]
+    return [range(*pair) for pair in pairwise(bounds)]
+
+
+def add_gradients(
+    parameters: Mapping[str, nn.Parameter], gradients: Sequence[Tensor | None]
+) -> None:
+    """Add gradients to those that stand in the parameters; the first are kept, not copied."""
+    seen: set[int] = set()
+    for parameter, gradient in zip(parameters.values(), gradients, strict=True):
+        if gradient is None:
+            continue
+        if parameter.grad is not None:
+            parameter.grad += gradient
+        else:  # autograd may give two parameters one tensor, or an expanded one
+            shares = gradient.data_ptr() in seen or not gradient.is_contiguous()
+            parameter.grad = (
+                gradient.clone(memory_format=torch.contiguous_format) if shares else gradient
+            )
+        seen.add(gradient.data_ptr())

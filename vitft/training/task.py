@@ -1,0 +1,44 @@
+"""What a model learns: labels and logits in; targets, loss and predictions out."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Task(Protocol):
+    """What training and evaluation ask of a task; logits are (B, n_classes)."""
+
+    def targets(self, labels: Tensor, n_classes: int) -> Tensor:
+        """Return targets (B, n_classes), which augmentation may mix, for labels (B, ...)."""
+
+    def loss(self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
+        """Return the loss of every image (B,)."""
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """Return probabilities (B, n_classes)."""
+
+    def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return for every image whether it is predicted right (B,), bool."""
+
+
+@dataclass(frozen=True)
+class SingleLabel:
+    """One label an image: cross-entropy over the classes, in nats."""
+
+    def targets(self, labels: Tensor, n_classes: int) -> Tensor:
+        """Return one-hot targets (B, n_classes) in float32 for labels (B,)."""
+        return F.one_hot(labels, n_classes).float()
+
+    def loss(self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
+        """Return the cross-entropy of every image (B,), with label smoothing (arXiv:1512.00567)."""
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """Return probabilities (B, n_classes), which add up to 1."""
+        return logits.softmax(dim=1)
+
+    def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return for every image whether its most probable class is its target's (B,), bool."""
+        return logits.argmax(dim=1) == targets.argmax(dim=1)
