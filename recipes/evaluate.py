@@ -36,7 +36,7 @@ class EvaluateOptions(ModelOptions):
         "or a folder with train/CLASS and test/CLASS."
     )
     batch_size: int = option(500, "Images at a time.")
-    device: str = option("auto", "auto, cpu, cuda or mps.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "auto, fp32, or bf16, slow where the device lacks it.")
     json: bool = option(False, "Print JSON.")
 

@@ -34,7 +34,7 @@ class PredictOptions(ModelOptions):
         (), "Folder of an adapter for that base; may be given several times.", repeated=True
     )
     top: int = option(5, "How many classes to print.")
-    device: str = option("auto", "auto, cpu, cuda or mps.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     json: bool = option(False, "Print JSON.")
 
 

@@ -22,6 +22,9 @@ class TrainOptions:
     out: str = option(help="Folder for what the run writes.")
     epochs: int = option(20, "Passes over the training images.")
     batch_size: int = option(128, "Images in a step.")
+    accumulate: int = option(
+        1, "Compute a batch in so many parts, one after another: less memory, the same result."
+    )
     lr: float | None = option(1e-3, "Highest learning rate.")
     weight_decay: float = option(0.05, "Decoupled weight decay of matrices.")
     optimizer: str = option(
@@ -48,7 +51,7 @@ class TrainOptions:
     )
     limit: int | None = option(None, "Use only so many training images, equally of each class.")
     seed: int = option(0, "Of everything random.")
-    device: str = option("auto", "auto, cpu, cuda or mps.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "auto, fp32, or bf16, slow where the device lacks it.")
     compile: bool | None = option(
         None,
@@ -66,16 +69,17 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ValueError: an unknown device, or one that is not there.
     """
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
+    counts = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
     }
     if name == "auto":
-        return torch.device("cuda" if there["cuda"] else "cpu")
-    if name not in there:
-        raise ValueError(f"unknown device {name!r}; choose from auto, {', '.join(there)}")
-    if not there[name]:
+        return torch.device("cuda" if counts["cuda"] else "cpu")
+    kind, colon, number = name.partition(":")
+    if kind not in counts or (colon and not number.isdecimal()):
+        raise ValueError(f"unknown device {name!r}; choose from auto, cpu, cuda, cuda:1, mps")
+    if int(number or 0) >= counts[kind]:
         raise ValueError(f"device {name} is not there; use --device auto")
     return torch.device(name)
 
@@ -127,6 +131,7 @@ def make_plan(
     same = (
         "epochs",
         "batch_size",
+        "accumulate",
         "lr",
         "weight_decay",
         "optimizer",

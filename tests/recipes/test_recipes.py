@@ -185,8 +185,12 @@ def test_devices_and_precisions_are_checked() -> None:
     assert pick_device("cpu").type == "cpu"
     assert pick_bf16("bf16", torch.device("cpu"))
     assert not pick_bf16("fp32", torch.device("cpu"))
-    with pytest.raises(ValueError, match="unknown device 'gpu'; choose from auto"):
-        pick_device("gpu")
+    for name in ("gpu", "cuda:one", "cpu:"):
+        with pytest.raises(ValueError, match=f"unknown device '{name}'; choose from auto"):
+            pick_device(name)
+    for name in ("cpu:1", f"cuda:{torch.cuda.device_count()}"):
+        with pytest.raises(ValueError, match=f"device {name} is not there"):
+            pick_device(name)
     with pytest.raises(ValueError, match="unknown precision 'half'"):
         pick_bf16("half", torch.device("cpu"))
 

@@ -119,7 +119,7 @@ class Step:
         """Leave one run's gradients in its parameters; on a CPU from parts side by side."""
         run, n = self.runs[0], len(inputs)
         side_by_side = not (self.whole or self.compiled or run.plan.accumulate > 1)
-        n_pieces = n_parts(run.device, n) if side_by_side else run.plan.accumulate
+        n_pieces = n_parts(run.device, n) if side_by_side else min(n, run.plan.accumulate)
         pieces = zip(inputs.tensor_split(n_pieces), targets.tensor_split(n_pieces), strict=True)
         if n_pieces > 1 and side_by_side:
             for gradients, totals in each(partial(self._gradients, run, n), pieces):
@@ -173,7 +173,8 @@ class Step:
         joint: VisionTransformer,
     ) -> None:
         """Leave the gradients of a group's runs in their parameters, from their sets' batches."""
-        n, k = len(inputs[0]), self.runs[0].plan.accumulate
+        n = len(inputs[0])
+        k = min(n, self.runs[0].plan.accumulate)
         for piece in range(k):
             x = torch.cat([inputs[self.set_of[i]].tensor_split(k)[piece] for i in group])
             with self.runs[0].autocast():
@@ -201,10 +202,10 @@ class Step:
 def loss_and_totals(run: Run, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sum of the images' losses, and their totals: loss, right ones, images."""
     task, smoothing = run.plan.task, run.plan.label_smoothing
-    loss = task.loss(logits.float(), targets, smoothing=smoothing).sum()
-    correct = task.correct(logits, targets).sum()
-    n = torch.full_like(correct, len(targets))
-    return loss, torch.stack([loss.detach(), correct, n])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = task.loss(logits, targets.to(logits.dtype), smoothing=smoothing).sum()
+    correct = task.correct(logits, targets).sum().to(loss.dtype)
+    return loss, torch.stack([loss.detach(), correct, torch.full_like(correct, len(targets))])
 
 
 def passes(device: torch.device, n: int, batch_size: int, *, whole: bool) -> list[range]:
