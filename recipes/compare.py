@@ -30,7 +30,7 @@ FIGURES = {
 class CompareOptions:
     """Show the finished runs in and below each DIR side by side, the most accurate first.
 
-    Numbers and words by which the runs differ, such as lr and rank, have columns of their own.
+    Options by which the runs differ, such as lr and rank, get a column each.
     """
 
     dir: tuple[str, ...] = option(help="Folders of runs, or of folders of runs.", argument=True)
@@ -83,19 +83,19 @@ def read_run(folder: str) -> dict[str, Any]:
     """
     path = Path(folder, "summary.json")
     try:
-        told = json.loads(path.read_text())
+        summary = json.loads(path.read_text())
         config = Path(folder, "config.json")
         return {
             "run": folder,
             "options": dict(json.loads(config.read_text())) if config.is_file() else {},
-            "method": told.get("adapter", "pretrain"),
-            "data": Path(told["data"]).name,
-            "trained_share": told["n_trainable"] / told["n_parameters"],
-            "test_accuracy": told["test_accuracy"],  # None for those a sweep did not pick
-            "val_accuracy": told.get("val_accuracy"),
-            "images_per_second": told["images_per_second"],
-            "seconds": told["seconds"] + told.get("feature_seconds", 0),
-            "file_kB": told["file_bytes"] / 1000 if "file_bytes" in told else None,
+            "method": summary.get("adapter", "pretrain"),
+            "data": Path(summary["data"]).name,
+            "trained_share": summary["n_trainable"] / summary["n_parameters"],
+            "test_accuracy": summary["test_accuracy"],  # None for those a sweep did not pick
+            "val_accuracy": summary.get("val_accuracy"),
+            "images_per_second": summary["images_per_second"],
+            "seconds": summary["seconds"] + summary.get("feature_seconds", 0),
+            "file_kB": summary["file_bytes"] / 1000 if "file_bytes" in summary else None,
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -105,7 +105,7 @@ def read_run(folder: str) -> dict[str, Any]:
 
 
 def tell_apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows with those options, in place of all, that are not the same in all runs.
+    """Return the rows with only those options whose values differ between the runs.
 
     Lists, and options that only one of the runs has, are left out.
     """

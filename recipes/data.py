@@ -20,8 +20,8 @@ def run(options: DataOptions) -> None:
         click.echo(f"{name:<14} drawn by the program, {len(classes)} classes")
     for name, (torchvision_name, *_) in DATASETS.items():
         folder = data_folder() / name
-        place = f"in {folder}" if folder.is_dir() else f"downloaded to {folder} when first used"
-        click.echo(f"{name:<14} torchvision's {torchvision_name}, {place}")
+        where = f"in {folder}" if folder.is_dir() else f"downloaded to {folder} when first used"
+        click.echo(f"{name:<14} torchvision's {torchvision_name}, {where}")
     click.echo("FOLDER         your own: FOLDER/train/CLASS/* and FOLDER/test/CLASS/*")
 
 

@@ -109,8 +109,8 @@ def run(options: PredictOptions) -> None:
     rows: list[dict[str, Any]] = []
     for path, answers in zip(options.image, predict(options), strict=True):
         by_adapter = dict(zip(options.adapter or ("",), answers, strict=True))
-        told = {"adapters": by_adapter} if several else {"classes": answers[0]}
-        rows.append({"image": path, **told})
+        result = {"adapters": by_adapter} if several else {"classes": answers[0]}
+        rows.append({"image": path, **result})
         for name, best in by_adapter.items():
             shown = "  ".join(f"{label} {p:.1%}" for label, p in best.items())
             if not options.json:

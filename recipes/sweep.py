@@ -37,9 +37,9 @@ def sweep(options: SweepBase) -> dict[str, Any]:
     """
     device = pick_device(options.device)
     made = [(chosen, *resolve(_resumed(given), device)) for chosen, given in combinations(options)]
-    _check_folders(options, [own for _, own, _, _ in made])
+    _check_folders(options, [member for _, member, _, _ in made])
     with ExitStack() as held:
-        for folder in (options.out, *(own.out for _, own, _, _ in made)):
+        for folder in (options.out, *(member.out for _, member, _, _ in made)):
             held.enter_context(locked(Path(folder)))
         base = load_model(options.base)
         fingerprint = adapters.fingerprint(base)
@@ -48,13 +48,13 @@ def sweep(options: SweepBase) -> dict[str, Any]:
         )
         base.new_head(data.classes)
         base.to(device)
-        seeds = sorted({own.seed for _, own, _, _ in made})
+        seeds = sorted({member.seed for _, member, _, _ in made})
         splits = {seed: make_splits(data, replace(options, seed=seed), device) for seed in seeds}
         if not all(len(images.validation) for images in splits.values()):
             raise ValueError("a sweep picks by validation, but no class has two images; add some")
         members = [
-            make_member(base, fingerprint, chosen, own, config, plan, splits)
-            for chosen, own, config, plan in made
+            make_member(base, fingerprint, chosen, member, config, plan, splits)
+            for chosen, member, config, plan in made
         ]
         say(f"{len(members)} runs by {options.adapter} on {members[0].splits}, on {device}")
         for member in members:
@@ -77,16 +77,17 @@ def _check_folders(options: SweepBase, made: Sequence[CommonOptions]) -> None:
         raise ValueError(
             f"{out} holds {there[0]} already; use --resume, --overwrite or another --out"
         )
-    for folder in (out, *(Path(own.out) for own in made)):
+    for folder in (out, *(Path(member.out) for member in made)):
         check_base(options.base, folder)
-    for own in made:
-        check_run(own)
+    for member in made:
+        check_run(member)
 
 
-def _resumed(own: CommonOptions) -> CommonOptions:
+def _resumed(member: CommonOptions) -> CommonOptions:
     """Return the options to go on with; where there is no state, not begun or failed, anew."""
-    there = Path(own.out, STATE).exists()
-    return replace(own, resume=own.resume and there, overwrite=own.overwrite or own.resume > there)
+    there = Path(member.out, STATE).exists()
+    resume, overwrite = member.resume and there, member.overwrite or member.resume > there
+    return replace(member, resume=resume, overwrite=overwrite)
 
 
 def _conclude(options: SweepBase, members: Sequence[Member]) -> dict[str, Any]:

@@ -34,28 +34,28 @@ def make_member(
     base: VisionTransformer,
     fingerprint: str,
     chosen: dict[str, Any],
-    own: CommonOptions,
+    options: CommonOptions,
     config: adapters.AdapterConfig | None,
     plan: Plan,
     splits: Mapping[int, Splits],
 ) -> Member:
     """Return one adapter, ready to train or to go on."""
-    full = own.adapter == "full"  # trains the base's own Parameters
+    full = options.adapter == "full"  # trains the base's own Parameters
     model = copy.deepcopy(base) if full else adapters.shared_copy(base)
-    adapt(model, own, config, base.classes)
-    images = splits[own.seed]
+    adapt(model, options, config, base.classes)
+    images = splits[options.seed]
     n_images = (len(images.train) + len(images.validation)) * len(splits)
-    plan = replace(plan, n_cached=pick_cached(model, own, plan, n_images))
-    run = Run(model, images.train, images.validation, plan, Path(own.out), [fingerprint])
-    if own.resume:
+    plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
+    run = Run(model, images.train, images.validation, plan, Path(options.out), [fingerprint])
+    if options.resume:
         run.restore()
-    return Member(own, chosen, Path(own.out), images, run)
+    return Member(options, chosen, Path(options.out), images, run)
 
 
 def chunks(base: VisionTransformer, members: Sequence[Member], n: int) -> list[list[Member]]:
-    """Return what trains together: at most `n`, at the same place, and only what can be stacked."""
+    """Return what trains together: at most `n`, at the same step, and only what can be stacked."""
     alone: list[list[Member]] = []
-    places: dict[tuple[int, ...], list[Member]] = {}
+    steps: dict[tuple[int, ...], list[Member]] = {}
     for member in members:
         try:
             adapters.together(base, [member.run.model])
@@ -65,8 +65,8 @@ def chunks(base: VisionTransformer, members: Sequence[Member], n: int) -> list[l
                 say(f"one after the other: {'each trains a base of its own' if full else error}")
             alone.append([member])
         else:
-            places.setdefault(_progress(member.run), []).append(member)
-    return alone + [same[i : i + n] for same in places.values() for i in range(0, len(same), n)]
+            steps.setdefault(_progress(member.run), []).append(member)
+    return alone + [same[i : i + n] for same in steps.values() for i in range(0, len(same), n)]
 
 
 def _progress(run: Run) -> tuple[int, ...]:

@@ -49,19 +49,19 @@ def method_options() -> dict[str, tuple[Any, Any]]:
             types[name] if types[name] == tuple[str, ...] else types[name] | None,
             option(
                 () if types[name] == tuple[str, ...] else None,
-                "  ".join(f"{', '.join(methods)}: {text}" for text, methods in told.items()),
+                "  ".join(f"{', '.join(methods)}: {text}" for text, methods in by_help.items()),
             ),
         )
-        for name, told in texts.items()
+        for name, by_help in texts.items()
     }
 
 
 def method_lines() -> list[str]:
     """Return a line for every method: its name, and the first line of its documentation."""
-    told = {name: inspect.getdoc(config) or "" for name, config in adapters.METHODS.items()}
+    summaries = {name: inspect.getdoc(config) or "" for name, config in adapters.METHODS.items()}
     return [
         f"  {name:<12}{text.splitlines()[0].rstrip('.')}"
-        for name, text in (told | BASELINES).items()
+        for name, text in (summaries | BASELINES).items()
     ]
 
 
