@@ -1,7 +1,8 @@
 """Adapters for any module that calls its parts: inject, train, save, load, merge, eject."""
 
+from adapters.check import check
 from adapters.config import AdapterConfig
-from adapters.inject import disabled, eject, fingerprint, inject, merge, shared_copy
+from adapters.inject import disabled, eject, fingerprint, inject, merge, mergeable, shared_copy
 from adapters.io import load_adapter, save_adapter
 from adapters.many.arithmetic import combine, diff
 from adapters.many.bank import Bank
@@ -34,6 +35,7 @@ __all__ = [
     "SSFConfig",
     "VPTConfig",
     "VeRAConfig",
+    "check",
     "combine",
     "diff",
     "disabled",
@@ -42,6 +44,7 @@ __all__ = [
     "inject",
     "load_adapter",
     "merge",
+    "mergeable",
     "save_adapter",
     "shared_copy",
     "together",

@@ -6,8 +6,9 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
+import torch
 from torch import nn
 
 from adapters.layers import AdapterLayer
@@ -190,17 +191,14 @@ class RankConfig(AdapterConfig):
 
 
 def plain(module: nn.Module, name: str, *kinds: type[nn.Module]) -> nn.Module:
-    """Return `module` if it is of one of these classes, none of their subclasses, and has weights.
+    """Return `module` if it computes what one of these classes does, and has weights.
 
     Raises:
-        ValueError: it is not, with the reason.
+        ValueError: it does not, with the reason.
     """
-    names = " or ".join(f"nn.{kind.__name__}" for kind in kinds)
-    if type(module) not in kinds:
-        kind = "a subclass of" if isinstance(module, kinds) else "not an"
-        raise ValueError(
-            f"{name!r} is a {type(module).__name__}, {kind} {names}; only plain {names} is adapted"
-        )
+    names, kind = " or ".join(f"nn.{k.__name__}" for k in kinds), type(module).__name__
+    if not isinstance(module, kinds):
+        raise ValueError(f"{name!r} is a {kind}, not an {names}")
     weight = module.weight
     if not isinstance(weight, nn.Parameter):
         raise ValueError(f"{name!r} has no weight to adapt")
@@ -210,11 +208,36 @@ def plain(module: nn.Module, name: str, *kinds: type[nn.Module]) -> nn.Module:
         raise ValueError(
             f"{name!r} has weights of {weight.dtype}; adapters need a floating-point base"
         )
+    if not computes_as(module, next(k for k in kinds if isinstance(module, k))):
+        raise ValueError(
+            f"{name!r} is a {kind}, which computes something else than the {names} that it derives "
+            "from; leave it out of targets"
+        )
     return module
 
 
+@torch.no_grad()
+def computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether a module derived from nn.Linear or nn.LayerNorm computes what that does.
+
+    Shown by its `forward` being the class's, or by the same output for random tokens (2, 3, I).
+    """
+    if type(module).forward is kind.forward:
+        return True
+    weight = cast(nn.Parameter, module.weight)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, weight.shape[-1], generator=generator).to(weight)
+    try:
+        y = type(module).forward(module, x)
+        expected = kind.forward(module, x)
+    except Exception:
+        return False  # it takes something else than tokens
+    tolerance = 8 * torch.finfo(weight.dtype).eps
+    return y.shape == expected.shape and torch.allclose(y, expected, tolerance, tolerance)
+
+
 def plain_linear(module: nn.Module, name: str) -> nn.Linear:
-    """Return `module` if it is an `nn.Linear` that an `AdapterLinear` can take the place of.
+    """Return `module` if an `AdapterLinear` can take its place.
 
     Raises:
         ValueError: it is not, with the reason.

@@ -9,7 +9,7 @@ import copy
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, TypeVar, cast
 
@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from adapters.config import AdapterConfig
 from adapters.layers import AdapterLayer
-from adapters.targets import ends, in_layers, matching, refuse
+from adapters.targets import (
+    EITHER,
+    WRAPPERS,
+    ends,
+    in_layers,
+    matching,
+    refuse,
+    refuse_statistics,
+    use_of,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,18 +39,30 @@ class Injection:
     adapted: dict[str, nn.Module]  # name of an adapter layer -> the base's module
     trained: dict[str, nn.Module]  # name of a copy that trains -> the base's module
     required_grad: frozenset[str]  # names of the parameters that trained before
-    fingerprint: str  # of the base, without `trained`
     classes: Any  # the base's, None where it has none
     disabled: bool = False  # inside `with disabled(model)`
+    modes: dict[str, bool] | None = None  # of the base's modules, where loading changed them
+    fingerprint: str | None = None  # of the base without `trained`, once it was asked for
+    doubtful: set[str] = field(default_factory=set)  # layers that nothing has called so far
 
 
-def inject(model: Model, config: AdapterConfig | None, trainable: Collection[str] = ()) -> Model:
+def inject(
+    model: Model,
+    config: AdapterConfig | None,
+    trainable: Collection[str] = (),
+    *,
+    to_train: bool = True,
+    fingerprint: str | None = None,
+) -> Model:
     """Adapt `model` in place and return it; only adapters and copies of `trainable` modules train.
 
     Args:
         model: holds the base's weights; calls its modules rather than reading their weights.
         config: the method and its targets; None adapts nothing, so that only `trainable` trains.
         trainable: exact names of modules or dotted suffixes, as in `config.targets`.
+        to_train: False for a model that will only predict: a frozen batch norm is then no error.
+        fingerprint: of the base without `trainable`, where it is known; to compute it reads every
+            weight, and happens when it is first needed.
 
     Raises:
         ValueError: the model is adapted already, a name matches no module, or a module can't be
@@ -56,20 +77,49 @@ def inject(model: Model, config: AdapterConfig | None, trainable: Collection[str
     if not adapted and not trained:
         raise ValueError("nothing would train; give a config, or names of modules in trainable")
     refuse(model, adapted, trained)
+    if to_train:
+        refuse_statistics(model, trained)
     layers = config.adapt_all(adapted) if config else {}
     copies = {name: copy.deepcopy(base).requires_grad_(True) for name, base in trained.items()}
     record = Injection(
         config=config,
         adapted=adapted,
         trained=trained,
-        required_grad=frozenset(n for n, p in model.named_parameters() if p.requires_grad),
-        fingerprint=fingerprint(model, exclude=tuple(trained)),
+        required_grad=frozenset(n for n, p in _parameters(model) if p.requires_grad),
+        fingerprint=fingerprint,
         classes=getattr(model, "classes", None),
+        doubtful={name for name in adapted if use_of(model, name) == EITHER},
     )
     model.requires_grad_(False)
     _replace(model, {**layers, **copies})
     vars(model)["_injection"] = record
+    for name in record.doubtful:
+        _note_first_call(record, name, layers[name])
     return model
+
+
+def _note_first_call(record: Injection, name: str, layer: nn.Module) -> None:
+    """Let a layer, of which it is not sure whether anything calls it, say so when it is called."""
+
+    def called(*_: Any) -> None:
+        record.doubtful.discard(name)
+        handle.remove()
+
+    handle = layer.register_forward_pre_hook(called)
+
+
+def refuse_doubtful(record: Injection) -> None:
+    """Check that every adapter layer was called, where its parent may read its weight instead.
+
+    Raises:
+        ValueError: one was not.
+    """
+    if record.doubtful:
+        name = min(record.doubtful)
+        raise ValueError(
+            f"{name!r} was never called, and its parent may read its weight directly; "
+            "adapters.check(model, inputs) tells, or leave it out of targets"
+        )
 
 
 def _by_names(
@@ -95,12 +145,22 @@ def injection(model: nn.Module) -> Injection:
     Raises:
         ValueError: the model is not adapted, or its adapters are switched off.
     """
-    record = vars(model).get("_injection")
+    record = vars(unwrapped(model)).get("_injection")
     if not isinstance(record, Injection):
         raise ValueError("the model has no adapters; inject or load them first")
     if record.disabled:
         raise ValueError("the adapters are switched off; leave `with disabled(model)` first")
     return record
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside torch.compile's, DDP's or DataParallel's wrapper, or the model."""
+    while "_injection" not in vars(model):
+        inner = model._modules.get("_orig_mod") or model._modules.get("module")
+        if type(model).__name__ not in WRAPPERS or inner is None:
+            break
+        model = inner
+    return model
 
 
 @contextmanager
@@ -113,6 +173,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: the model is not adapted.
     """
+    model = unwrapped(model)
     if getattr(vars(model).get("_injection"), "disabled", False):
         yield
         return
@@ -132,14 +193,17 @@ def eject(model: Model) -> Model:
     Raises:
         ValueError: the model is not adapted, or its adapters are switched off.
     """
-    record = injection(model)
+    record, inner = injection(model), unwrapped(model)
     for name, base in record.adapted.items():
-        layer = model.get_submodule(name)
+        layer = inner.get_submodule(name)
         for key in base._parameters:  # new objects after sharding or load_state_dict(assign=True)
             setattr(base, key, getattr(layer, key))
-    _replace(model, record.adapted | record.trained)
-    set_classes(model, record.classes)
-    return _release(model)
+    _replace(inner, record.adapted | record.trained)
+    set_classes(inner, record.classes)
+    _release(inner)
+    for name, mode in (record.modes or {}).items():
+        inner.get_submodule(name).training = mode
+    return model
 
 
 def merge(model: Model) -> Model:
@@ -148,15 +212,53 @@ def merge(model: Model) -> Model:
     Trained modules stay, as trained. The model has the base's keys only and computes what it did.
 
     Raises:
-        ValueError: the model is not adapted, its adapters are switched off, the method can't be
-            merged, or a merged value is not finite. The model is then what it was.
+        ValueError: the model is not adapted, its adapters are switched off, a method can't be
+            merged, a layer may never be called, or a merged value is not finite. The model is then
+            what it was.
     """
-    merged = {name: adapter_layer(model, name).merged() for name in injection(model).adapted}
-    for name, module in merged.items():
+    record, inner = injection(model), unwrapped(model)
+    refuse_doubtful(record)
+    merged = dict(_merged(inner, record))
+    _replace(inner, merged)
+    _release(inner)
+    return model
+
+
+def mergeable(model: nn.Module) -> bool:
+    """Return whether `merge` would succeed; no more than one layer is merged at a time.
+
+    Raises:
+        ValueError: the model is not adapted, or its adapters are switched off.
+    """
+    try:
+        for _ in _merged(unwrapped(model), injection(model)):
+            pass
+    except ValueError:
+        return False
+    return True
+
+
+def _merged(model: nn.Module, record: Injection) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every adapted module's name, and a module like the base's with the adapter baked in."""
+    for name, base in record.adapted.items():
+        layer = gathered(adapter_layer(model, name))
+        module = layer.merged(base)
         if not all(parameter.isfinite().all() for parameter in module.parameters()):
             raise ValueError(f"merging {name!r} gives values that are not finite; eject it instead")
-    _replace(model, merged)
-    return _release(model)
+        yield name, module
+
+
+def gathered(layer: AdapterLayer) -> AdapterLayer:
+    """Return the layer, or a copy with whole tensors where FSDP2 shards them."""
+    if not any(hasattr(tensor, "full_tensor") for tensor in layer.parameters()):
+        return layer
+    memo: dict[int, Any] = {id(p): nn.Parameter(whole(p.detach())) for p in layer.parameters()}
+    return copy.deepcopy(layer, memo)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor, gathered from all processes where FSDP2 shards it."""
+    return cast(Tensor, tensor.full_tensor()) if hasattr(tensor, "full_tensor") else tensor
 
 
 def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:
@@ -168,6 +270,7 @@ def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:
     Raises:
         ValueError: a name in `exclude` matches no module.
     """
+    model = unwrapped(model)
     trained, added = set(matching(model, exclude, "exclude")), set()
     record = vars(model).get("_injection")
     if isinstance(record, Injection):
@@ -179,10 +282,23 @@ def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         if key not in added and not key.startswith(left_out) and isinstance(tensor, Tensor):
+            tensor = whole(tensor)
             tensor = tensor.float() if tensor.is_floating_point() else tensor
             digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """Return the fingerprint of an adapted model's base, computed once.
+
+    Raises:
+        ValueError: the model is not adapted, or its adapters are switched off.
+    """
+    record = injection(model)
+    if record.fingerprint is None:
+        record.fingerprint = fingerprint(model)
+    return record.fingerprint
 
 
 def shared_copy(model: Model) -> Model:
@@ -199,7 +315,7 @@ def shared_copy(model: Model) -> Model:
 
 def adapter_layer(model: nn.Module, name: str) -> AdapterLayer:
     """Return the adapter layer called `name`."""
-    return cast(AdapterLayer, model.get_submodule(name))
+    return cast(AdapterLayer, unwrapped(model).get_submodule(name))
 
 
 def set_classes(model: nn.Module, classes: Any) -> None:
@@ -232,6 +348,11 @@ def _replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
 def _release(model: Model) -> Model:
     """Let the parameters train that did before `inject`, and forget it."""
     record = vars(model).pop("_injection")
-    for name, parameter in model.named_parameters():
+    for name, parameter in _parameters(model):
         parameter.requires_grad_(name in record.required_grad)
     return model
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield every parameter under every name that it has."""
+    return model.named_parameters(remove_duplicate=False)

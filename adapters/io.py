@@ -19,7 +19,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from adapters.config import AdapterConfig
-from adapters.inject import Injection, adapter_layer, eject, inject, injection, set_classes
+from adapters.inject import (
+    Injection,
+    adapter_layer,
+    base_fingerprint,
+    eject,
+    inject,
+    injection,
+    set_classes,
+)
 from adapters.methods import METHODS
 from adapters.targets import matching, peft_targets
 
@@ -74,7 +82,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     AdapterFolder(
         config=written,
         tensors=_tensors(model, record, save=True),
-        fingerprint=record.fingerprint,
+        fingerprint=base_fingerprint(model),
         classes=classes if isinstance(classes, tuple) else None,
     ).save(folder)
 
@@ -179,7 +187,7 @@ def by_names(written: Mapping[str, Any], targets: Sequence[str]) -> dict[str, An
 def _fill(model: nn.Module, saved: AdapterFolder) -> None:
     """Copy the saved tensors into the adapted model."""
     record = injection(model)
-    if saved.fingerprint not in (None, record.fingerprint):
+    if saved.fingerprint is not None and saved.fingerprint != base_fingerprint(model):
         raise ValueError(
             f"trained on the base {saved.fingerprint}, but this one is {record.fingerprint}; "
             "load that base, and cast it to another dtype only afterwards"

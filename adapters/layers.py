@@ -1,25 +1,39 @@
 """Layers that take a base module's place: the base's own Parameters, and some to train.
 
-Each is switched off by `enabled` and knows how to become a module of the base's class again.
-Shapes: `O` out, `I` in, `D` width of a norm.
+Each is switched off by `enabled` and knows how to become a module of the base's class again. What
+trains is in float32 or wider, also on a base of 16 bits: its steps are smaller than 16 bits can
+tell apart. Shapes: `O` out, `I` in, `D` width of a norm.
 """
 
-from typing import Any, Self
+import copy
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+W = TypeVar("W", bound="Wrapper")
+
 
 def wide(tensor: Tensor) -> Tensor:
     """Return the tensor in float32 or wider."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(wide_dtype(tensor))
 
 
-def is_exact(x: Tensor) -> bool:
-    """Return whether products with x keep a small update that was added to a weight.
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the tensor's dtype, or float32 where that is wider."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
-    In 16 bits, of x or by autocast, the sum would round it off.
+
+def cast_to(x: Tensor, like: Tensor) -> Tensor:
+    """Return x in the dtype of `like`; under autocast as it is, since that casts by itself."""
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(like.dtype)
+
+
+def keeps_small_updates(x: Tensor) -> bool:
+    """Return whether a small update still shows after it has been added to a weight.
+
+    Not in 16 bits, of x or by autocast: there the sum rounds it off.
     """
     return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(
         x.device.type
@@ -34,9 +48,13 @@ class AdapterLayer(nn.Module):
     """
 
     enabled: bool = True  # False computes the base's function
+    vectors: frozenset[str] = frozenset()  # parameters that are vectors, stored as a matrix
 
-    def merged(self) -> nn.Module:
-        """Return a module of the base's class with the adapter baked in.
+    def merged(self, base: nn.Module) -> nn.Module:
+        """Return a module like `base` with the adapter baked in.
+
+        Args:
+            base: the module whose place this layer took.
 
         Raises:
             ValueError: no module of the base's class computes this function.
@@ -65,17 +83,9 @@ class AffineLayer(AdapterLayer):
     weight: Any  # a Parameter
     bias: Any  # a Parameter, or None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what the adapted module makes of x, or what the base does."""
-        return self.adapted(x) if self.enabled else self.compute(x, self.weight, self.bias)
-
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the function of the base's class for this weight and bias."""
         raise NotImplementedError
-
-    def adapted(self, x: Tensor) -> Tensor:
-        """Return what the adapted module makes of x."""
-        return self.compute(x, self.adapted_weight(), self.adapted_bias())
 
     def adapted_weight(self) -> Tensor:
         """Return the weight that merging bakes in, in float32 or wider."""
@@ -85,28 +95,23 @@ class AffineLayer(AdapterLayer):
         """Return the bias that merging bakes in, in float32 or wider."""
         return None if self.bias is None else wide(self.bias)
 
-    def empty(self) -> nn.Module:
-        """Return a module of the base's class, without storage."""
-        raise NotImplementedError
-
     @torch.no_grad()
-    def merged(self) -> nn.Module:
-        """Return a module of the base's class that computes what this layer does in eval mode.
+    def merged(self, base: nn.Module) -> nn.Module:
+        """Return a module like `base` that computes what this layer does in eval mode.
 
         Raises:
             ValueError: the base's module has no bias to hold the adapter's.
         """
-        module, weight, bias = self.empty(), self.adapted_weight(), self.adapted_bias()
+        weight, bias = self.adapted_weight(), self.adapted_bias()
         if (bias is None) != (self.bias is None):
             raise ValueError(
                 f"{type(self).__name__} cannot be merged: the base's module has no bias to hold "
                 "its shift; keep it, or eject it"
             )
-        module.weight = nn.Parameter(weight.to(self.weight.dtype))
-        if self.bias is not None and bias is not None:
-            same = torch.equal(bias, wide(self.bias))
-            module.bias = self.bias if same else nn.Parameter(bias.to(self.bias.dtype))
-        return module
+        parameters = {"weight": nn.Parameter(weight.to(self.weight.dtype)), "bias": self.bias}
+        if bias is not None and not torch.equal(bias, wide(self.bias)):
+            parameters["bias"] = nn.Parameter(bias.to(self.bias.dtype))
+        return with_parameters(base, parameters)
 
 
 class AdapterLinear(AffineLayer, nn.Linear):
@@ -122,21 +127,20 @@ class AdapterLinear(AffineLayer, nn.Linear):
         """Return weight x + bias (..., O) for x (..., I)."""
         return F.linear(x, weight, bias)
 
-    def empty(self) -> nn.Linear:
-        """Return a plain `nn.Linear` of the same sizes, without storage."""
-        return nn.Linear(
-            self.in_features, self.out_features, bias=self.bias is not None, device="meta"
-        )
-
-    def sums(self, x: Tensor) -> bool:
+    def folds_update(self, x: Tensor) -> bool:
         """Return whether to add an update to W before it meets x (..., I), not after.
 
         It pays where the sum costs less than another product with every token. It needs a frozen W,
-        and full precision.
+        and full precision. An exported pass must hold for any number of tokens, and what folds has
+        no forward-mode derivative: there it is never so.
         """
+        if torch.compiler.is_exporting() or torch._C._get_tracing_state() or x.is_meta:
+            return False
+        if torch.autograd.forward_ad._current_level >= 0:  # inside torch.func.jvp
+            return False
         if self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad):
             return False
-        if not is_exact(x) or x.dtype != self.weight.dtype or x.ndim < 2:
+        if not keeps_small_updates(x) or x.dtype != self.weight.dtype or x.ndim < 2:
             return False
         return x.numel() // self.in_features > min(self.weight.shape)
 
@@ -152,33 +156,59 @@ class AdapterNorm(AffineLayer, nn.LayerNorm):
         """Return weight times normalised x plus bias, (..., D) for x (..., D)."""
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
-    def empty(self) -> nn.LayerNorm:
-        """Return a plain `nn.LayerNorm` of the same size, without storage."""
-        return nn.LayerNorm(
-            self.normalized_shape, self.eps, bias=self.bias is not None, device="meta"
-        )
-
 
 class Wrapper(AdapterLayer):
-    """A module that calls the base's, which has its parts in common with it under their names."""
+    """A module that computes more than the base's, and is of the base's class too.
 
-    base: nn.Module
+    Make one by `around`. It has the base's attributes, and the base's parts are its parts: one
+    dictionary holds them, so a part that is replaced later is replaced in both. `super().forward`
+    is the base's function.
+    """
 
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        vars(self)["base"] = base  # not a child: its parts' names must stay what they are
-        for name, part in base.named_children():
-            self.add_module(name, part)
+    @classmethod
+    def around(cls, base: nn.Module) -> Self:
+        """Return a layer that computes what `base` does, until it is given parameters.
 
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of this module and of the base's."""
-        self.base.training = mode
-        return super().train(mode)
+        Raises:
+            ValueError: the base has an attribute of a name that the layer needs.
+        """
+        needed = ("enabled", *cls.__annotations__)
+        if taken := [name for name in needed if hasattr(base, name)]:
+            raise ValueError(
+                f"{type(base).__name__} has an attribute {taken[0]!r}, which {cls.__name__} needs; "
+                "rename it"
+            )
+        layer: Self = object.__new__(_mixed(cls, type(base)))
+        vars(layer).update(vars(base))
+        vars(layer)["_parameters"], vars(layer)["_buffers"] = {}, {}
+        return layer
 
-    def forward(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
-        """Return what the adapted module makes of x, or what the base does."""
-        return self.adapted(x, *rest, **named) if self.enabled else self.base(x, *rest, **named)
+    def __reduce__(self) -> tuple[Any, ...]:  # its class has no name to be found by
+        own, base = type(self).__bases__
+        return _unmixed, (own, base), vars(self)
 
-    def adapted(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
-        """Return what the adapted module makes of x."""
-        raise NotImplementedError
+
+def _mixed(own: type[W], base: type[nn.Module]) -> type[W]:
+    """Return the class of wrappers `own` around modules of the class `base`, always the same."""
+    if (own, base) not in _MIXED:
+        names = {"__module__": own.__module__, "__doc__": own.__doc__}
+        _MIXED[own, base] = type(own.__name__, (own, base), names)
+    return _MIXED[own, base]
+
+
+_MIXED: dict[tuple[type, type], Any] = {}
+
+
+def _unmixed(own: type[W], base: type[nn.Module]) -> W:
+    """Return a wrapper without attributes, to be filled from a copy or a pickle."""
+    return object.__new__(_mixed(own, base))
+
+
+def with_parameters(base: nn.Module, parameters: dict[str, Any]) -> nn.Module:
+    """Return a module like `base`, of its class and with its attributes, with these parameters."""
+    module = object.__new__(type(base))
+    vars(module).update(vars(base))
+    vars(module)["_parameters"] = {**base._parameters, **parameters}
+    for name in ("_buffers", "_modules"):
+        vars(module)[name] = copy.copy(vars(base)[name])
+    return module

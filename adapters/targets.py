@@ -1,11 +1,12 @@
 """Names in, modules out; and the modules that an adapter would silently not reach, refused."""
 
 import difflib
+import inspect
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from functools import cache
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -14,13 +15,18 @@ from torch.nn.modules.batchnorm import _NormBase
 BYPASSING = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 NUMBER = re.compile(r"(?:^|[._])(\d+)(?=\.|$)")  # as in "blocks.4." and "encoder_layer_4."
 # These put a prefix before every name.
-WRAPPERS = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
+WRAPPERS = (
+    "DataParallel",
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+    "OptimizedModule",
+)
 
 
 def matching(model: nn.Module, names: Collection[str], what: str) -> dict[str, nn.Module]:
     """Return the modules whose name is one of `names`, or ends in a dot and one of them.
 
-    A name can also be a regular expression that matches a whole name.
+    A name that is no module's can be a regular expression that matches a whole name.
 
     Raises:
         ValueError: `names` is one string, or one of them matches nothing.
@@ -30,16 +36,20 @@ def matching(model: nn.Module, names: Collection[str], what: str) -> dict[str, n
     modules = _named_modules(model)
     found: dict[str, nn.Module] = {}
     for wanted in names:
-        hits = {name: module for name, module in modules.items() if matches(name, wanted)}
+        hits = select(modules, wanted)
         if not hits:
             raise ValueError(f"{what} {wanted!r} matches no module; {_choice(wanted, modules)}")
-        found |= hits
+        found |= {name: modules[name] for name in hits}
     return found
 
 
-def matches(name: str, wanted: str) -> bool:
-    """Return whether `wanted` is this name, its end after a dot, or a pattern for all of it."""
-    return ends(name, wanted) or _pattern(wanted).fullmatch(name) is not None
+def select(names: Collection[str], wanted: str) -> list[str]:
+    """Return those of `names` that are `wanted` or end in it after a dot.
+
+    Where there is none, those that it matches whole, as a regular expression.
+    """
+    by_name = [name for name in names if ends(name, wanted)]
+    return by_name or [name for name in names if _pattern(wanted).fullmatch(name)]
 
 
 def ends(name: str, wanted: str) -> bool:
@@ -95,7 +105,7 @@ def in_layers(
         raise ValueError(f"layer {missing[0]} has no target; there are: {there or 'none'}")
     chosen = {name: module for name, module in found.items() if numbers.get(name) in layers}
     for wanted in names:
-        if not any(matches(name, wanted) for name in chosen):
+        if not select(chosen, wanted):
             raise ValueError(f"target {wanted!r} is in none of the layers {[*layers]}")
     return chosen
 
@@ -108,11 +118,10 @@ def refuse(
     Raises:
         ValueError: it would not, with the reason.
     """
-    if (kind := type(model).__name__) in WRAPPERS:
-        raise ValueError(
-            f"the model is wrapped in {kind}; adapt first, model.compile() and DDP last"
-        )
     modules = _named_modules(model)
+    for name, module in {"the model": model, **modules}.items():
+        if (kind := type(module).__name__) in WRAPPERS:
+            raise ValueError(f"{name} is wrapped in {kind}; adapt first, compile and wrap last")
     for name, module in adapted.items():
         if name in trained:
             raise ValueError(f"{name!r} is both a target and trainable; choose one")
@@ -120,8 +129,16 @@ def refuse(
             if isinstance(outer, BYPASSING):
                 kind = type(outer).__name__
                 raise ValueError(f"{name!r} is never called: nn.{kind} reads its weight directly")
+        if use_of(model, name) == READ:
+            parent = type(_parent(model, name)).__name__
+            raise ValueError(f"{name!r} is never called: {parent} reads its weight directly")
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             raise ValueError(f"{name!r} has hooks, which an adapter would lose; remove them first")
+        if "forward" in vars(module):
+            raise ValueError(
+                f"{name!r} has a forward of its own, such as a hook, which an adapter would lose; "
+                "adapt first"
+            )
     for name, module in (*adapted.items(), *trained.items()):
         if inside := [outer for outer in _outer(name) if outer in trained]:
             raise ValueError(f"{name!r} lies inside {inside[0]!r}, which is trainable; choose one")
@@ -130,7 +147,48 @@ def refuse(
         if twin := [n for n, m in modules.items() if m is module and n != name]:
             raise ValueError(f"{name!r} and {twin[0]!r} are one module; it can't be replaced")
     _refuse_tied(model, trained)
-    _refuse_statistics(modules, trained)
+
+
+CALLED, READ, EITHER = "called", "read", "either"
+
+
+def use_of(model: nn.Module, name: str) -> str:
+    """Return how the code of its parent uses a module: it is called, its weight is read, or either.
+
+    This is a quick look at the source of the parent's class; where that says nothing, a module is
+    taken as called. `adapters.check` proves it by a pass.
+    """
+    source, child = (
+        _source(cast(Hashable, type(_parent(model, name)))),
+        re.escape(name.rpartition(".")[2]),
+    )
+    if not re.search(rf"self\.{child}\.(weight|bias)\b", source):
+        return CALLED
+    return EITHER if re.search(rf"self\.{child}\(", source) else READ
+
+
+def _parent(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+@cache
+def _source(kind: Hashable) -> str:
+    """Return the source of a class's forward pass, without its making; "" where there is none."""
+    assert isinstance(kind, type)
+    try:
+        text = inspect.getsource(kind)
+    except (OSError, TypeError):
+        return ""
+    methods = re.split(r"\n    (?:@\S+\n    )*(?=def )", text)
+    making = (
+        "def __init__",
+        "def reset_",
+        "def _reset",
+        "def init_",
+        "def _init",
+        "def extra_repr",
+    )
+    return "\n".join(method for method in methods[1:] if not method.startswith(making))
 
 
 def _refuse_tied(model: nn.Module, trained: Mapping[str, nn.Module]) -> None:
@@ -143,8 +201,13 @@ def _refuse_tied(model: nn.Module, trained: Mapping[str, nn.Module]) -> None:
             raise ValueError(f"{first!r} and {key!r} are one parameter; a trained copy unties them")
 
 
-def _refuse_statistics(modules: Mapping[str, nn.Module], trained: Mapping[str, nn.Module]) -> None:
-    """Refuse a frozen batch norm: in training mode it goes on changing."""
+def refuse_statistics(model: nn.Module, trained: Mapping[str, nn.Module]) -> None:
+    """Refuse to train beside a frozen batch norm: in training mode it goes on changing.
+
+    Raises:
+        ValueError: the model has one.
+    """
+    modules = _named_modules(model)
     for name, module in modules.items():
         frozen = not any(outer in trained for outer in (name, *_outer(name)))
         if frozen and isinstance(module, _NormBase) and module.track_running_stats:

@@ -1,7 +1,6 @@
 """Layers of a bank: the parts of many adapters in, stacked; each row computed with its own.
 
-Where x is of adapter i, y = gain_i (W (in_gain_i x) + B_i A_i x) + bias_i. Ranks and heads of
-different size are padded with zeros.
+`adapters.many.parts` has the function. Ranks and heads of different size are padded with zeros.
 """
 
 import threading
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adapters.layers import AdapterLinear, AdapterNorm, AffineLayer
+from adapters.many.parts import linear, norm
 
 
 class Ids(threading.local):
@@ -68,45 +68,29 @@ class Stack(AffineLayer):
             if key in parts:
                 stack[slot][tuple(slice(n) for n in parts[key].shape)].copy_(parts[key])
 
-    def part(self, name: str, x: Tensor) -> Tensor | None:
-        """Return a part for every row, to be multiplied with x (B, ..., D); None if unused."""
-        stack = self._buffers.get(f"stack_{name}")
-        if stack is None:
-            return None
-        rows = stack[self.ids.rows]  # (B, D)
-        return rows.view(len(rows), *[1] * (x.ndim - 2), rows.shape[-1])
+    def row_parts(self) -> dict[str, Tensor]:
+        """Return the parts of every row's adapter: a (B, R, I), b (B, O, R), others (B, 1, D)."""
+        parts = {name: stack[self.ids.rows] for name, stack in self.rooms().items()}
+        return {name: p if name in ("a", "b") else p[:, None] for name, p in parts.items()}
 
 
 class StackedLinear(Stack, AdapterLinear):
     """y = gain (W (in_gain x) + B A x) + bias, from x (B, ..., I) to y (B, ..., O), row by row."""
 
-    def adapted(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return y (B, ..., O) for x (B, ..., I)."""
-        in_gain, gain, bias = (self.part(name, x) for name in ("in_gain", "gain", "bias"))
-        y = self.compute(
-            x if in_gain is None else in_gain * x, self.weight, self.bias if bias is None else None
-        )
-        a, b = self._buffers.get("stack_a"), self._buffers.get("stack_b")
-        if a is not None and b is not None:
-            rows, tokens = self.ids.rows, x[:, None].flatten(1, -2)  # (B, N, I)
-            hidden = torch.bmm(tokens, a[rows].mT).to(y.dtype)  # (B, N, R)
-            b = b[rows].mT.to(y.dtype)  # (B, R, O)
-            # in place: another tensor as large as y costs a third of this
-            y = y[:, None].flatten(1, -2).baddbmm_(hidden, b).view(y.shape)
-        y = y if gain is None else gain * y
-        return y if bias is None else y + bias
+        rows = x[:, None].flatten(1, -2)  # (B, N, I)
+        y = linear(rows, self, self.row_parts())
+        return y.view(*x.shape[:-1], self.out_features)
 
 
 class StackedNorm(Stack, AdapterNorm):
     """y = gain normalised(x) + bias, (B, ..., D), row by row."""
 
-    def adapted(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return y (B, ..., D) for x (B, ..., D)."""
-        gain, bias = self.part("gain", x), self.part("bias", x)
-        y = self.compute(x, torch.ones_like(self.weight), None)
-        y = (self.weight if gain is None else gain) * y
-        bias = self.bias if bias is None else bias
-        return y if bias is None else y + bias
+        rows = x[:, None].flatten(1, -2)  # (B, N, D)
+        return norm(rows, self, self.row_parts()).view(x.shape)
 
 
 class StackedHead(Stack, AdapterLinear):
@@ -128,7 +112,7 @@ class StackedHead(Stack, AdapterLinear):
         rooms["weight"][slot, :n] = weight
         rooms["bias"][slot, :n] = 0 if bias is None else bias
 
-    def adapted(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, most classes) of features x (B, I)."""
         weight, bias = (self.rooms()[name][self.ids.rows] for name in ("weight", "bias"))
         return torch.baddbmm(bias[:, None], x[:, None], weight.mT)[:, 0]

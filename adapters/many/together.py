@@ -7,7 +7,7 @@ are the copies' own Parameters: each can be saved, merged and used by itself.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,90 +15,53 @@ from torch import Tensor, nn
 
 from adapters.config import plain, plain_linear
 from adapters.inject import injection, shared_copy
-from adapters.layers import AdapterLayer, is_exact
+from adapters.layers import AdapterLayer
+from adapters.many.parts import linear, norm
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def _products(x: Tensor, weights: Tensor) -> Tensor:
-    """Return x (K, T, I) times weights (K, I, O), one for each; on a CPU faster than as a batch."""
-    if x.device.type != "cpu":
-        return torch.bmm(x, weights)
-    y = x.new_empty(*x.shape[:2], weights.shape[2])
-    for i, weight in enumerate(weights):
-        torch.mm(x[i], weight, out=y[i])
-    return y
-
-
-class SummedProducts(torch.autograd.Function):
-    """y = x (W + B A)^T for each of K; backward no gradient of W, as in `adapters.methods.lora`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:  # noqa: D102
-        ctx.save_for_backward(x, weight, a, b)
-        return _products(x, torch.baddbmm(weight.expand(len(a), -1, -1), b, a).mT)  # (K, T, O)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        x, weight, a, b = ctx.saved_tensors  # (K, T, I), (O, I), (K, R, I), (K, O, R)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _products(grad, torch.baddbmm(weight.expand(len(a), -1, -1), b, a))
-        grad_a = torch.bmm(torch.bmm(b.mT, grad.mT), x)  # (K, R, T) (K, T, I)
-        grad_b = torch.bmm(torch.bmm(a, x.mT), grad).mT  # ((K, R, T) (K, T, O))^T
-        return grad_x, None, grad_a, grad_b
-
-
 class Joint(nn.Module):
-    """A linear or norm of K adapted copies: x (K * T, ..., I) -> (K * T, ..., O), T rows each."""
+    """A linear or norm for K members: x (K * T, I) in, each member's rows by its own parts.
 
-    base: Any  # an nn.Linear or nn.LayerNorm
+    Args:
+        base: the base's module.
+        members: the K members' modules of that name: adapter layers, or the base's.
+    """
+
     members: list[nn.Module]
 
     def __init__(self, base: nn.Linear | nn.LayerNorm, members: Sequence[nn.Module]) -> None:
         super().__init__()
-        vars(self)["base"], vars(self)["members"] = base, [*members]  # theirs, not its children
+        self.base = base
+        vars(self)["members"] = [*members]  # not children: their Parameters are the members'
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what each member makes of its rows."""
-        parts = [m.parts() if isinstance(m, AdapterLayer) else {} for m in self.members]
-        y = x.reshape(len(parts), -1, x.shape[-1])  # (K, T, I)
-        gain, bias, in_gain = (self._stacked(parts, key) for key in ("gain", "bias", "in_gain"))
-        y = y if in_gain is None else in_gain * y
-        y = self._product(y, parts) if isinstance(self.base, nn.Linear) else self._norm(y)
-        y = y if gain is None else gain * y
-        y = y if bias is None else y + bias
-        return y.view(*x.shape[:-1], -1)
-
-    def _stacked(self, parts: list[dict[str, Tensor]], key: str) -> Tensor | None:
-        """Return a part of all members (K, 1, D), the base's where one has none; None if unused."""
-        weight, bias = self.base.weight, self.base.bias
-        own: dict[str, Tensor | None] = {"gain": weight, "bias": bias, "in_gain": None}
+        own = [m.parts() if isinstance(m, AdapterLayer) else {} for m in self.members]
+        parts = {key: self._stacked(own, key) for key in sorted({key for p in own for key in p})}
+        rows = x.reshape(len(own), -1, x.shape[-1])  # (K, T, I)
         if isinstance(self.base, nn.Linear):
-            own = {"gain": None, "bias": bias, "in_gain": None}
-        if not any(key in part for part in parts):
-            return own[key]
-        first = next(part[key] for part in parts if key in part)
-        neutral = torch.zeros_like(first) if key == "bias" else torch.ones_like(first)
-        default = own.get(key)
-        default = neutral if default is None else default
-        return torch.stack([part.get(key, default) for part in parts])[:, None]
+            y = linear(rows, self.base, parts, fold=True)
+            return y.view(*x.shape[:-1], self.base.out_features)
+        return norm(rows, self.base, parts).view(x.shape)
 
-    def _product(self, x: Tensor, parts: list[dict[str, Tensor]]) -> Tensor:
-        rank = max(len(part["a"]) if "a" in part else 0 for part in parts)
-        weight = self.base.weight
-        if not rank:
-            return F.linear(x, weight)
-        empty = {"a": weight.new_zeros(0, weight.shape[1]), "b": weight.new_zeros(len(weight), 0)}
-        pairs = [(part.get("a", empty["a"]), part.get("b", empty["b"])) for part in parts]
-        a = torch.stack([F.pad(a, (0, 0, 0, rank - len(a))) for a, _ in pairs])  # (K, R, I)
-        b = torch.stack([F.pad(b, (0, rank - b.shape[1])) for _, b in pairs])  # (K, O, R)
-        if not is_exact(x):
-            return F.linear(x, weight) + torch.bmm(torch.bmm(x, a.mT), b.mT)
-        return cast(Tensor, SummedProducts.apply(x, weight, a, b))  # type: ignore[no-untyped-call]
-
-    def _norm(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.base.normalized_shape, None, None, self.base.eps)
+    def _stacked(self, own: Sequence[dict[str, Tensor]], key: str) -> Tensor:
+        """Return one part of all members, the base's where a member has none."""
+        first = next(part[key] for part in own if key in part)
+        if key in ("a", "b"):  # of a smaller rank, or of none: zeros
+            rank = max(part[key].shape[key == "b"] for part in own if key in part)
+            none = first.new_zeros((0, first.shape[1]) if key == "a" else (len(first), 0))
+            factors = [part.get(key, none) for part in own]
+            if key == "a":
+                return torch.stack([F.pad(a, (0, 0, 0, rank - len(a))) for a in factors])
+            return torch.stack([F.pad(b, (0, rank - b.shape[1])) for b in factors])
+        default = torch.zeros_like(first) if key == "bias" else torch.ones_like(first)
+        if key == "bias" and self.base.bias is not None:
+            default = self.base.bias.to(first.dtype)
+        if key == "gain" and isinstance(self.base, nn.LayerNorm):
+            default = self.base.weight.to(first.dtype)
+        return torch.stack([part.get(key, default) for part in own])[:, None]
 
 
 class JointHead(nn.Module):

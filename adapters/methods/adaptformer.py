@@ -11,28 +11,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.config import AdapterConfig, check_count, check_dropout, option, partless
-from adapters.layers import Wrapper
+from adapters.layers import Wrapper, cast_to, wide
 
 
 class ParallelBottleneck(Wrapper):
-    """y = f(x) + scale U relu(V dropout(x) + v) + u, (B, N, D) to (B, N, D); U and u start at 0."""
+    """y = f(x) + scale (U dropout(relu(V x + v)) + u), (B, N, D) to (B, N, D); U, u start at 0."""
 
-    def __init__(self, base: nn.Module, dim: int, *, width: int, scale: float, dropout: float):
-        super().__init__(base)
-        like = next(base.parameters())
-        self.down_weight = nn.Parameter(like.new_empty(width, dim))  # V: (R, D)
-        self.down_bias = nn.Parameter(like.new_zeros(width))  # v: (R,)
-        self.up_weight = nn.Parameter(like.new_zeros(dim, width))  # U: (D, R)
-        self.up_bias = nn.Parameter(like.new_zeros(dim))  # u: (D,)
-        self.hidden_dropout, self.scale = nn.Dropout(dropout), scale
-        nn.init.kaiming_uniform_(self.down_weight, a=math.sqrt(5))
+    down_weight: nn.Parameter  # V: (R, D)
+    down_bias: nn.Parameter  # v: (R,)
+    up_weight: nn.Parameter  # U: (D, R)
+    up_bias: nn.Parameter  # u: (D,)
+    update_scale: float
+    update_dropout: float
 
-    def adapted(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+    @classmethod
+    def beside(
+        cls, base: nn.Module, dim: int, *, width: int, scale: float, dropout: float
+    ) -> "ParallelBottleneck":
+        """Return a feed-forward (D to D) with a bottleneck of this width beside it."""
+        layer, new = cls.around(base), wide(next(base.parameters()).new_empty(0)).new_zeros
+        layer.down_weight = nn.Parameter(new(width, dim))
+        layer.down_bias = nn.Parameter(new(width))
+        layer.up_weight = nn.Parameter(new(dim, width))
+        layer.up_bias = nn.Parameter(new(dim))
+        layer.update_scale, layer.update_dropout = scale, dropout
+        nn.init.kaiming_uniform_(layer.down_weight, a=math.sqrt(5))
+        return layer
+
+    def forward(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
         """Return y (B, N, D) for x (B, N, D)."""
-        hidden = self.hidden_dropout(F.relu(F.linear(x, self.down_weight, self.down_bias)))
-        update = F.linear(hidden, self.scale * self.up_weight, self.scale * self.up_bias)
-        y: Tensor = self.base(x, *rest, **named) + update
-        return y
+        y: Tensor = super().forward(x, *rest, **named)
+        if not self.enabled:
+            return y
+        hidden = F.relu(F.linear(cast_to(x, self.down_weight), self.down_weight, self.down_bias))
+        hidden = F.dropout(hidden, self.update_dropout, self.training)
+        update = F.linear(hidden, self.update_scale * self.up_weight)
+        return y + (update + self.update_scale * self.up_bias).to(y.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +98,7 @@ class AdaptFormerConfig(AdapterConfig):
                 f"{name!r} is no feed-forward, whose output is as wide as its input; "
                 "AdaptFormer adapts feed-forwards"
             )
-        return ParallelBottleneck(
+        return ParallelBottleneck.beside(
             module,
             linears[0].in_features,
             width=self.width,

@@ -14,11 +14,12 @@ class TunedBias(AffineLayer):
     def __init__(self, base: nn.Module) -> None:
         super().__init__(base)
         assert self.bias is not None
-        self.tuned_bias = nn.Parameter(self.bias.detach().clone())  # (O,)
+        self.tuned_bias = nn.Parameter(wide(self.bias.detach()).clone())  # (O,)
 
-    def adapted(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return y (..., O) for x (..., I)."""
-        return self.compute(x, self.weight, self.tuned_bias)
+        bias = self.tuned_bias.to(self.bias.dtype) if self.enabled else self.bias
+        return self.compute(x, self.weight, bias)
 
     def parts(self) -> dict[str, Tensor]:
         """Return what a bank stacks of this layer."""

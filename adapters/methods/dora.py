@@ -20,17 +20,19 @@ class DoRALinear(LoRALinear):
         self, base: nn.Linear, *, rank: int, scale: float, dropout: float, init: str = "kaiming"
     ) -> None:
         super().__init__(base, rank=rank, scale=scale, dropout=dropout, init=init)
-        self.magnitude = nn.Parameter(self.row_norm().to(base.weight.dtype))  # (O,)
+        self.magnitude = nn.Parameter(self.row_norm())  # (O,)
 
-    def adapted(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return y (..., O) for x (..., I); dropout spares the base's own W x, as in PEFT."""
+        if not self.enabled:
+            return F.linear(x, self.weight, self.bias)
         c = self.magnitude / self.row_norm()  # (O,)
         if self.training and self.dropout.p > 0:
             dropped = self.dropout(x)
-            z = F.linear(dropped, self.weight) + self.update(dropped)
-            y = c * z + F.linear(x - dropped, self.weight)
+            z = F.linear(dropped, self.weight)
+            y = c * (z + self.update(dropped)) + F.linear(x - dropped, self.weight)
         else:
-            z = self.linear(x, None)
+            z = self.product(x, None)
             y = c * z
         return (y if self.bias is None else y + self.bias).to(z.dtype)
 

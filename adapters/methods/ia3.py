@@ -7,26 +7,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.config import AdapterConfig, option, plain_linear
 from adapters.layers import AdapterLayer, AdapterLinear, wide
-from adapters.targets import ends, matches
+from adapters.targets import ends, select
 
 
 class IA3Linear(AdapterLinear):
     """y = l * (W x + b) from x (..., I) to y (..., O); l starts at one."""
 
-    vectors = frozenset({"factors"})  # parameters that weight decay spares, whatever their shape
+    vectors = frozenset({"factors"})
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__(base)
-        self.factors = nn.Parameter(base.weight.new_ones(self.out_features, 1))  # (O, 1)
+        self.factors = nn.Parameter(wide(base.weight.new_ones(self.out_features, 1)))  # (O, 1)
 
-    def adapted(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return y (..., O) for x (..., I)."""
-        y = self.compute(x, self.weight, self.bias)
-        return y * self.factors[:, 0].to(y.dtype)
+        y = F.linear(x, self.weight, self.bias)
+        return (y * self.factors[:, 0]).to(y.dtype) if self.enabled else y
 
     def parts(self) -> dict[str, Tensor]:
         """Return what a bank stacks of this layer."""
@@ -49,11 +50,12 @@ class IA3Input(AdapterLinear):
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__(base)
-        self.factors = nn.Parameter(base.weight.new_ones(1, self.in_features))  # (1, I)
+        self.factors = nn.Parameter(wide(base.weight.new_ones(1, self.in_features)))  # (1, I)
 
-    def adapted(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return y (..., O) for x (..., I)."""
-        return self.compute(x * self.factors[0], self.weight, self.bias)
+        x = (x * self.factors[0]).to(x.dtype) if self.enabled else x
+        return F.linear(x, self.weight, self.bias)
 
     def parts(self) -> dict[str, Tensor]:
         """Return what a bank stacks of this layer."""
@@ -106,9 +108,11 @@ class IA3Config(AdapterConfig):
         """
         for wanted in self.feedforward:
             given = self.feedforward != type(self).feedforward
-            if given and not any(matches(name, wanted) for name in modules):
+            if given and not select(modules, wanted):
                 raise ValueError(f"feedforward {wanted!r} is none of the targets {[*modules]}")
-        return super().adapt_all(modules)
+        inputs = {name for wanted in self.feedforward for name in select(modules, wanted)}
+        linears = {name: plain_linear(module, name) for name, module in modules.items()}
+        return {n: IA3Input(m) if n in inputs else IA3Linear(m) for n, m in linears.items()}
 
     @classmethod
     def from_peft(cls, written: Mapping[str, Any]) -> Self:
@@ -123,11 +127,8 @@ class IA3Config(AdapterConfig):
 
     def to_peft(self) -> dict[str, Any]:
         """Return the entries of an adapter_config.json; `feedforward` by the targets' names."""
-        return super().to_peft() | {
-            "feedforward_modules": [
-                name for name in self.targets if any(matches(name, w) for w in self.feedforward)
-            ]
-        }
+        inputs = {name for wanted in self.feedforward for name in select(self.targets, wanted)}
+        return super().to_peft() | {"feedforward_modules": [n for n in self.targets if n in inputs]}
 
     def adapt(self, module: nn.Module, name: str) -> AdapterLinear:
         """Return the (IA)^3 layer that takes the place of a plain `nn.Linear`.
@@ -135,6 +136,5 @@ class IA3Config(AdapterConfig):
         Raises:
             ValueError: `module` is not a plain `nn.Linear`.
         """
-        base = plain_linear(module, name)
-        feedforward = any(matches(name, wanted) for wanted in self.feedforward)
-        return IA3Input(base) if feedforward else IA3Linear(base)
+        inputs = any(select([name], wanted) for wanted in self.feedforward)
+        return (IA3Input if inputs else IA3Linear)(plain_linear(module, name))

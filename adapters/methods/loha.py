@@ -7,10 +7,11 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.config import RankConfig, plain_linear
-from adapters.layers import AdapterLinear, wide
+from adapters.layers import AdapterLinear, cast_to, wide
 
 
 class DeltaLinear(AdapterLinear):
@@ -20,11 +21,15 @@ class DeltaLinear(AdapterLinear):
         """Return the update (O, I)."""
         raise NotImplementedError
 
-    def adapted(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return y (..., O) for x (..., I)."""
-        if self.sums(x):
-            return self.compute(x, self.weight + self.delta(), self.bias)
-        return self.compute(x, self.weight, self.bias) + self.compute(x, self.delta(), None)
+        if not self.enabled:
+            return F.linear(x, self.weight, self.bias)
+        delta = self.delta()
+        if self.folds_update(x):
+            return F.linear(x, self.weight + delta, self.bias)
+        y = F.linear(x, self.weight, self.bias)
+        return y + F.linear(cast_to(x, delta), delta).to(y.dtype)
 
     def adapted_weight(self) -> Tensor:
         """Return W + delta (O, I), in float32 or wider."""
@@ -37,7 +42,7 @@ class LoHaLinear(DeltaLinear):
 
     def __init__(self, base: nn.Linear, *, rank: int, scale: float) -> None:
         super().__init__(base)
-        self.scale, new = scale, base.weight.new_empty
+        self.scale, new = scale, wide(base.weight.new_empty(0)).new_empty
         self.a1 = nn.Parameter(new(rank, self.in_features))  # (R, I)
         self.b1 = nn.Parameter(new(self.out_features, rank))  # (O, R)
         self.a2 = nn.Parameter(torch.zeros_like(self.a1))  # (R, I)

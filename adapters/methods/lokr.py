@@ -6,11 +6,13 @@ where its rank is small beside its sides.
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from adapters.config import RankConfig, option, plain_linear
+from adapters.layers import wide
 from adapters.methods.loha import DeltaLinear
 
 
@@ -42,15 +44,16 @@ class LoKrLinear(DeltaLinear):
         if rank < max(n_out, n_in) / 2:
             shapes = {f"{name}_b": (n_out, rank), f"{name}_a": (rank, n_in)}
         for i, (key, shape) in enumerate(shapes.items()):
-            tensor = self.weight.new_zeros(shape)
+            tensor = wide(self.weight.new_zeros(shape))
             if i > 0 or start is None:
                 nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
             self.register_parameter(key, nn.Parameter(tensor))
 
     def _matrix(self, name: str) -> Tensor:
-        if name in self._parameters:
-            return self.get_parameter(name)
-        return self.get_parameter(f"{name}_b") @ self.get_parameter(f"{name}_a")
+        """Return C or D, by attribute: FSDP and torch.func put plain tensors there."""
+        if hasattr(self, name):
+            return cast(Tensor, getattr(self, name))
+        return cast(Tensor, getattr(self, f"{name}_b") @ getattr(self, f"{name}_a"))
 
     def delta(self) -> Tensor:
         """Return the update (O, I)."""

@@ -10,40 +10,47 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.config import RankConfig, check_dropout, option, plain_linear
-from adapters.layers import AdapterLinear, wide
+from adapters.layers import AdapterLinear, cast_to, wide
 from adapters.methods.starts import INITS
 
 CONVERTED = ("pissa", "olora")  # B A does not start at zero, and W + scale B A must start at W
 
 
-class SummedProduct(torch.autograd.Function):
-    """y = (W + scale B A) x + b with one product forward, and backward no gradient of W.
+class FoldedProduct(torch.autograd.Function):
+    """y = x (W + scale B A)^T with one product forward, and backward no gradient of W.
 
     Written plainly, W x + scale B (A x) makes two more passes over y, and (W + scale B A) x through
     autograd builds the gradient of the sum, as large as W's, only to multiply it by A and by B.
     RunLoRA (arXiv:2312.03415) compares the orders of the products.
     """
 
-    @staticmethod
-    def forward(  # noqa: D102
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, a, b)
-        ctx.scale = scale
-        return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)  # W + scale B A: (O, I)
+    generate_vmap_rule = True
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
+        """Return y (T, O) for x (T, I), W (O, I), A (R, I) and B (O, R)."""
+        return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Save x (T, I), W (O, I), A (R, I) and B (O, R), all of which exist anyway."""
+        x, weight, _, a, b, ctx.scale = inputs
+        ctx.save_for_backward(x, weight, a, b)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, A and B for that of y (T, O)."""
         x, weight, a, b = ctx.saved_tensors
-        grad_x = None
+        grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:  # the sum once more costs less than to keep it
             grad_x = grad @ torch.addmm(weight, b, a, alpha=ctx.scale)
-        x, grad = x.flatten(0, -2), grad.flatten(0, -2)  # (tokens, I), (tokens, O)
-        grad_a = grad_b = None  # rows of tokens: with columns, BLAS is several times slower
+        # rows of tokens: with columns, BLAS is several times slower
         if ctx.needs_input_grad[3]:
-            grad_a = ctx.scale * (b.T @ grad.T) @ x  # (R, tokens) @ (tokens, I)
+            grad_a = ctx.scale * (b.T @ grad.T) @ x  # (R, T) @ (T, I)
         if ctx.needs_input_grad[4]:
-            grad_b = ctx.scale * ((a @ x.T) @ grad).T  # ((R, tokens) @ (tokens, O)).T
+            grad_b = ctx.scale * ((a @ x.T) @ grad).T  # ((R, T) @ (T, O)).T
         return grad_x, None, None, grad_a, grad_b, None
 
 
@@ -64,25 +71,30 @@ class LowRankLinear(AdapterLinear):
         """Return what tells this layer from others when it is printed."""
         return f"{super().extra_repr()}, rank={len(self.factors()[0])}, scale={self.scale:g}"
 
-    def adapted(self, x: Tensor) -> Tensor:
-        """Return y (..., O) for x (..., I)."""
-        return self.linear(x, self.bias)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return W x + b + scale B A dropout(x) (..., O) for x (..., I)."""
+        if not self.enabled:
+            return F.linear(x, self.weight, self.bias)
+        return self.product(x, self.bias)
 
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return W x + scale B A dropout(x) + bias (..., O) for x (..., I)."""
-        if self.sums(x):
-            args = (x, self.weight, bias, *self.factors(), self.scale)
-            return cast(Tensor, SummedProduct.apply(*args))  # type: ignore[no-untyped-call]
-        return F.linear(x, self.weight, bias) + self.update(self.dropout(x))
+        if self.folds_update(x):
+            a, b = self.factors()
+            rows = x.flatten(0, -2)  # (T, I)
+            y = FoldedProduct.apply(rows, self.weight, bias, a, b, self.scale)  # type: ignore[no-untyped-call]
+            return cast(Tensor, y).unflatten(0, x.shape[:-1])
+        y = F.linear(x, self.weight, bias)
+        return y + self.update(self.dropout(x)).to(y.dtype)
 
-    def sums(self, x: Tensor) -> bool:
-        """Return whether to compute W + scale B A first, for x (..., I); not with dropout."""
-        return not (self.dropout.p > 0 and self.training) and super().sums(x)
+    def folds_update(self, x: Tensor) -> bool:
+        """Return whether to add the update to W before it meets x (..., I); not with dropout."""
+        return not (self.dropout.p > 0 and self.training) and super().folds_update(x)
 
     def update(self, x: Tensor) -> Tensor:
-        """Return scale B A x (..., O) for x (..., I)."""
+        """Return scale B A x (..., O) for x (..., I), in the dtype of A and B."""
         a, b = self.factors()
-        return self.scale * F.linear(F.linear(x, a), b)
+        return self.scale * F.linear(F.linear(cast_to(x, a), a), b)
 
     def parts(self) -> dict[str, Tensor]:
         """Return what a bank stacks of this layer."""

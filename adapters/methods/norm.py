@@ -13,14 +13,17 @@ class TunedNorm(AdapterNorm):
 
     def __init__(self, base: nn.LayerNorm) -> None:
         super().__init__(base)
-        self.tuned_weight = nn.Parameter(self.weight.detach().clone())  # (D,)
-        self.tuned_bias = (
-            None if self.bias is None else nn.Parameter(self.bias.detach().clone())
-        )  # (D,)
+        self.tuned_weight = nn.Parameter(wide(self.weight.detach()).clone())  # (D,)
+        self.tuned_bias = None
+        if self.bias is not None:
+            self.tuned_bias = nn.Parameter(wide(self.bias.detach()).clone())  # (D,)
 
-    def adapted(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return y (..., D) for x (..., D)."""
-        return self.compute(x, self.tuned_weight, self.tuned_bias)
+        if not self.enabled:
+            return self.compute(x, self.weight, self.bias)
+        tuned, bias = self.tuned_weight.to(self.weight.dtype), self.tuned_bias
+        return self.compute(x, tuned, None if bias is None else bias.to(tuned.dtype))
 
     def parts(self) -> dict[str, Tensor]:
         """Return what a bank stacks of this layer."""

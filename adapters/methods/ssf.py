@@ -14,13 +14,15 @@ class ScaleAndShift(AffineLayer):
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__(base)
-        self.gamma = nn.Parameter(self.weight.new_ones(len(self.weight)))  # (O,)
-        self.beta = nn.Parameter(self.weight.new_zeros(len(self.weight)))  # (O,)
+        self.gamma = nn.Parameter(wide(self.weight.new_ones(len(self.weight))))  # (O,)
+        self.beta = nn.Parameter(wide(self.weight.new_zeros(len(self.weight))))  # (O,)
 
-    def adapted(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return y (..., O) for x (..., I)."""
         y = self.compute(x, self.weight, self.bias)
-        return torch.addcmul(self.beta.to(y.dtype), y, self.gamma.to(y.dtype))
+        if not self.enabled:
+            return y
+        return torch.addcmul(self.beta, y.to(self.beta.dtype), self.gamma).to(y.dtype)
 
     def parts(self) -> dict[str, Tensor]:
         """Return what a bank stacks of this layer."""

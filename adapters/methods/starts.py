@@ -1,4 +1,7 @@
-"""How the two thin matrices of a linear layer's update start: a weight (O, I) in, A and B out."""
+"""How the two thin matrices of a linear layer's update start: a weight (O, I) in, A and B out.
+
+A (R, I) and B (O, R) are in float32 or wider, contiguous, and hold only their memory.
+"""
 
 import math
 from collections.abc import Callable
@@ -11,29 +14,29 @@ from adapters.layers import wide
 
 def kaiming(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     """Return A uniform within 1 / sqrt(I) and B zero, as in LoRA's own code (arXiv:2106.09685)."""
-    a = weight.new_empty(rank, weight.shape[1])
+    a = wide(weight.new_empty(rank, weight.shape[1]))
     nn.init.kaiming_uniform_(a, a=math.sqrt(5))
-    return a, weight.new_zeros(len(weight), rank)
+    return a, a.new_zeros(len(weight), rank)
 
 
 def gaussian(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     """Return A of N(0, 1 / R^2) and B zero."""
-    a = weight.new_empty(rank, weight.shape[1])
+    a = wide(weight.new_empty(rank, weight.shape[1]))
     nn.init.normal_(a, std=1 / rank)
-    return a, weight.new_zeros(len(weight), rank)
+    return a, a.new_zeros(len(weight), rank)
 
 
 def pissa(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     """Return A, B with scale B A the best approximation of W of this rank (arXiv:2404.02948)."""
     u, s, v = torch.linalg.svd(wide(weight), full_matrices=False)
     root = (s[:rank] / scale).sqrt()
-    return (root[:, None] * v[:rank]).to(weight.dtype), (u[:, :rank] * root).to(weight.dtype)
+    return (root[:, None] * v[:rank]).contiguous(), (u[:, :rank] * root).contiguous()
 
 
 def olora(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     """Return the first rows and columns of W's QR decomposition (arXiv:2406.01775)."""
     q, r = torch.linalg.qr(wide(weight))
-    return r[:rank].to(weight.dtype), q[:, :rank].to(weight.dtype)
+    return r[:rank].clone(), q[:, :rank].clone(memory_format=torch.contiguous_format)
 
 
 INITS: dict[str, Callable[[Tensor, int, float], tuple[Tensor, Tensor]]] = {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.config import AdapterConfig, check_count, check_dropout, option, plain_linear
-from adapters.layers import AdapterLayer
+from adapters.layers import AdapterLayer, wide, wide_dtype
 from adapters.methods.lora import LowRankLinear
 
 
@@ -28,7 +28,8 @@ class Projections(nn.Module):
         for name, (rows, columns) in {"a": (rank, n_in), "b": (n_out, rank)}.items():
             bound = math.sqrt(6 / columns)  # Kaiming's for ReLU (arXiv:1502.01852)
             drawn = torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
-            self.register_buffer(name, drawn.to(like), persistent=False)
+            drawn = drawn.to(like.device, wide_dtype(like))
+            self.register_buffer(name, drawn, persistent=False)
 
 
 class VeRALinear(LowRankLinear):
@@ -39,9 +40,9 @@ class VeRALinear(LowRankLinear):
     ) -> None:
         super().__init__(base, dropout=dropout)
         self.projections = projections
-        weight = base.weight
-        self.lambda_b = nn.Parameter(weight.new_zeros(self.out_features))  # (O,)
-        self.lambda_d = nn.Parameter(weight.new_full((len(projections.a),), d_initial))  # (R,)
+        new = wide(base.weight.new_empty(0))
+        self.lambda_b = nn.Parameter(new.new_zeros(self.out_features))  # (O,)
+        self.lambda_d = nn.Parameter(new.new_full((len(projections.a),), d_initial))  # (R,)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return diag(lambda_d) A (R, I) and diag(lambda_b) B (O, R), cut to this layer's size."""

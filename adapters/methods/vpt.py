@@ -5,31 +5,66 @@ prompts stand among the tokens means nothing to attention, so they stand last.
 """
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.config import AdapterConfig, check_count, check_dropout, option, partless
-from adapters.layers import Wrapper
+from adapters.layers import Wrapper, wide
+
+PROMPTED = "VPT adds tokens, but this block"
+OTHER = "choose another method"
 
 
 class PromptedBlock(Wrapper):
     """A block from tokens (B, N, D) to tokens (B, N, D) that reads P prompts besides."""
 
-    def __init__(self, base: nn.Module, dim: int, *, n_prompts: int, dropout: float) -> None:
-        super().__init__(base)
-        bound = math.sqrt(6 / (2 * dim))  # Xavier's, the paper's for patches of D numbers
-        prompts = next(base.parameters()).new_empty(1, n_prompts, dim)
-        self.prompts = nn.Parameter(prompts.uniform_(-bound, bound))  # (1, P, D)
-        self.prompt_dropout = nn.Dropout(dropout)
+    prompts: nn.Parameter  # (1, P, D)
+    prompt_dropout: float
 
-    def adapted(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
-        """Return the block's tokens (B, N, D), or the first of them, for x (B, N, D)."""
-        prompts = self.prompt_dropout(self.prompts).to(x.dtype).expand(len(x), -1, -1)
-        y: Tensor = self.base(torch.cat([x, prompts], dim=1), *rest, **named)  # (B, N + P, D)
+    @classmethod
+    def prompted(
+        cls, base: nn.Module, dim: int, *, n_prompts: int, dropout: float
+    ) -> "PromptedBlock":
+        """Return a block of width `dim` with prompts within Xavier's bound, as in the paper."""
+        layer, bound = cls.around(base), math.sqrt(6 / (2 * dim))  # for patches of D numbers
+        prompts = wide(next(base.parameters()).new_empty(1, n_prompts, dim))
+        layer.prompts = nn.Parameter(prompts.uniform_(-bound, bound))
+        layer.prompt_dropout = dropout
+        return layer
+
+    def forward(self, x: Tensor, *rest: Any, **named: Any) -> Any:
+        """Return the block's tokens (B, N, D), or the first of them, for x (B, N, D).
+
+        Raises:
+            ValueError: the block reads other tensors too, such as positions or a mask, which have
+                no room for prompts; or it gives something else than tokens.
+        """
+        if not self.enabled:
+            return super().forward(x, *rest, **named)
+        if any(isinstance(part, Tensor) for part in _flat((rest, named))):
+            raise ValueError(f"{PROMPTED} reads positions or a mask beside its tokens; {OTHER}")
+        prompts = self.prompts.expand(x.shape[0], -1, -1)  # before dropout: a mask for each image
+        prompts = F.dropout(prompts, self.prompt_dropout, self.training).to(x.dtype)
+        y = super().forward(torch.cat([x, prompts], dim=1), *rest, **named)  # (B, N + P, D)
+        if not isinstance(y, Tensor):
+            raise ValueError(f"{PROMPTED} gives a {type(y).__name__}, not tokens; {OTHER}")
         return y[:, : x.shape[1]]
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """Yield what stands in nested tuples, lists and dictionaries."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +96,9 @@ class VPTConfig(AdapterConfig):
         Raises:
             ValueError: `module` holds Parameters itself, or has no norm that tells the width.
         """
-        norms = [part for part in partless(module, name).modules() if type(part) is nn.LayerNorm]
+        parts = partless(module, name).modules()
+        norms = [part for part in parts if isinstance(part, nn.LayerNorm)]
         if not norms:
-            raise ValueError(f"{name!r} has no nn.LayerNorm, so it is no block to prompt")
+            raise ValueError(f"{name!r} has no nn.LayerNorm that tells its width; VPT needs one")
         dim = norms[0].normalized_shape[-1]
-        return PromptedBlock(module, dim, n_prompts=self.n_prompts, dropout=self.dropout)
+        return PromptedBlock.prompted(module, dim, n_prompts=self.n_prompts, dropout=self.dropout)

@@ -51,12 +51,14 @@ def test_the_adapted_weight_is_what_forward_computes(kind: str, bias: bool) -> N
         expected = F.linear(x, adapter.adapted_weight(), adapter.adapted_bias())
         torch.testing.assert_close(adapter(x), expected, rtol=0, atol=1e-12)
         if bias or kind != "ssf":
-            torch.testing.assert_close(adapter.merged()(x), expected, rtol=0, atol=1e-12)
+            torch.testing.assert_close(
+                adapter.merged(nn.Linear(8, 8, bias=bias))(x), expected, rtol=0, atol=1e-12
+            )
 
 
 def test_what_needs_a_bias_says_so() -> None:
     with pytest.raises(ValueError, match="SSFLinear cannot be merged: the base's module has no bi"):
-        layer("ssf", bias=False).merged()
+        layer("ssf", bias=False).merged(nn.Linear(8, 8))
     with pytest.raises(ValueError, match="'wq' has no bias for BitFit to train; leave it out"):
         layer("bitfit", bias=False)
 
@@ -181,10 +183,15 @@ def test_an_option_out_of_range_is_refused(kind: str, options: dict, message: st
 @low_rank
 def test_a_layer_that_cannot_be_adapted_is_refused(kind: str) -> None:
     class Own(nn.Linear):
-        pass
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 1
 
     cases = [
-        (Own(8, 8), 2, "'wq' is a Own, a subclass of nn.Linear; only plain nn.Linear"),
+        (
+            Own(8, 8),
+            2,
+            "'wq' is a Own, which computes something else than the nn.Linear that it derives",
+        ),
         (nn.LayerNorm(8), 2, "'wq' is a LayerNorm, not an nn.Linear"),
         (nn.Linear(8, 8, device="meta"), 2, r"'wq' has no weights yet \(device meta\)"),
     ]
@@ -211,7 +218,7 @@ def test_dora_refuses_rows_of_zeros() -> None:
 
 def test_a_method_that_cannot_merge_says_so() -> None:
     with pytest.raises(ValueError, match="AdapterLayer cannot be merged; keep it, or eject it"):
-        AdapterLayer().merged()
+        AdapterLayer().merged(nn.Linear(1, 1))
 
 
 @every_kind

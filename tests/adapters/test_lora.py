@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters.methods.lora import LoRAConfig, LoRALinear, SummedProduct
+from adapters.methods.lora import FoldedProduct, LoRAConfig, LoRALinear
 
 
 def layer(bias: bool = True, dropout: float = 0.0) -> LoRALinear:
@@ -22,12 +22,12 @@ def plain(adapted: LoRALinear, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_summed_products_gradients_are_those_of_finite_differences(bias: bool) -> None:
+def test_the_folded_products_gradients_are_those_of_finite_differences(bias: bool) -> None:
     adapted = layer(bias)
-    x = torch.randn(2, 7, 5, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(14, 5, dtype=torch.float64, requires_grad=True)
 
     def function(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return SummedProduct.apply(x, adapted.weight, adapted.bias, a, b, adapted.scale)
+        return FoldedProduct.apply(x, adapted.weight, adapted.bias, a, b, adapted.scale)
 
     assert torch.autograd.gradcheck(function, (x, adapted.lora_a, adapted.lora_b), atol=1e-10)
 
@@ -48,23 +48,23 @@ def test_every_order_of_products_gives_the_plain_formula(
         torch.testing.assert_close(one, two, rtol=0, atol=1e-10)
 
 
-def test_the_sum_is_computed_only_where_it_pays_and_is_exact() -> None:
+def test_an_update_is_folded_only_where_it_pays_and_is_exact() -> None:
     many, few = torch.randn(9, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
     adapted = layer()
-    assert adapted.sums(many)
-    assert not adapted.sums(few)
-    assert not adapted.sums(many.bfloat16())
-    assert not copy.deepcopy(adapted).bfloat16().sums(many.bfloat16())
-    assert not layer(dropout=0.5).sums(many)
-    assert layer(dropout=0.5).eval().sums(many)
+    assert adapted.folds_update(many)
+    assert not adapted.folds_update(few)
+    assert not adapted.folds_update(many.bfloat16())
+    assert not copy.deepcopy(adapted).bfloat16().folds_update(many.bfloat16())
+    assert not layer(dropout=0.5).folds_update(many)
+    assert layer(dropout=0.5).eval().folds_update(many)
     adapted.weight.requires_grad_()
-    assert not adapted.sums(many)
+    assert not adapted.folds_update(many)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not layer().float().sums(many.float())
+        assert not layer().float().folds_update(many.float())
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_the_summed_product_compiles_without_graph_breaks() -> None:
+def test_the_folded_product_compiles_without_graph_breaks() -> None:
     adapted, x = layer(), torch.randn(9, 5, dtype=torch.float64)
     adapted(x).square().sum().backward()
     expected = adapted.lora_a.grad

@@ -183,11 +183,11 @@ def test_options_out_of_their_range_are_refused(
 @pytest.mark.parametrize(
     ("method", "target", "message"),
     [
-        ("norm", "head", "'head' is a Linear, not an nn.LayerNorm; only plain nn.LayerNorm is"),
+        ("norm", "head", "'head' is a Linear, not an nn.LayerNorm"),
         ("ssf", "blocks", "'blocks' is a Sequential, not an nn.Linear or nn.LayerNorm"),
         ("adaptformer", "embed", "'embed' is a Linear with weights of its own or none"),
         ("adaptformer", "blocks.0.norm", "'blocks.0.norm' is a LayerNorm with weights of its own"),
-        ("vpt", "blocks.0.ffn", "'blocks.0.ffn' has no nn.LayerNorm, so it is no block to prompt"),
+        ("vpt", "blocks.0.ffn", "'blocks.0.ffn' has no nn.LayerNorm that tells its width"),
     ],
 )
 def test_modules_that_a_method_does_not_adapt_are_refused(

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters import inject, shared_copy, together
-from adapters.many.together import SummedProducts
+from adapters.many.parts import FoldedProducts
 from tests.adapters.toy import KINDS, Toy, config, move, toy
 
 UNSTACKED = ("loha", "lokr", "lokr of thin", "adaptformer", "vpt")
@@ -61,7 +61,7 @@ def test_the_gradient_of_the_products_is_that_of_finite_differences() -> None:
     tensors = tuple(t.double().requires_grad_() for t in (x, a, b))
     weight = torch.randn(4, 5).double()
     assert torch.autograd.gradcheck(
-        lambda x, a, b: SummedProducts.apply(x, weight, a, b), tensors, atol=1e-10
+        lambda x, a, b: FoldedProducts.apply(x, weight, a, b), tensors, atol=1e-10
     )
 
 
@@ -79,7 +79,9 @@ def test_the_base_and_the_members_share_their_weights_and_stay_models() -> None:
 @pytest.mark.parametrize("kind", UNSTACKED)
 def test_what_cannot_be_stacked_is_refused(kind: str) -> None:
     base = toy()
-    with pytest.raises(ValueError, match="cannot be stacked|is a .*only plain"):
+    with pytest.raises(
+        ValueError, match="cannot be stacked|is a .*, not an nn.Linear or nn.LayerNorm"
+    ):
         together(base, members(base, kind))
 
 

@@ -1,0 +1,64 @@
+"""An adapted model and inputs in; an error that names what a pass does not reach out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapters.inject import injection, unwrapped
+
+
+@torch.no_grad()
+def check(model: nn.Module, *inputs: Any, **named: Any) -> None:
+    """Check by a pass that the model calls every adapter layer and every trained module.
+
+    What is not called computes nothing: its parent reads the weight directly, or leaves it out. The
+    pass runs in evaluation mode and uncompiled; modes and random state are what they were after it.
+
+    Args:
+        model: adapted.
+        *inputs, **named: what the model takes, such as a batch of one image.
+
+    Raises:
+        ValueError: something is not called, or the model is not adapted.
+    """
+    record, inner = injection(model), unwrapped(model)
+    names = [*record.adapted, *record.trained]
+    called: set[str] = set()
+    modes = [(module, module.training) for module in model.modules()]
+    modules = {name: inner.get_submodule(name) for name in names}
+    try:
+        for name, module in modules.items():
+            vars(module)["forward"] = _noting(module.forward, name, called)
+        with (
+            torch.random.fork_rng(devices=_devices(model)),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            model.eval()(*inputs, **named)
+    finally:
+        for module in modules.values():
+            vars(module).pop("forward", None)
+        for module, mode in modes:
+            module.training = mode
+    if missed := [name for name in names if name not in called]:
+        kind = type(inner.get_submodule(missed[0].rpartition(".")[0])).__name__
+        raise ValueError(
+            f"{', '.join(missed[:5])}{', ...' if len(missed) > 5 else ''}: never called; "
+            f"{kind} reads its weight directly or does without it; leave it out of targets"
+        )
+    record.doubtful.clear()
+
+
+def _noting(forward: Callable[..., Any], name: str, called: set[str]) -> Callable[..., Any]:
+    def noting(*inputs: Any, **named: Any) -> Any:
+        called.add(name)
+        return forward(*inputs, **named)
+
+    return noting
+
+
+def _devices(model: nn.Module) -> list[int]:
+    """Return the CUDA devices that a pass may draw random numbers on."""
+    indices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    return sorted(indices)

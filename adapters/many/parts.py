@@ -1,0 +1,91 @@
+"""The function that banks and joint passes compute: each of K adapters with its own parts.
+
+y = gain (W (in_gain x) + B A x) + bias for a linear, y = gain normalised(x) + bias for a norm. W
+and the norm are the base's, the same for all K; a part that an adapter does not have is the base's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.layers import keeps_small_updates
+
+Parts = Mapping[str, Tensor]  # a (K, R, I), b (K, O, R); gain, in_gain, bias (K, 1, D)
+
+
+def products(x: Tensor, weights: Tensor) -> Tensor:
+    """Return x (K, T, I) times weights (K, I, O), one for each; on a CPU faster than as a batch."""
+    if x.device.type != "cpu" or torch.is_grad_enabled():  # a result that is given has no gradient
+        return torch.bmm(x, weights)
+    y = x.new_empty(*x.shape[:2], weights.shape[2])
+    for i, weight in enumerate(weights):
+        torch.mm(x[i], weight, out=y[i])
+    return y
+
+
+class FoldedProducts(torch.autograd.Function):
+    """y = x (W + B A)^T for each of K; backward no gradient of W, as in `adapters.methods.lora`."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Return y (K, T, O) for x (K, T, I), W (O, I), A (K, R, I) and B (K, O, R)."""
+        return products(x, torch.baddbmm(weight.expand(len(a), -1, -1), b, a).mT)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Save x (K, T, I), W (O, I), A (K, R, I) and B (K, O, R)."""
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, A and B for that of y (K, T, O)."""
+        x, weight, a, b = ctx.saved_tensors
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = products(grad, torch.baddbmm(weight.expand(len(a), -1, -1), b, a))
+        grad_a = torch.bmm(torch.bmm(b.mT, grad.mT), x)  # (K, R, T) (K, T, I)
+        grad_b = torch.bmm(torch.bmm(a, x.mT), grad).mT  # ((K, R, T) (K, T, O))^T
+        return grad_x, None, grad_a, grad_b
+
+
+def linear(x: Tensor, base: nn.Linear, parts: Parts, *, fold: bool = False) -> Tensor:
+    """Return gain (W (in_gain x) + B A x) + bias, (K, T, O) for x (K, T, I).
+
+    Args:
+        x: what each of K reads.
+        base: holds W, and the bias of those that have none of their own.
+        parts: of each of K.
+        fold: add B A to W before it meets x, where the sum keeps it; it pays for many tokens.
+    """
+    outside = "gain" in parts or "bias" in parts  # no gain scales the bias
+    bias: Tensor | None = None if outside else base.bias
+    x = scaled(x, parts.get("in_gain"))
+    if "a" not in parts:
+        y = F.linear(x, base.weight, bias)
+    elif fold and keeps_small_updates(x):
+        y = FoldedProducts.apply(x, base.weight, parts["a"], parts["b"])  # type: ignore[no-untyped-call]
+        y = y if bias is None else y + bias
+    else:
+        y = F.linear(x, base.weight, bias)
+        hidden = torch.bmm(x, parts["a"].mT.to(x.dtype)).to(y.dtype)  # (K, T, R)
+        # in place: another tensor as large as y costs a third of this
+        y = y.baddbmm_(hidden, parts["b"].mT.to(y.dtype))
+    y = scaled(y, parts.get("gain"))
+    bias = parts.get("bias", base.bias) if outside else None
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+def norm(x: Tensor, base: nn.LayerNorm, parts: Parts) -> Tensor:
+    """Return gain normalised(x) + bias, (K, ..., D) for x (K, ..., D)."""
+    y = F.layer_norm(x, base.normalized_shape, None, None, base.eps)
+    y = scaled(y, parts.get("gain", base.weight))
+    bias = parts.get("bias", base.bias)
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+def scaled(x: Tensor, gain: Tensor | None) -> Tensor:
+    """Return gain times x in the dtype of x, or x where there is no gain."""
+    return x if gain is None else gain.to(x.dtype) * x
