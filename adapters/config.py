@@ -38,6 +38,7 @@ class AdapterConfig(ABC):
     peft_options: ClassVar[dict[str, str]] = {"targets": "target_modules"}  # ours -> PEFT's
     peft_defaults: ClassVar[dict[str, Any]] = {}  # what PEFT takes for an option left out
     peft_tensors: ClassVar[dict[str, str]]  # a layer's own parameter -> PEFT's suffix
+    sizes: ClassVar[tuple[str, ...]] = ()  # options that no tensor of a file falls short of
     peft_ignored: ClassVar[frozenset[str]] = frozenset(  # PEFT's keys that change no function
         {
             "auto_mapping",
@@ -101,6 +102,13 @@ class AdapterConfig(ABC):
                 written[theirs] = [*value] if isinstance(value, tuple) else value
         return written
 
+    def kept_options(self) -> dict[str, Any]:
+        """Return the options that PEFT has no key for, where they are not the default."""
+        named = {"layers", *self.peft_options}
+        others = [field for field in dataclasses.fields(self) if field.name not in named]
+        values = {field.name: getattr(self, field.name) for field in others}
+        return {f.name: values[f.name] for f in others if values[f.name] != f.default}
+
     @classmethod
     def reads(cls, written: Mapping[str, Any]) -> bool:
         """Return whether an adapter_config.json is of this method."""
@@ -154,6 +162,7 @@ class RankConfig(AdapterConfig):
         "alpha_pattern": "alpha_pattern",
     }
     peft_defaults = {"r": 8, "alpha": 8, "rank_pattern": {}, "alpha_pattern": {}}
+    sizes: ClassVar[tuple[str, ...]] = ("rank", "rank_pattern")
 
     def __post_init__(self) -> None:
         super().__post_init__()

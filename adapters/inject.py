@@ -197,7 +197,9 @@ def eject(model: Model) -> Model:
     for name, base in record.adapted.items():
         layer = inner.get_submodule(name)
         for key in base._parameters:  # new objects after sharding or load_state_dict(assign=True)
-            setattr(base, key, getattr(layer, key))
+            value = getattr(layer, key)
+            is_sharded = hasattr(value, "full_tensor")
+            setattr(base, key, nn.Parameter(whole(value.detach())) if is_sharded else value)
     _replace(inner, record.adapted | record.trained)
     set_classes(inner, record.classes)
     _release(inner)

@@ -1,24 +1,15 @@
-"""An adapted model in, a folder in PEFT's layout out; and back, strictly.
+"""An adapted model in, a folder in PEFT's layout out; and back, strictly."""
 
-`adapter_config.json` tells the method; `adapter_model.safetensors` holds the tensors of the adapter
-and of the modules that trained with it. What PEFT has no place for is JSON in one metadata entry,
-`adapters` (safetensors writes several in random order): `base_fingerprint`, and `classes` where
-`model.classes` is a tuple of names.
-"""
-
-import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from adapters.config import AdapterConfig
+from adapters.folder import CONFIG, PREFIX, TENSORS, AdapterFolder, read_adapter
 from adapters.inject import (
     Injection,
     adapter_layer,
@@ -26,69 +17,54 @@ from adapters.inject import (
     eject,
     inject,
     injection,
+    refuse_doubtful,
     set_classes,
+    unwrapped,
+    whole,
 )
-from adapters.methods import METHODS
-from adapters.targets import matching, peft_targets
-
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-CHOOSING = ("target_modules", "exclude_modules", "layers_pattern")  # beside LAYERS, by names
-LAYERS = "layers_to_transform"  # by numbers
-LINEAR = "LINEAR"  # peft_type where only modules_to_save trained; PEFT has no such method
+from adapters.peft import LINEAR, method_name, read_config
+from adapters.targets import named_modules
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class AdapterFolder:
-    """What stands in an adapter's folder."""
-
-    config: dict[str, Any]  # adapter_config.json
-    tensors: dict[str, Tensor] = field(repr=False)  # by PEFT's names
-    fingerprint: str | None  # of the base; None where PEFT wrote the folder
-    classes: tuple[str, ...] | None  # what the logits stand for
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write both files to `folder`, each whole or not at all.
-
-        Raises:
-            OSError: the folder can't be written.
-        """
-        ours: dict[str, Any] = {}
-        if self.fingerprint is not None:
-            ours["base_fingerprint"] = self.fingerprint
-        if self.classes is not None:
-            ours["classes"] = self.classes
-        metadata = {"adapters": json.dumps(ours, sort_keys=True)}
-        tensors = {key: t.detach().contiguous().cpu() for key, t in self.tensors.items()}
-        _write(Path(folder, TENSORS), save(tensors, metadata))
-        # not sort_keys: of several patterns that match, the first counts
-        text = json.dumps(dict(sorted(self.config.items())), indent=2) + "\n"
-        _write(Path(folder, CONFIG), text.encode())
 
 
 def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Write the adapter and the trained modules to `folder`, each file whole or not at all.
 
+    Where several processes train together, all must call this, and the first one writes.
+
     Raises:
-        ValueError: the model is not adapted, or its adapters are switched off.
+        ValueError: the model is not adapted, its adapters are switched off, a layer may never be
+            called, or a tensor is not finite.
         OSError: the folder can't be written.
     """
-    record = injection(model)
-    written = record.config.to_peft() if record.config else {"peft_type": LINEAR}
+    record, inner = injection(model), unwrapped(model)
+    refuse_doubtful(record)
+    config = record.config
+    written = config.to_peft() if config else {"peft_type": LINEAR}
     written |= {"modules_to_save": [*record.trained] or None, "task_type": None}
-    classes = getattr(model, "classes", None)
-    AdapterFolder(
+    classes = getattr(inner, "classes", None)
+    tensors = _tensors(inner, record, save=True) | _untrained(inner, record)
+    saved = AdapterFolder(
         config=written,
-        tensors=_tensors(model, record, save=True),
+        tensors={key: whole(tensor.detach()) for key, tensor in tensors.items()},
         fingerprint=base_fingerprint(model),
         classes=classes if isinstance(classes, tuple) else None,
-    ).save(folder)
+        method=method_name(config) if config else None,
+        options=config.kept_options() if config else {},
+        trained=tuple(record.trained),
+    )
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
+        saved.save(folder)
 
 
 def load_adapter(
-    model: Model, folder: str | os.PathLike[str] | AdapterFolder, *, train: bool = False
+    model: Model,
+    folder: str | os.PathLike[str] | AdapterFolder,
+    *,
+    train: bool = False,
+    methods: Mapping[str, type[AdapterConfig]] | None = None,
+    fingerprint: str | None = None,
 ) -> Model:
     """Adapt the base `model` in place as `folder` says, and return it.
 
@@ -99,6 +75,8 @@ def load_adapter(
         model: the base, in the dtype and on the device to compute in.
         folder: written by `save_adapter`, or by PEFT; or what `combine` gave.
         train: False returns the model frozen and in eval mode; True as `inject` would, to train on.
+        methods: config classes by name, besides METHODS, that folders may be of.
+        fingerprint: of the base without what trained, where it is known.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -108,8 +86,10 @@ def load_adapter(
     """
     saved = folder if isinstance(folder, AdapterFolder) else read_adapter(folder)
     where = Path() if isinstance(folder, AdapterFolder) else Path(folder)
+    modes = {name: module.training for name, module in model.named_modules()}
     try:
-        inject(model, _config(model, saved.config), saved.config.get("modules_to_save") or ())
+        config, trained = read_config(model, saved, methods)
+        inject(model, config, trained, to_train=train, fingerprint=fingerprint)
     except ValueError as error:
         raise ValueError(f"{where / CONFIG}: {error}") from error
     try:
@@ -119,86 +99,25 @@ def load_adapter(
         raise ValueError(f"{where / TENSORS}: {error}") from error
     if saved.classes is not None:
         set_classes(model, saved.classes)
-    return model if train else model.requires_grad_(False).eval()
-
-
-def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
-    """Return what stands in `folder`, without a model to judge it by.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is broken.
-    """
-    for name in (CONFIG, TENSORS):
-        if not Path(folder, name).is_file():
-            raise FileNotFoundError(f"{folder} holds no adapter: {name} is missing")
-    try:
-        config = json.loads(Path(folder, CONFIG).read_bytes())
-        _check_names(config)
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{Path(folder, CONFIG)} is broken: {error}") from error
-    try:
-        with safe_open(Path(folder, TENSORS), framework="pt") as file:
-            ours = json.loads((file.metadata() or {}).get("adapters", "{}"))
-            classes = tuple(ours["classes"]) if "classes" in ours else None
-            tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
-            return AdapterFolder(config, tensors, ours.get("base_fingerprint"), classes)
-    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{Path(folder, TENSORS)} is broken: {error}") from error
-
-
-def _check_names(config: Mapping[str, Any]) -> None:
-    """Check that what an adapter_config.json says of modules are names, and numbers of layers.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    for key in ("modules_to_save", *CHOOSING):
-        names = config.get(key)
-        if not isinstance(names, (list, str, NoneType)) or any(
-            not isinstance(name, str) for name in names or ()
-        ):
-            raise ValueError(f"{key} is {names!r}, not a list of names")
-    layers = config.get(LAYERS)
-    numbers = layers if isinstance(layers, list) else [layers or 0]
-    if not all(isinstance(number, int) for number in numbers):
-        raise ValueError(f"{LAYERS} is {layers!r}, not a list of numbers")
-
-
-def _config(model: nn.Module, written: Mapping[str, Any]) -> AdapterConfig | None:
-    """Return the config that `written` tells, its targets as PEFT finds them in `model`."""
-    kind = written.get("peft_type")
-    if kind == LINEAR:
-        return None
-    method = next((method for method in METHODS.values() if method.reads(written)), None)
-    if method is None:
-        raise ValueError(f"peft_type={kind!r} is none that is known: {', '.join(METHODS)}")
-    trained = matching(model, written.get("modules_to_save") or (), "modules_to_save")
-    targets = [name for name in peft_targets(model, written) if name not in trained]  # as in PEFT
-    return method.from_peft(by_names(written, targets))
-
-
-def by_names(written: Mapping[str, Any], targets: Sequence[str]) -> dict[str, Any]:
-    """Return an adapter_config.json's entries with these targets for all that chose them."""
-    others = {key: value for key, value in written.items() if key not in (*CHOOSING, LAYERS)}
-    return others | {"target_modules": targets}
+    if train:
+        return model
+    injection(model).modes = modes
+    return model.requires_grad_(False).eval()
 
 
 def _fill(model: nn.Module, saved: AdapterFolder) -> None:
     """Copy the saved tensors into the adapted model."""
     record = injection(model)
-    if saved.fingerprint is not None and saved.fingerprint != base_fingerprint(model):
-        raise ValueError(
-            f"trained on the base {saved.fingerprint}, but this one is {record.fingerprint}; "
-            "load that base, and cast it to another dtype only afterwards"
-        )
     for name in record.trained:
         _resize(model, name, saved.tensors.get(f"{PREFIX}{name}.weight"))
     places = _tensors(model, record)
+    others = _untrained(model, record)
     for key in sorted(places.keys() | saved.tensors.keys()):
         if key not in saved.tensors:
             raise ValueError(f"tensor {key} is missing")
         if key not in places:
+            if key in others:
+                continue
             raise ValueError(f"tensor {key} is unexpected")
         value, place = saved.tensors[key], places[key]
         if value.shape != place.shape:
@@ -208,6 +127,11 @@ def _fill(model: nn.Module, saved: AdapterFolder) -> None:
         if not value.isfinite().all():
             raise ValueError(f"tensor {key} has values that are not finite")
         place.copy_(value)
+    if saved.fingerprint is not None and saved.fingerprint != base_fingerprint(model):
+        raise ValueError(
+            f"trained on the base {saved.fingerprint}, but this one is {record.fingerprint}; "
+            "load that base, and cast it to another dtype only afterwards"
+        )
 
 
 def _resize(model: nn.Module, name: str, weight: Tensor | None) -> None:
@@ -234,23 +158,23 @@ def _tensors(model: nn.Module, record: Injection, *, save: bool = False) -> dict
         for key, theirs in record.config.shared().items() if record.config else ():
             found[f"base_model.{theirs}"] = layer.get_buffer(key)
     for name in record.trained:
-        state = model.get_submodule(name).state_dict()
-        found |= {f"{PREFIX}{name}.{key}": tensor for key, tensor in state.items()}
+        found |= _state(model, name)
     return found
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary.is_file():
-            temporary.unlink()
+def _untrained(model: nn.Module, record: Injection) -> dict[str, Tensor]:
+    """Return the base's tensors of modules that did not train, but whose names end alike.
+
+    PEFT takes them for trained ones: "norm" is "q_norm" too.
+    """
+    found: dict[str, Tensor] = {}
+    for name in named_modules(model):
+        alike = any(name.endswith(t) and name != t for t in record.trained)
+        if alike and not any(name.startswith(f"{t}.") for t in (*record.trained, *record.adapted)):
+            found |= _state(model, name)
+    return found
+
+
+def _state(model: nn.Module, name: str) -> dict[str, Tensor]:
+    state: dict[str, Any] = model.get_submodule(name).state_dict()
+    return {f"{PREFIX}{name}.{key}": tensor for key, tensor in state.items()}

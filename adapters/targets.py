@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from functools import cache
 from itertools import chain
-from typing import Any, cast
+from typing import cast
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -33,7 +33,7 @@ def matching(model: nn.Module, names: Collection[str], what: str) -> dict[str, n
     """
     if isinstance(names, str):
         raise ValueError(f"{what} {names!r} is one string; write ({names!r},)")
-    modules = _named_modules(model)
+    modules = named_modules(model)
     found: dict[str, nn.Module] = {}
     for wanted in names:
         hits = select(modules, wanted)
@@ -55,40 +55,6 @@ def select(names: Collection[str], wanted: str) -> list[str]:
 def ends(name: str, wanted: str) -> bool:
     """Return whether `wanted` is this name, or its end after a dot."""
     return name == wanted or name.endswith(f".{wanted}")
-
-
-def peft_targets(model: nn.Module, written: Mapping[str, Any]) -> list[str]:
-    """Return the targets that an adapter_config.json tells, in the words that `matching` takes.
-
-    Where it says `exclude_modules` or `layers_to_transform`, or a pattern, they are whole names.
-
-    Raises:
-        ValueError: something is no regular expression.
-    """
-    targets, excluded = written.get("target_modules") or (), written.get("exclude_modules")
-    layers, lists = written.get("layers_to_transform"), written.get("layers_pattern")
-    numbers = {layers} if isinstance(layers, int) else {*(layers or ())}
-    if not (isinstance(targets, str) or excluded or numbers):
-        return [*targets]
-    lists = [lists] if isinstance(lists, str) else lists
-    before = rf"(?:.*?\.)?(?:{'|'.join(lists)})" if lists else r".*?\.[^.]*"  # as in PEFT
-    number = _pattern(rf"{before}\.(\d+)\..*")
-
-    def chosen(name: str) -> bool:
-        if isinstance(targets, str) or name in targets or not numbers:
-            return True
-        place = number.fullmatch(name)
-        return place is not None and int(place[1]) in numbers
-
-    hits = (name for name in _named_modules(model) if _any(name, targets) and chosen(name))
-    return [name for name in hits if not _any(name, excluded or ())]
-
-
-def _any(name: str, wanted: str | Collection[str]) -> bool:
-    """Return whether a name ends in one of `wanted`, or is matched by it where it is a pattern."""
-    if isinstance(wanted, str):
-        return _pattern(wanted).fullmatch(name) is not None
-    return any(ends(name, one) for one in wanted)
 
 
 def in_layers(
@@ -118,7 +84,7 @@ def refuse(
     Raises:
         ValueError: it would not, with the reason.
     """
-    modules = _named_modules(model)
+    modules = named_modules(model)
     for name, module in {"the model": model, **modules}.items():
         if (kind := type(module).__name__) in WRAPPERS:
             raise ValueError(f"{name} is wrapped in {kind}; adapt first, compile and wrap last")
@@ -207,7 +173,7 @@ def refuse_statistics(model: nn.Module, trained: Mapping[str, nn.Module]) -> Non
     Raises:
         ValueError: the model has one.
     """
-    modules = _named_modules(model)
+    modules = named_modules(model)
     for name, module in modules.items():
         frozen = not any(outer in trained for outer in (name, *_outer(name)))
         if frozen and isinstance(module, _NormBase) and module.track_running_stats:
@@ -244,7 +210,7 @@ def _block_numbers(names: Iterable[str]) -> dict[str, int]:
     }
 
 
-def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return every module below `model` under every name that it has."""
     return {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
 

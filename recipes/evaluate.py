@@ -8,7 +8,7 @@ import click
 import torch
 
 import adapters
-from adapters.io import read_adapter
+from adapters.folder import read_adapter
 from recipes.shared.options import pick_bf16, pick_device
 from vitft.command import options as cli
 from vitft.command.options import option

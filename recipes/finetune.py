@@ -3,7 +3,6 @@
 `vitft finetune --adapter lora --base BASE --data DATA --out DIR`
 """
 
-import copy
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, make_dataclass, replace
@@ -93,11 +92,11 @@ def finetune(options: CommonOptions) -> dict[str, Any]:
     check_base(options.base, folder)
     with locked(folder):
         model = load_model(options.base)
-        fingerprint = adapters.fingerprint(model)
+        fingerprint = adapters.fingerprint(model, exclude=("head",))
         data = load_data(
             options.data, image_size=model.config.image_size, n_channels=model.config.n_channels
         )
-        adapt(model, options, config, data.classes)
+        adapt(model, options, config, data.classes, fingerprint)
         splits = make_splits(data, options, device)
         model.to(device)
         trained, n_all = (
@@ -149,12 +148,15 @@ def adapt(
     options: CommonOptions,
     config: adapters.AdapterConfig | None,
     classes: Sequence[str],
+    fingerprint: str,
 ) -> None:
-    """Give a base a new head and the adapter, both drawn from the seed."""
+    """Give a base a new head and the adapter, drawn from the seed, which a pass must reach."""
     torch.manual_seed(options.seed)
     model.new_head(classes)
     if options.adapter != "full":
-        adapters.inject(model, config, trainable=("head",))
+        adapters.inject(model, config, trainable=("head",), fingerprint=fingerprint)
+        size = model.config.image_size
+        adapters.check(model, model.normalize(torch.zeros(1, model.config.n_channels, size, size)))
 
 
 def save_trained(run: Run, options: CommonOptions, folder: Path) -> dict[str, Any]:
@@ -171,7 +173,7 @@ def save_trained(run: Run, options: CommonOptions, folder: Path) -> dict[str, An
         "base": options.base,
         "file": file.name,
         "file_bytes": file.stat().st_size,
-        "can_be_merged": options.adapter != "full" and _can_be_merged(run.model),
+        "can_be_merged": options.adapter != "full" and adapters.mergeable(run.model),
     }
 
 
@@ -224,14 +226,6 @@ def _model(options: CommonOptions, out: str) -> str:
     base, out = shlex.quote(options.base), shlex.quote(out)
     full = options.adapter == "full"
     return f"--base {out}/model.safetensors" if full else f"--base {base} --adapter {out}"
-
-
-def _can_be_merged(model: torch.nn.Module) -> bool:
-    try:
-        adapters.merge(copy.deepcopy(model))
-    except ValueError:
-        return False
-    return True
 
 
 def _trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:

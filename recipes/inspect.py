@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import adapters
-from adapters.io import read_adapter
+from adapters.folder import read_adapter
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.model.checkpoint import load_model

@@ -42,7 +42,7 @@ def sweep(options: SweepBase) -> dict[str, Any]:
         for folder in (options.out, *(member.out for _, member, _, _ in made)):
             held.enter_context(locked(Path(folder)))
         base = load_model(options.base)
-        fingerprint = adapters.fingerprint(base)
+        fingerprint = adapters.fingerprint(base, exclude=("head",))
         data = load_data(
             options.data, image_size=base.config.image_size, n_channels=base.config.n_channels
         )

@@ -2,7 +2,7 @@
 
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,25 +22,21 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             was meant.
     """
     path = Path(path)
-    temporary = ""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = file.name
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise OSError(
             f"cannot write {path}: {error.strerror or error}; choose a folder you can write to"
         ) from error
     finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary.is_file():
+            temporary.unlink()
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -82,9 +78,3 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(
             f"{path} was not written by vitft: its metadata is no JSON ({error})"
         ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -9,14 +9,18 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from adapters.io import PREFIX, AdapterFolder, by_names, load_adapter, read_adapter
+from adapters.config import computes_as
+from adapters.folder import PREFIX, AdapterFolder, read_adapter
+from adapters.io import load_adapter
 from adapters.layers import wide
 from adapters.methods.lora import LoRAConfig
+from adapters.peft import by_names
 
 Model = TypeVar("Model", bound=nn.Module)
 Factors = tuple[Tensor, Tensor]  # A (R, I) and B (O, R) of an update B A
@@ -62,9 +66,9 @@ def combine(
     prints = {one.fingerprint for one in saved} - {None}
     if len(prints) > 1:
         raise ValueError(f"the adapters are of different bases: {', '.join(map(str, prints))}")
-    if head_of is None and len({one.classes for one in saved}) > 1:
-        raise ValueError("the adapters tell apart other classes; choose whose by head_of=0, 1, ...")
     updates = [_updates(one, str(folder)) for one, folder in zip(saved, folders, strict=True)]
+    if head_of is None:
+        _check_heads(saved)
     generator = torch.Generator().manual_seed(seed)
     factors: dict[str, Factors] = {}
     for name in sorted({name for update in updates for name in update}):
@@ -83,45 +87,81 @@ def combine(
 
 
 def diff(
-    base: Model, tuned: nn.Module, *, rank: int = 8, head: str = "head"
+    base: Model, tuned: nn.Module, *, rank: int = 8, head: str = "head", lossy: bool = False
 ) -> tuple[Model, dict[str, float]]:
-    """Return the LoRA of a full fine-tune, and for every linear the share of energy that it keeps.
+    """Return the LoRA of a full fine-tune, and the share of every change that it keeps.
 
     The update of this rank that is closest to W' - W is that of the largest singular values (Eckart
-    and Young, 1936). Other changes, of norms and biases, are not kept; the head is the tuned one's.
+    and Young, 1936). Modules other than linears that changed, such as norms, are taken over whole,
+    and so is the head.
 
     Args:
         base: what was tuned; adapted in place.
-        tuned: the result, a model of the same linears.
+        tuned: the result, a model of the same modules.
         rank: of every update, or the smaller side of a weight.
         head: name of the module to take as it is.
+        lossy: leave out what no adapter holds, changed biases of linears and Parameters of no
+            module such as positions, rather than raise.
 
     Returns:
-        The adapted base, and by name the share of ||W' - W||^2 kept; "all" is that of all together.
+        The adapted base, and by name the share of ||W' - W||^2 kept; "all" is that of all together,
+        with what was left out.
 
     Raises:
-        ValueError: the tuned model has other linears, or none has changed.
+        ValueError: the tuned model has other parameters, none has changed, or something changed
+            that no adapter holds.
     """
-    changes: dict[str, Tensor] = {}
-    others = dict(tuned.named_modules())
-    for name, module in base.named_modules():
-        if type(module) is nn.Linear and name != head:
-            other = others.get(name)
-            if not isinstance(other, nn.Linear) or other.weight.shape != module.weight.shape:
-                raise ValueError(f"{name!r} is no such linear in the tuned model")
-            change = (wide(other.weight) - wide(module.weight)).detach()
-            if change.any():
-                changes[name] = change
-    if not changes:
+    changes = _changes(base, tuned, head)
+    linears = {
+        name
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear) and computes_as(module, nn.Linear)
+    }
+    owner = {key: key.rpartition(".")[0] for key in changes}
+    updates = {owner[k]: c for k, c in changes.items() if owner[k] in linears and c.ndim == 2}
+    leaves = {name for name, module in base.named_modules() if name and not [*module.children()]}
+    carried = {owner[key] for key in changes if owner[key] in leaves - linears}
+    lost = [k for k in changes if owner[k] not in carried and k != f"{owner[k]}.weight"]
+    if not updates:
         raise ValueError("no linear differs between the two models")
-    factors, kept = {}, {}
-    for name, change in changes.items():
+    if lost and not lossy:
+        raise ValueError(
+            f"{', '.join(lost[:4])}{', ...' if len(lost) > 4 else ''} changed, which no adapter "
+            "holds; lossy=True leaves them out"
+        )
+    factors, kept = {}, dict.fromkeys(carried, 1.0) | dict.fromkeys(lost, 0.0)
+    for name, change in updates.items():
         factors[name], kept[name] = closest(change, min(rank, *change.shape))
-    energies = {name: change.square().sum().item() for name, change in changes.items()}
-    kept["all"] = sum(kept[n] * energies[n] for n in energies) / sum(energies.values())
-    trained = {f"{PREFIX}{head}.{k}": t for k, t in others[head].state_dict().items()}
+    energies = {key: change.square().sum().item() for key, change in changes.items()}
+    shares = {key: kept[key] if key in lost else kept[owner[key]] for key in changes}
+    kept["all"] = sum(shares[k] * energies[k] for k in energies) / sum(energies.values())
+    modules = dict(tuned.named_modules())
+    names = [*sorted(carried), head]
+    trained = {
+        f"{PREFIX}{name}.{k}": t for name in names for k, t in modules[name].state_dict().items()
+    }
     classes = getattr(tuned, "classes", None)
-    return load_adapter(base, _folder(factors, trained, [head], None, classes), train=True), kept
+    saved = replace(_folder(factors, trained, names, None, classes), trained=tuple(names))
+    return load_adapter(base, saved, train=True), kept
+
+
+def _changes(base: nn.Module, tuned: nn.Module, head: str) -> dict[str, Tensor]:
+    """Return by key what every parameter outside the head has changed by, where it has.
+
+    Raises:
+        ValueError: the tuned model has other parameters.
+    """
+    before, after = dict(base.named_parameters()), dict(tuned.named_parameters())
+    changes: dict[str, Tensor] = {}
+    for key in sorted(before.keys() | after.keys()):
+        if key.startswith(f"{head}."):
+            continue
+        if key not in before or key not in after or before[key].shape != after[key].shape:
+            raise ValueError(f"{key!r} is not the same parameter in both models")
+        change = (wide(after[key]) - wide(before[key])).detach()
+        if change.any():
+            changes[key] = change
+    return changes
 
 
 def closest(update: Tensor, rank: int) -> tuple[Factors, float]:
@@ -141,6 +181,11 @@ def _updates(saved: AdapterFolder, folder: str) -> dict[str, Factors]:
     if not LoRAConfig.reads(saved.config):
         raise ValueError(f"{folder} is no LoRA adapter, whose updates can be added up")
     names = {k[len(PREFIX) : -len(A)] for k in saved.tensors if k.endswith(A)}
+    trained = tuple(saved.config.get("modules_to_save") or ())
+    for key in saved.tensors:
+        outer = key[len(PREFIX) :].rpartition(".")[0]
+        if not (key.endswith((A, B)) or outer.endswith(trained)):
+            raise ValueError(f"{folder}: {key} is no factor of a linear, and would be lost")
     config = LoRAConfig.from_peft(by_names(saved.config, sorted(names) or ["none"]))
     found = {}
     for name in sorted(names):
@@ -149,6 +194,20 @@ def _updates(saved: AdapterFolder, folder: str) -> dict[str, Factors]:
         a, b = (wide(saved.tensors[f"{PREFIX}{name}{end}"]) for end in (A, B))
         found[name] = a, config.scale(name) * b
     return found
+
+
+def _check_heads(saved: Sequence[AdapterFolder]) -> None:
+    """Check that all adapters have the same classes and trained modules of the same shapes.
+
+    Raises:
+        ValueError: they have not.
+    """
+    shapes = [
+        {key: t.shape for key, t in one.tensors.items() if not key.endswith((A, B))}
+        for one in saved
+    ]
+    if len({one.classes for one in saved}) > 1 or any(shape != shapes[0] for shape in shapes):
+        raise ValueError("the adapters have other classes or heads; choose whose by head_of=0, 1")
 
 
 def _sum(updates: list[Tensor], how: str, density: float, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from adapters.config import plain, plain_linear
-from adapters.inject import adapter_layer, injection, shared_copy
+from adapters.folder import read_adapter
+from adapters.inject import adapter_layer, fingerprint, injection, shared_copy
 from adapters.io import load_adapter
 from adapters.many.stacks import Ids, Stack, StackedHead, StackedLinear, StackedNorm
 
@@ -55,6 +56,11 @@ class Bank(nn.Module):
         super().__init__()
         self.base: nn.Module
         vars(self)["base"] = model  # not a child: self.model has its weights
+        if head not in dict(model.named_modules()):
+            raise ValueError(
+                f"the model has no {head!r}; name the module that gives logits as head"
+            )
+        self.fingerprint = fingerprint(model, exclude=(head,))
         self.model = shared_copy(model).requires_grad_(False).eval()
         self.head, self.ids = head, Ids()
         self.n_slots = max(n_slots or 0, len(folders) + 1)
@@ -85,7 +91,13 @@ class Bank(nn.Module):
         Args:
             images: what the base takes.
             ids: (B,) slots, integers.
+
+        Raises:
+            ValueError: on a CPU, which need not be waited for: an id that is no slot.
         """
+        known = torch.compiler.is_compiling() or ids.device.type != "cpu" or not len(ids)
+        if not known and not 0 <= int(ids.min()) <= int(ids.max()) < self.n_slots:
+            raise ValueError(f"ids={ids.tolist()} are not all in 0 <= id < {self.n_slots}")
         self.ids.rows = ids
         logits: Tensor = self.model(images)
         return logits
@@ -119,7 +131,8 @@ class Bank(nn.Module):
 
     def _read(self, folder: str | os.PathLike[str]) -> tuple[Slot, tuple[str, ...]]:
         """Return an adapter's parts, by module, and its classes, all checked by `load_adapter`."""
-        adapted = load_adapter(shared_copy(self.base), folder)
+        known = self.fingerprint if read_adapter(folder).trained == (self.head,) else None
+        adapted = load_adapter(shared_copy(self.base), folder, fingerprint=known)
         record = injection(adapted)
         if others := sorted(record.trained.keys() - {self.head}):
             raise ValueError(f"{folder}: {others[0]!r} trained too; a bank stacks only the head")

@@ -3,7 +3,8 @@
 y = l * (W x + b), or W (l * x) + b (arXiv:2205.05638, section 3.3).
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -121,14 +122,24 @@ class IA3Config(AdapterConfig):
         Raises:
             ValueError: an option is missing, has a wrong value, or is not supported and not off.
         """
-        pattern = written.get("feedforward_modules")
-        given = {"feedforward_modules": (pattern,)} if isinstance(pattern, str) else {}
-        return super().from_peft({**written, **given})
+        wanted = written.get("feedforward_modules") or ()
+        targets = written.get("target_modules") or ()
+        if isinstance(targets, str):
+            return super().from_peft(written)
+        inputs = [
+            name
+            for name in targets
+            if (re.fullmatch(wanted, name) if isinstance(wanted, str) else _ends(name, wanted))
+        ]
+        return super().from_peft({**written, "feedforward_modules": inputs})
 
     def to_peft(self) -> dict[str, Any]:
         """Return the entries of an adapter_config.json; `feedforward` by the targets' names."""
-        inputs = {name for wanted in self.feedforward for name in select(self.targets, wanted)}
-        return super().to_peft() | {"feedforward_modules": [n for n in self.targets if n in inputs]}
+        chosen = {name for wanted in self.feedforward for name in select(self.targets, wanted)}
+        inputs: Any = [name for name in self.targets if name in chosen]
+        if any(_ends(name, inputs) for name in self.targets if name not in chosen):
+            inputs = rf"(.*\.)?({'|'.join(map(re.escape, inputs))})"
+        return super().to_peft() | {"feedforward_modules": inputs}
 
     def adapt(self, module: nn.Module, name: str) -> AdapterLinear:
         """Return the (IA)^3 layer that takes the place of a plain `nn.Linear`.
@@ -138,3 +149,8 @@ class IA3Config(AdapterConfig):
         """
         inputs = any(select([name], wanted) for wanted in self.feedforward)
         return (IA3Input if inputs else IA3Linear)(plain_linear(module, name))
+
+
+def _ends(name: str, endings: Iterable[str]) -> bool:
+    """Return whether a name ends in one of these, as PEFT takes it: also within a part."""
+    return any(name.endswith(ending) for ending in endings)

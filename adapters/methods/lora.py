@@ -13,6 +13,7 @@ from adapters.config import RankConfig, check_dropout, option, plain_linear
 from adapters.layers import AdapterLinear, cast_to, wide
 from adapters.methods.starts import INITS
 
+UNCHANGED = ("gaussian", "orthogonal", "eva", "mica")  # PEFT's starts that leave W as it is
 CONVERTED = ("pissa", "olora")  # B A does not start at zero, and W + scale B A must start at W
 
 
@@ -169,7 +170,10 @@ class LoRAConfig(RankConfig):
     }
     peft_tensors = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
     peft_ignored = RankConfig.peft_ignored | {
+        "corda_config",
+        "eva_config",
         "init_lora_weights",
+        "lora_ga_config",
         "megatron_core",
         "qalora_group_size",
     }
@@ -208,6 +212,11 @@ class LoRAConfig(RankConfig):
         """Return what to multiply the learning rate by, for a layer's own parameters by name."""
         return {"lora_b": self.lr_ratio}
 
+    def kept_options(self) -> dict[str, Any]:
+        """Return the options that PEFT has no key for; a converted start has become plain LoRA."""
+        options = super().kept_options()
+        return {k: v for k, v in options.items() if (k, v in CONVERTED) != ("init", True)}
+
     def to_peft(self) -> dict[str, Any]:
         """Return the entries of an adapter_config.json; a converted start doubles the rank."""
         written = super().to_peft()
@@ -228,7 +237,7 @@ class LoRAConfig(RankConfig):
             ValueError: an option is missing, has a wrong value, or is not supported and not off.
         """
         init = written.get("init_lora_weights", True)
-        if init not in (None, True, False, "gaussian", "orthogonal", "eva"):
+        if init not in (None, True, False, *UNCHANGED):
             raise ValueError(
                 f"option init_lora_weights={init!r} changes the base's weights; convert it with "
                 "PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"

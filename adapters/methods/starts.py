@@ -36,7 +36,8 @@ def pissa(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
 def olora(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     """Return the first rows and columns of W's QR decomposition (arXiv:2406.01775)."""
     q, r = torch.linalg.qr(wide(weight))
-    return r[:rank].clone(), q[:, :rank].clone(memory_format=torch.contiguous_format)
+    dense = torch.contiguous_format
+    return r[:rank].clone(memory_format=dense), q[:, :rank].clone(memory_format=dense)
 
 
 INITS: dict[str, Callable[[Tensor, int, float], tuple[Tensor, Tensor]]] = {

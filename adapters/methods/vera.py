@@ -69,6 +69,7 @@ class VeRAConfig(AdapterConfig):
     save_projection: bool = option(True, "keep the random matrices in the file")
 
     peft_marks = {"peft_type": "VERA"}
+    sizes = ("rank",)
     peft_options = AdapterConfig.peft_options | {
         "rank": "r",
         "dropout": "vera_dropout",

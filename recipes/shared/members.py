@@ -42,7 +42,7 @@ def make_member(
     """Return one adapter, ready to train or to go on."""
     full = options.adapter == "full"  # trains the base's own Parameters
     model = copy.deepcopy(base) if full else adapters.shared_copy(base)
-    adapt(model, options, config, base.classes)
+    adapt(model, options, config, base.classes, fingerprint)
     images = splits[options.seed]
     n_images = (len(images.train) + len(images.validation)) * len(splits)
     plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))

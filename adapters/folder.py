@@ -1,0 +1,134 @@
+"""The two files of an adapter's folder, in PEFT's layout: read, and written whole or not at all.
+
+`adapter_config.json` tells the method; `adapter_model.safetensors` holds the tensors of the adapter
+and of the modules that trained with it. What PEFT has no place for is JSON in one metadata entry,
+`adapters` (safetensors writes several in random order): `base_fingerprint`; `classes`, where
+`model.classes` is a tuple of names; `method`, `options` and `trained`, see `AdapterFolder`.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+CHOOSING = ("target_modules", "exclude_modules", "layers_pattern")  # beside LAYERS, by names
+LAYERS = "layers_to_transform"  # by numbers
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """What stands in an adapter's folder."""
+
+    config: dict[str, Any]  # adapter_config.json
+    tensors: dict[str, Tensor] = field(repr=False)  # by PEFT's names
+    fingerprint: str | None  # of the base; None where PEFT wrote the folder
+    classes: tuple[str, ...] | None  # what the logits stand for
+    method: str | None = None  # its name, where vitft wrote the folder
+    options: Mapping[str, Any] = field(default_factory=dict)  # those that PEFT has no key for
+    trained: tuple[str, ...] | None = None  # modules that trained besides, by their whole names
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write both files to `folder`, each whole or not at all.
+
+        Raises:
+            ValueError: a tensor is not finite; nothing is written.
+            OSError: the folder can't be written.
+        """
+        tensors = {key: t.detach().contiguous().cpu() for key, t in self.tensors.items()}
+        for key, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"{key} has values that are not finite; nothing was saved")
+        ours = {
+            "base_fingerprint": self.fingerprint,
+            "classes": self.classes,
+            "method": self.method,
+            "options": dict(self.options) or None,
+            "trained": self.trained,
+        }
+        ours = {key: value for key, value in ours.items() if value is not None}
+        metadata = {"adapters": json.dumps(ours, sort_keys=True)}
+        write_bytes(Path(folder, TENSORS), save(tensors, metadata))
+        # not sort_keys: of several patterns that match, the first counts
+        text = json.dumps(dict(sorted(self.config.items())), indent=2) + "\n"
+        write_bytes(Path(folder, CONFIG), text.encode())
+
+
+def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
+    """Return what stands in `folder`, without a model to judge it by.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken.
+    """
+    for name in (CONFIG, TENSORS):
+        if not Path(folder, name).is_file():
+            raise FileNotFoundError(f"{folder} holds no adapter: {name} is missing")
+    try:
+        config = json.loads(Path(folder, CONFIG).read_bytes())
+        _check_names(config)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{Path(folder, CONFIG)} is broken: {error}") from error
+    try:
+        with safe_open(Path(folder, TENSORS), framework="pt") as file:
+            ours = json.loads((file.metadata() or {}).get("adapters", "{}"))
+            tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+        return AdapterFolder(
+            config=config,
+            tensors=tensors,
+            fingerprint=ours.get("base_fingerprint"),
+            classes=tuple(ours["classes"]) if "classes" in ours else None,
+            method=ours.get("method"),
+            options=dict(ours.get("options", {})),
+            trained=tuple(ours["trained"]) if "trained" in ours else None,
+        )
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{Path(folder, TENSORS)} is broken: {error}") from error
+
+
+def _check_names(config: Mapping[str, Any]) -> None:
+    """Check that what an adapter_config.json says of modules are names, and numbers of layers.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    for key in ("modules_to_save", *CHOOSING):
+        names = config.get(key)
+        if not isinstance(names, (list, str, NoneType)) or any(
+            not isinstance(name, str) for name in names or ()
+        ):
+            raise ValueError(f"{key} is {names!r}, not a list of names")
+    layers = config.get(LAYERS)
+    numbers = layers if isinstance(layers, list) else [layers or 0]
+    if not all(isinstance(number, int) for number in numbers):
+        raise ValueError(f"{LAYERS} is {layers!r}, not a list of numbers")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace the file at `path` by `content`: after a crash it holds all of it, or what it held.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary.is_file():
+            temporary.unlink()

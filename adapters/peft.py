@@ -1,0 +1,204 @@
+"""An adapter_config.json and a model in; the config, and the names that PEFT means by it, out."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields, replace
+from importlib.metadata import entry_points
+from re import _constants as kinds  # type: ignore[attr-defined]
+from re import _parser as parser  # type: ignore[attr-defined]
+from typing import Any
+
+from torch import nn
+
+from adapters.config import AdapterConfig
+from adapters.folder import CHOOSING, LAYERS, PREFIX, AdapterFolder
+from adapters.methods import METHODS
+from adapters.targets import ends, named_modules
+
+LINEAR = "LINEAR"  # peft_type where only modules_to_save trained; PEFT has no such method
+ENTRY_POINTS = "vitft.adapters"  # the group by which installed packages offer methods
+
+Methods = Mapping[str, type[AdapterConfig]]
+
+
+def read_config(
+    model: nn.Module, saved: AdapterFolder, methods: Methods | None = None
+) -> tuple[AdapterConfig | None, list[str]]:
+    """Return the config that a folder tells, with whole names for targets; and what else trained.
+
+    Raises:
+        ValueError: the method or an option is unknown, has a wrong value, does not fit the
+            tensors, or names nothing in the model.
+    """
+    written = saved.config
+    trained = trained_modules(model, saved)
+    if written.get("peft_type") == LINEAR:
+        return None, trained
+    method = find_method(saved, methods or {})
+    targets = peft_targets(model, written, trained)
+    try:
+        config = method.from_peft(by_names(written, targets))
+        if unknown := saved.options.keys() - {field.name for field in fields(config)}:
+            raise ValueError(f"{method.__name__} has no option {min(unknown)!r}")
+        config = replace(config, **saved.options)
+    except (TypeError, OverflowError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"an option has a value of the wrong type: {error}") from error
+    _check_sizes(config, saved)
+    return config, trained
+
+
+def find_method(saved: AdapterFolder, methods: Methods) -> type[AdapterConfig]:
+    """Return the method of a folder: by the name in it, else by PEFT's marks.
+
+    A name is looked up in `methods`, in METHODS, and among the entry points "vitft.adapters" of
+    installed packages. Nothing that a file names is imported.
+
+    Raises:
+        ValueError: it is not known here, or is not what PEFT's marks say.
+    """
+    known = {**METHODS, **methods}
+    if saved.method is not None and saved.method not in known:
+        found = entry_points(group=ENTRY_POINTS, name=saved.method)
+        known |= {point.name: point.load() for point in found}
+        if not found:
+            raise ValueError(
+                f"trained by the method {saved.method!r}, which is not known here; give "
+                f"methods={{{saved.method!r}: its config class}}, or add it to adapters.METHODS"
+            )
+    fitting = [name for name, method in known.items() if method.reads(saved.config)]
+    if not fitting:
+        kind = saved.config.get("peft_type")
+        raise ValueError(f"peft_type={kind!r} is none that is known: {', '.join(known)}")
+    if saved.method not in (None, *fitting):
+        raise ValueError(
+            f"the file is of the method {saved.method!r}, the config of {fitting[0]!r}"
+        )
+    return known[saved.method or fitting[0]]
+
+
+def method_name(config: AdapterConfig) -> str:
+    """Return the name to save a config's method by: that in METHODS, else its class's name."""
+    names = (name for name, method in METHODS.items() if method is type(config))
+    return next(names, type(config).__name__)
+
+
+def trained_modules(model: nn.Module, saved: AdapterFolder) -> list[str]:
+    """Return the names of the modules that `modules_to_save` means: names end in its entries.
+
+    As in PEFT, an entry may begin within a part of a name: "norm" is "q_norm" too.
+
+    Raises:
+        ValueError: an entry means none.
+    """
+    entries = saved.config.get("modules_to_save") or ()
+    if isinstance(entries, str):
+        raise ValueError(f"modules_to_save {entries!r} is one string, not a list")
+    if saved.trained == tuple(entries):  # vitft's, whole names
+        return [*entries]
+    found: dict[str, None] = {}
+    for entry in entries:
+        hits = [name for name in named_modules(model) if name.endswith(entry)]
+        hits = [
+            name for name in hits if any(k.startswith(f"{PREFIX}{name}.") for k in saved.tensors)
+        ]
+        if not hits:
+            raise ValueError(f"modules_to_save {entry!r} is no module with tensors in the file")
+        found |= dict.fromkeys(hits)
+    return [name for name in found if not any(_within(name, o) for o in found if o != name)]
+
+
+def peft_targets(
+    model: nn.Module, written: Mapping[str, Any], trained: Collection[str] = ()
+) -> list[str]:
+    """Return the names of the modules that an adapter_config.json adapts, as in PEFT.
+
+    They are the file's where it lists plain names, without those that the model lacks; else whole
+    names. Modules inside `trained` ones are left out.
+
+    Raises:
+        ValueError: there is none, or a pattern is no regular expression or could take forever.
+    """
+    targets, excluded = written.get("target_modules") or (), written.get("exclude_modules")
+    numbers, lists = written.get(LAYERS), written.get("layers_pattern")
+    numbers = {numbers} if isinstance(numbers, int) else {*(numbers or ())}
+    lists = [lists] if isinstance(lists, str) else lists
+    # of several, the first that matches a name counts
+    numbered = [_safe(rf"(?:^|.*?\.){one}\.(\d+)\.") for one in lists or ()] or [
+        re.compile(r".*?\.[^.]*\.(\d+)\.")
+    ]
+
+    def chosen(name: str) -> bool:
+        if isinstance(targets, str) or name in targets or not numbers:
+            return True
+        found = next((place for one in numbered if (place := one.match(name))), None)
+        return found is not None and int(found[1]) in numbers
+
+    hits = [name for name in named_modules(model) if _any(name, targets)]
+    names = [name for name in hits if chosen(name) and not _any(name, excluded or ())]
+    names = [name for name in names if not any(_within(name, outer) for outer in trained)]
+    if not names:
+        raise ValueError(f"target_modules {targets!r} is no module of this model")
+    if isinstance(targets, str) or names != hits:
+        return names
+    return [target for target in targets if any(ends(name, target) for name in hits)]
+
+
+def by_names(written: Mapping[str, Any], targets: Sequence[str]) -> dict[str, Any]:
+    """Return an adapter_config.json's entries with these targets for all that chose them."""
+    others = {key: value for key, value in written.items() if key not in (*CHOOSING, LAYERS)}
+    return others | {"target_modules": targets}
+
+
+def _any(name: str, wanted: str | Collection[str]) -> bool:
+    """Return whether a name ends in one of `wanted`, or is matched by it where it is a pattern."""
+    if isinstance(wanted, str):
+        return _safe(wanted).fullmatch(name) is not None
+    return any(ends(name, one) for one in wanted)
+
+
+def _within(name: str, outer: str) -> bool:
+    return name == outer or name.startswith(f"{outer}.")
+
+
+def _check_sizes(config: AdapterConfig, saved: AdapterFolder) -> None:
+    """Check, before anything is allocated, that no size exceeds what the file's tensors have.
+
+    Raises:
+        ValueError: one does.
+    """
+    largest = max((size for t in saved.tensors.values() for size in t.shape), default=0)
+    for name in config.sizes:
+        value = getattr(config, name)
+        for size in value.values() if isinstance(value, Mapping) else [value]:
+            if size > largest:
+                raise ValueError(f"{name}={size} does not fit the file, whose tensors are smaller")
+
+
+def _safe(pattern: str) -> re.Pattern[str]:
+    """Return a file's pattern compiled, if no name can keep it busy.
+
+    Raises:
+        ValueError: it is no regular expression, or repeats what repeats, which can take forever.
+    """
+    try:
+        parsed, compiled = parser.parse(pattern), re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+    if _repeats(parsed, inside=False):
+        raise ValueError(f"{pattern!r} repeats what repeats, which can take forever; list names")
+    return compiled
+
+
+def _repeats(parsed: Any, *, inside: bool) -> bool:
+    """Return whether something that repeats without bound stands inside such a thing."""
+    for kind, argument in parsed:
+        many = kind in (kinds.MAX_REPEAT, kinds.MIN_REPEAT) and argument[1] > 16
+        if many and inside:
+            return True
+        for part in argument if isinstance(argument, (tuple, list)) else [argument]:
+            for branch in part if isinstance(part, list) else [part]:
+                if isinstance(branch, parser.SubPattern) and _repeats(
+                    branch, inside=inside or many
+                ):
+                    return True
+    return False
