@@ -155,8 +155,8 @@ def adapt(
     model.new_head(classes)
     if options.adapter != "full":
         adapters.inject(model, config, trainable=("head",), fingerprint=fingerprint)
-        size = model.config.image_size
-        adapters.check(model, model.normalize(torch.zeros(1, model.config.n_channels, size, size)))
+        image = model.head.weight.new_zeros(1, model.config.n_channels, *[model.image_size] * 2)
+        adapters.check(model, model.normalize(image).to(image.dtype))
 
 
 def save_trained(run: Run, options: CommonOptions, folder: Path) -> dict[str, Any]:

@@ -66,9 +66,8 @@ def test_a_command_of_the_documents_has_these_options(line: str) -> None:
     importlib.import_module(f"recipes.{name}").command.make_context(name, arguments)
 
 
-def test_the_readme_names_every_file() -> None:
+def test_the_readme_names_every_folder() -> None:
     text = README.read_text()
-    names = [p for folder in ("vitft", "adapters") for p in (ROOT / folder).glob("[a-z]*.py")]
-    assert all(
-        f"{path.parent.name}/{path.name}" in text for path in names if path.stem != "version"
-    )
+    folders = {path.parent.relative_to(ROOT) for path in ROOT.glob("[a-z]*/**/*.py")}
+    folders = {folder for folder in folders if folder.parts[0] in ("vitft", "adapters", "recipes")}
+    assert all(f"{folder}/" in text for folder in folders)

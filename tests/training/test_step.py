@@ -88,7 +88,7 @@ class Bypassing(nn.Module):
         self.wq, self.wk, self.wv, self.wo = attn.wq, attn.wk, attn.wv, attn.wo
 
     def forward(self, x: Tensor, n: int | None = None) -> Tensor:
-        return self.wo(self.wv(x[:, :n]) + F.linear(x[:, :n], self.wq.weight))
+        return self.wo(self.wv(x[:, :n]) + F.linear(x[:, :n], self._modules["wq"].weight))
 
 
 @pytest.mark.parametrize("batch_size", [4, 32])
