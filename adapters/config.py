@@ -38,6 +38,7 @@ class AdapterConfig(ABC):
     peft_options: ClassVar[dict[str, str]] = {"targets": "target_modules"}  # ours -> PEFT's
     peft_defaults: ClassVar[dict[str, Any]] = {}  # what PEFT takes for an option left out
     peft_tensors: ClassVar[dict[str, str]]  # a layer's own parameter -> PEFT's suffix
+    by_whole_names: ClassVar[bool] = False  # whether PEFT's options speak of whole names
     sizes: ClassVar[tuple[str, ...]] = ()  # options that no tensor of a file falls short of
     peft_ignored: ClassVar[frozenset[str]] = frozenset(  # PEFT's keys that change no function
         {

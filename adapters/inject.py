@@ -52,6 +52,7 @@ def inject(
     trainable: Collection[str] = (),
     *,
     to_train: bool = True,
+    skip_trained: bool = False,
     fingerprint: str | None = None,
 ) -> Model:
     """Adapt `model` in place and return it; only adapters and copies of `trainable` modules train.
@@ -61,6 +62,8 @@ def inject(
         config: the method and its targets; None adapts nothing, so that only `trainable` trains.
         trainable: exact names of modules or dotted suffixes, as in `config.targets`.
         to_train: False for a model that will only predict: a frozen batch norm is then no error.
+        skip_trained: leave out targets inside `trainable` modules, as PEFT does; else they are
+            refused.
         fingerprint: of the base without `trainable`, where it is known; to compute it reads every
             weight, and happens when it is first needed.
 
@@ -73,7 +76,9 @@ def inject(
     trained = matching(model, trainable, "trainable")
     adapted = matching(model, config.targets, "target") if config else {}
     if config:
-        config, adapted = _by_names(model, config, adapted)
+        inside = trained if skip_trained else ()
+        adapted = _outside(adapted, inside)
+        config, adapted = _by_names(model, config, adapted, inside)
     if not adapted and not trained:
         raise ValueError("nothing would train; give a config, or names of modules in trainable")
     refuse(model, adapted, trained)
@@ -122,8 +127,20 @@ def refuse_doubtful(record: Injection) -> None:
         )
 
 
+def _outside(found: dict[str, nn.Module], trained: Collection[str]) -> dict[str, nn.Module]:
+    """Return the modules that lie outside the trained ones."""
+    return {
+        name: module
+        for name, module in found.items()
+        if not any(name.startswith(f"{outer}.") for outer in trained)
+    }
+
+
 def _by_names(
-    model: nn.Module, config: AdapterConfig, found: dict[str, nn.Module]
+    model: nn.Module,
+    config: AdapterConfig,
+    found: dict[str, nn.Module],
+    trained: Collection[str],
 ) -> tuple[AdapterConfig, dict[str, nn.Module]]:
     """Return the config and its modules, layers and patterns put as names, which PEFT has too."""
     if config.layers:
@@ -134,7 +151,8 @@ def _by_names(
     elif all(any(ends(name, wanted) for wanted in config.targets) for name in found):
         return config, found
     config = replace(config, targets=tuple(found), layers=())
-    if more := sorted(matching(model, config.targets, "target").keys() - found.keys()):
+    again = _outside(matching(model, config.targets, "target"), trained)
+    if more := sorted(again.keys() - found.keys()):
         raise ValueError(f"{more[0]!r} ends in the name of a target; choose targets by full names")
     return config, found
 

@@ -89,7 +89,14 @@ def load_adapter(
     modes = {name: module.training for name, module in model.named_modules()}
     try:
         config, trained = read_config(model, saved, methods)
-        inject(model, config, trained, to_train=train, fingerprint=fingerprint)
+        inject(
+            model,
+            config,
+            trained,
+            to_train=train,
+            skip_trained=True,
+            fingerprint=fingerprint,
+        )
     except ValueError as error:
         raise ValueError(f"{where / CONFIG}: {error}") from error
     try:

@@ -27,7 +27,7 @@ def wide_dtype(tensor: Tensor) -> torch.dtype:
 
 def cast_to(x: Tensor, like: Tensor) -> Tensor:
     """Return x in the dtype of `like`; under autocast as it is, since that casts by itself."""
-    return x if torch.is_autocast_enabled(x.device.type) else x.to(like.dtype)
+    return x if _is_autocast(x) else x.to(like.dtype)
 
 
 def keeps_small_updates(x: Tensor) -> bool:
@@ -35,9 +35,11 @@ def keeps_small_updates(x: Tensor) -> bool:
 
     Not in 16 bits, of x or by autocast: there the sum rounds it off.
     """
-    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(
-        x.device.type
-    )
+    return x.dtype in (torch.float32, torch.float64) and not _is_autocast(x)
+
+
+def _is_autocast(x: Tensor) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 class AdapterLayer(nn.Module):

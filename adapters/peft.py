@@ -36,6 +36,9 @@ def read_config(
         return None, trained
     method = find_method(saved, methods or {})
     targets = peft_targets(model, written, trained)
+    if method.by_whole_names and saved.method is None:
+        whole = by_names(written, targets)
+        targets = [name for name in named_modules(model) if _any(name, whole["target_modules"])]
     try:
         config = method.from_peft(by_names(written, targets))
         if unknown := saved.options.keys() - {field.name for field in fields(config)}:

@@ -156,7 +156,7 @@ def adapt(
     if options.adapter != "full":
         adapters.inject(model, config, trainable=("head",), fingerprint=fingerprint)
         image = model.head.weight.new_zeros(1, model.config.n_channels, *[model.image_size] * 2)
-        adapters.check(model, model.normalize(image).to(image.dtype))
+        adapters.check(model, model.normalize(image))
 
 
 def save_trained(run: Run, options: CommonOptions, folder: Path) -> dict[str, Any]:

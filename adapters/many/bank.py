@@ -57,9 +57,7 @@ class Bank(nn.Module):
         self.base: nn.Module
         vars(self)["base"] = model  # not a child: self.model has its weights
         if head not in dict(model.named_modules()):
-            raise ValueError(
-                f"the model has no {head!r}; name the module that gives logits as head"
-            )
+            raise ValueError(f"the model has no {head!r}; give as head what gives the logits")
         self.fingerprint = fingerprint(model, exclude=(head,))
         self.model = shared_copy(model).requires_grad_(False).eval()
         self.head, self.ids = head, Ids()

@@ -83,6 +83,7 @@ class IA3Config(AdapterConfig):
     )
 
     peft_marks = {"peft_type": "IA3"}
+    by_whole_names = True
     peft_options = AdapterConfig.peft_options | {"feedforward": "feedforward_modules"}
     peft_defaults = {"feedforward_modules": ()}
     peft_tensors = {"factors": "ia3_l"}

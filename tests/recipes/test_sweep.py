@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from recipes.sweep import best_of
 from tests.conftest import TINY_FLAGS, Run, paint, summary
 from vitft import load_model
-from vitft.model.vit import VisionTransformer
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +25,6 @@ def base(vitft: Run, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def _float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every base be loaded in float64."""
-    plain = VisionTransformer.normalize
-    monkeypatch.setattr(VisionTransformer, "normalize", lambda self, x: plain(self, x).double())
     for module in ("recipes.sweep", "recipes.finetune"):
         monkeypatch.setattr(f"{module}.load_model", lambda path: load_model(path).double())
 

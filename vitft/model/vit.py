@@ -145,14 +145,15 @@ class VisionTransformer(nn.Module):
         rows = math.isqrt(self.config.n_patches)
         grid = grid.unflatten(1, (rows, rows)).permute(0, 3, 1, 2)  # (1, D, rows, columns)
         rows = self.image_size // self.config.patch_size
-        grid = F.interpolate(grid, size=(rows, rows), mode="bicubic", antialias=True)
-        return torch.cat([prefix, grid.flatten(2).transpose(1, 2)], dim=1)
+        wide = grid.to(torch.promote_types(grid.dtype, torch.float32))
+        grid = F.interpolate(wide, size=(rows, rows), mode="bicubic", antialias=True)
+        return torch.cat([prefix, grid.flatten(2).transpose(1, 2).to(prefix.dtype)], dim=1)
 
     def embed(self, images: Tensor) -> Tensor:
         """Return tokens (B, N, D) of normalised images (B, C, height, width), class token first."""
         x = self.patch_embed(images)
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         return self.dropout(x + self.positions())
 
     def pool(self, x: Tensor) -> Tensor:
@@ -191,9 +192,11 @@ class VisionTransformer(nn.Module):
         return x
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return images (B, C, height, width), 0..255, as floats, by the model's mean and std."""
+        """Return images (B, C, height, width), 0..255, normalised, in the model's dtype."""
+        own = self.head.weight.dtype
+        wide = torch.promote_types(own, torch.float32)
         mean, std = (  # made on the device, so that nothing is copied to it
-            torch.stack([images.new_full((1, 1), 255 * x, dtype=torch.float32) for x in values])
+            torch.stack([images.new_full((1, 1), 255 * x, dtype=wide) for x in values])
             for values in (self.mean, self.std)
         )
-        return (images - mean) / std
+        return ((images - mean) / std).to(own)
