@@ -35,7 +35,7 @@ class EvaluateOptions(ModelOptions):
         help="Data set: a name that `vitft data` lists, "
         "or a folder with train/CLASS and test/CLASS."
     )
-    batch_size: int = option(500, "Images at a time.")
+    batch_size: int | None = option(None, "Images at a time.  [default: by their size, up to 500]")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "auto, fp32, or bf16, slow where the device lacks it.")
     json: bool = option(False, "Print JSON.")
@@ -78,11 +78,14 @@ def labels_for(model: VisionTransformer, data: ImageSet) -> None:
 def run(options: EvaluateOptions) -> None:
     """Evaluate and print accuracy and loss."""
     device = pick_device(options.device)
-    if options.batch_size < 1:
+    if options.batch_size is not None and options.batch_size < 1:
         raise ValueError(f"batch_size={options.batch_size} is not positive")
     model = open_model(options.base, options.adapter).to(device)
     data = load_data(
-        options.data, image_size=model.config.image_size, n_channels=model.config.n_channels
+        options.data,
+        image_size=model.config.image_size,
+        n_channels=model.config.n_channels,
+        only_test=True,
     )
     labels_for(model, data)
     bf16 = pick_bf16(options.precision, device)

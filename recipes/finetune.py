@@ -49,13 +49,13 @@ class CommonOptions(TrainOptions):
     weight_decay: float = option(0.0, "Decoupled weight decay of matrices.")
     epochs: int = option(10, "Passes over the training images.")
     batch_size: int = option(64, "Images in a step.")
-    targets: tuple[str, ...] = option(
-        (),
+    targets: tuple[str, ...] | None = option(
+        None,
         "What to adapt: names, ends of names or regular expressions.  [default: the method's, "
         "wq,wk,wv,wo for lora]",
     )
-    layers: tuple[str, ...] = option(
-        (), "Numbers of the blocks to adapt, from 0, such as 4-5.  [default: all]"
+    layers: tuple[str, ...] | None = option(
+        None, "Numbers of the blocks to adapt, from 0, such as 4-5.  [default: all]"
     )
     cache_features: bool | None = option(
         None,

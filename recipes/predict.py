@@ -1,7 +1,7 @@
 """Classify image files: `vitft predict --base BASE --adapter DIR cat.jpg`."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import adapters
@@ -38,14 +39,14 @@ class PredictOptions(ModelOptions):
     json: bool = option(False, "Print JSON.")
 
 
-def predict(options: PredictOptions) -> list[list[Classes]]:
-    """Return for each image, by each adapter, or by the base if there is none, what it shows.
+def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | ValueError]]:
+    """Yield each image's path with what it shows, by each adapter, or by the base if there is none.
 
-    Several adapters answer together, in one pass through the base.
+    Several adapters answer together, in one pass through the base. A broken image costs only
+    itself: in place of its answer comes the error.
 
     Raises:
-        ValueError, OSError: a file is missing or broken, adapters can't be stacked, or `top` is
-            not positive.
+        ValueError, OSError: a file is missing, adapters can't be stacked, or `top` is not positive.
     """
     if options.top < 1:
         raise ValueError(f"top={options.top} is not positive; leave it out for 5")
@@ -68,18 +69,31 @@ def predict(options: PredictOptions) -> list[list[Classes]]:
             return logits.softmax(dim=1)
 
     fit = partial(to_tensor, image_size=base.config.image_size, n_channels=base.config.n_channels)
-    found = []
     step = max(1, ROWS // n)
     for i in range(0, len(options.image), step):
         paths = options.image[i : i + step]
-        images = torch.stack([read_image(path, fit) for path in paths]).to(device)
-        ids = torch.arange(1, n + 1, device=device).repeat(len(paths))
-        answers = in_parts(part, images.repeat_interleave(n, dim=0), ids)
-        found += [
-            [_best(p, names, options.top) for p, names in zip(rows, classes, strict=True)]
-            for rows in answers.view(len(paths), n, -1)
-        ]
-    return found
+        read = [_read(path, fit) for path in paths]
+        whole = [image for image in read if isinstance(image, Tensor)]
+        rows: Iterator[Tensor] = iter(())
+        if whole:
+            images = torch.stack(whole).to(device)
+            ids = torch.arange(1, n + 1, device=device).repeat(len(whole))
+            answers = in_parts(part, images.repeat_interleave(n, dim=0), ids)
+            rows = iter(answers.view(len(whole), n, -1))
+        for path, image in zip(paths, read, strict=True):
+            if isinstance(image, ValueError):
+                yield path, image
+            else:
+                own = zip(next(rows), classes, strict=True)
+                yield path, [_best(p, names, options.top) for p, names in own]
+
+
+def _read(path: str, fit: Callable[[Image.Image], Tensor]) -> Tensor | ValueError:
+    """Return the image file at `path`, or what is wrong with it."""
+    try:
+        return read_image(path, fit)
+    except ValueError as error:
+        return error
 
 
 def find_files(names: Sequence[str]) -> Iterator[str]:
@@ -103,11 +117,20 @@ def _best(probabilities: Tensor, classes: Sequence[str], top: int) -> Classes:
 
 
 def run(options: PredictOptions) -> None:
-    """Classify and print a line an image, or one for each adapter."""
+    """Classify, and print a line an image, or one for each adapter, as they come.
+
+    Raises:
+        ValueError: images were broken; the others have been answered.
+    """
     options = replace(options, image=tuple(find_files(options.image)))
     several = len(options.adapter) > 1
     rows: list[dict[str, Any]] = []
-    for path, answers in zip(options.image, predict(options), strict=True):
+    broken: list[str] = []
+    for path, answers in predict(options):
+        if isinstance(answers, ValueError):
+            broken.append(path)
+            click.echo(f"skipped: {answers}", err=True)
+            continue
         by_adapter = dict(zip(options.adapter or ("",), answers, strict=True))
         result = {"adapters": by_adapter} if several else {"classes": answers[0]}
         rows.append({"image": path, **result})
@@ -117,6 +140,11 @@ def run(options: PredictOptions) -> None:
                 click.echo("  ".join([path, name, shown] if several else [path, shown]))
     if options.json:
         click.echo(json.dumps(rows))
+    if broken:
+        raise ValueError(
+            f"{len(broken)} of {len(options.image)} images are broken: {', '.join(broken[:10])}"
+            f"{', ...' if len(broken) > 10 else ''}; the others are answered"
+        )
 
 
 command = cli.command("predict", PredictOptions, run)

@@ -46,9 +46,9 @@ def method_options() -> dict[str, tuple[Any, Any]]:
             types[field.name] = hints[field.name]
     return {
         name: (
-            types[name] if types[name] == tuple[str, ...] else types[name] | None,
+            types[name] | None,
             option(
-                () if types[name] == tuple[str, ...] else None,
+                None,
                 "  ".join(f"{', '.join(methods)}: {text}" for text, methods in by_help.items()),
             ),
         )
@@ -70,7 +70,7 @@ def make_config(name: str, values: Mapping[str, Any]) -> adapters.AdapterConfig 
 
     Args:
         name: of the method or baseline.
-        values: by option what the user gave, None or () where nothing was.
+        values: by option what the user gave, None where nothing was.
 
     Raises:
         ValueError: an unknown method, a value out of its range, or an option that the method
@@ -80,7 +80,7 @@ def make_config(name: str, values: Mapping[str, Any]) -> adapters.AdapterConfig 
         raise ValueError(f"unknown adapter {name!r}; choose from {', '.join(known)}")
     method = adapters.METHODS.get(name)
     has = {field.name for field in fields(method)} if method else set()
-    given = {key: value for key, value in values.items() if value not in (None, ())}
+    given = {key: value for key, value in values.items() if value is not None}
     if unknown := sorted(given.keys() - has):
         flag = unknown[0].replace("_", "-")
         raise ValueError(f"--{flag} means nothing to --adapter {name}; leave it out")

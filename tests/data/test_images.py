@@ -1,4 +1,6 @@
 import multiprocessing
+import os
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -147,3 +149,20 @@ def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
             read_image(tmp_path / name, fit)
     with pytest.raises(FileNotFoundError, match="there is no image .*none.png"):
         read_image(tmp_path / "none.png", fit)
+
+
+def test_images_are_held_once_while_they_are_made() -> None:
+    alive, most = set(), 0
+
+    def decode(i: int) -> torch.Tensor:
+        nonlocal most
+        image = torch.full((1, 2, 2), i, dtype=torch.uint8)
+        alive.add(i)
+        weakref.finalize(image, alive.discard, i)
+        most = max(most, len(alive))
+        return image
+
+    images = Images(decode, torch.zeros(200)).to(torch.device("cpu"))
+    assert images.held is not None
+    assert images.held[:, 0, 0, 0].tolist() == list(range(200))
+    assert most <= 2 * (os.cpu_count() or 1) + 2

@@ -2,14 +2,14 @@
 
 import importlib
 import importlib.util
-import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 import click
 
+from vitft.command.streams import Outliving
 from vitft.training.stop import stop_at_once
 from vitft.version import __version__
 
@@ -43,13 +43,6 @@ class LazyGroup(click.Group):
             command: click.Command = importlib.import_module(f"recipes.{name}").command
         return command
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; it is done where whoever reads its output has seen enough."""
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # of which click would make status 1
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing them."""
         with formatter.section("Commands"):
@@ -73,6 +66,7 @@ def cli(traceback: bool) -> None:
 def main() -> NoReturn:
     """Run the command line; what the user can mend: a line and status 2; an interruption: 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.stdout, sys.stderr = (cast(TextIO, Outliving(s)) for s in (sys.stdout, sys.stderr))
     try:
         cli(sys.argv[1:] or ["--help"], standalone_mode=False)
         code = 0
@@ -95,6 +89,7 @@ def main() -> NoReturn:
         if "--traceback" in sys.argv or not (full or isinstance(error, MemoryError)):
             raise
         code = _fail(f"out of memory; try fewer images or parameters at a time ({text[:100]})")
+    sys.stdout.flush()
     sys.exit(code)
 
 

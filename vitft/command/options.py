@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, Union
 
 import click
+from click.core import ParameterSource
 
 
 def option(
@@ -44,7 +45,8 @@ def command(
     """
 
     def callback(**given: Any) -> None:
-        given = {key: value for key, value in given.items() if value is not None}
+        source = click.get_current_context().get_parameter_source
+        given = {key: v for key, v in given.items() if source(key) is not ParameterSource.DEFAULT}
         run(resolve(options, given, presets or {}))
 
     types = typing.get_type_hints(options)
@@ -76,8 +78,20 @@ def resolve(
 
 
 def comma_separated(value: str) -> tuple[str, ...]:
-    """Return the parts of `value` between its commas."""
-    return tuple(part.strip() for part in value.split(",") if part.strip())
+    """Return the parts of `value` between its commas, but not those in brackets or quotes."""
+    parts, depth, quote = [""], 0, ""
+    for i, character in enumerate(value):
+        escaped = i > 0 and value[i - 1] == "\\"
+        if quote or (character in "\"'" and not escaped):
+            quote = "" if character == quote else quote or character
+            parts[-1] += "" if character in (quote, '"', "'") else character
+            continue
+        depth += 0 if escaped else (character in "([{") - (character in ")]}")
+        if character == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 def key_values(kind: Callable[[str], Any]) -> Callable[[str], dict[str, Any]]:
@@ -98,6 +112,8 @@ def key_values(kind: Callable[[str], Any]) -> Callable[[str], dict[str, Any]]:
 def _parameter(field: "dataclasses.Field[Any]", kind: Any) -> click.Parameter:
     default: Any = field.default
     required = default is dataclasses.MISSING
+    if typing.get_origin(kind) in (Union, UnionType) and kind != bool | None:  # X of X | None
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
     many = typing.get_origin(kind) is tuple
     if field.metadata["argument"]:
         return click.Argument([field.name], nargs=-1 if many else 1, required=required)
@@ -115,8 +131,6 @@ def _parameter(field: "dataclasses.Field[Any]", kind: Any) -> click.Parameter:
         text += f"  [default: {shown}]"
     if many:
         kind, metavar = comma_separated, "A,B,..."
-    elif typing.get_origin(kind) in (Union, UnionType):  # X of X | None
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
     if typing.get_origin(kind) is Mapping:
         kind, metavar = key_values(typing.get_args(kind)[1]), "NAME=VALUE,..."
     return click.Option(

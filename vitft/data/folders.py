@@ -1,7 +1,8 @@
 """A folder of images in; their classes, paths and sources out."""
 
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,17 +40,18 @@ def load_folder(
     classes = sorted(
         path.name for path in folder.glob("*") if path.is_dir() and path.name[0] != "."
     )
-    paths, labels, sources = [], [], []
+    paths: list[Path] = []
+    labels: list[int] = []
+    sources: list[str] = []
     for label, name in enumerate(classes):
         found = find_images(Path(folder, name))
         if not found:
             raise ValueError(
                 f"{folder / name} holds no images; remove the folder or put images into it"
             )
-        for path in found:
-            paths.append(path)
-            labels.append(label)
-            sources.append(source_of(path))
+        paths += found
+        labels += [label] * len(found)
+        sources += believed([source_of(path) for path in found], found)
     if not paths:
         raise ValueError(
             f"{folder} holds no images; put them into {folder}/CLASS/, a folder for each class"
@@ -69,6 +71,20 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def source_of(path: Path) -> str:
-    """Return what an image was cut from: TRACK for a file called TRACK_FRAME, else the file."""
+    """Return what an image was cut from: TRACK for a file called TRACK_FRAME, else the file.
+
+    A date and a time, as in a phone's IMG_20240131_093000, are no track of that day.
+    """
     track = re.fullmatch(r"(.*\d)_\d+", path.stem)
-    return f"{path.parent}/{track[1] if track else path.stem}"
+    if track is None or re.search(r"(^|\D)\d{8}_\d{6,9}$", path.stem):
+        return f"{path.parent}/{path.stem}"
+    return f"{path.parent}/{track[1]}"
+
+
+def believed(sources: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """Return the sources of one class's files, or the files where the sources make no sense.
+
+    They make no sense where one has nearly all files, as where names begin with the class's.
+    """
+    most = max(Counter(sources).values(), default=0)
+    return [*sources] if most <= 0.75 * len(paths) else [str(path) for path in paths]

@@ -87,12 +87,25 @@ class Images:
 
     def to(self, device: torch.device, max_bytes: int = MAX_BYTES) -> "Images":
         """Hold the images whole on `device` if they fit into `max_bytes`; else stay streamed."""
-        if self.held is None and len(self) and len(self) * self.decode(0).numel() <= max_bytes:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                self.held = torch.stack(list(pool.map(self.decode, range(len(self)))))
+        if self.held is None and len(self):
+            first = self.decode(0)
+            if len(self) * first.numel() <= max_bytes:
+                self.held = self._decoded(first)
         if self.held is not None:
             self.held, self.labels = self.held.to(device), self.labels.to(device)
         return self
+
+    def _decoded(self, like: Tensor) -> Tensor:
+        """Return every image (n, C, height, width); each is held once, in its place."""
+        held = like.new_empty(len(self), *like.shape)
+
+        def decode(i: int) -> None:
+            held[i] = self.decode(i)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(decode, range(len(self))):  # raises what decoding raises
+                pass
+        return held
 
     def batches(
         self, order: Tensor, batch_size: int, device: torch.device

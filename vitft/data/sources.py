@@ -62,11 +62,14 @@ class ImageSet:
     test: Images
 
 
-def load_data(data: str, *, image_size: int = 32, n_channels: int = 3) -> ImageSet:
+def load_data(
+    data: str, *, image_size: int = 32, n_channels: int = 3, only_test: bool = False
+) -> ImageSet:
     """Return the set that `data` names.
 
     It names one of DATASETS, one drawn by the program, or a folder with train/CLASS and test/CLASS.
-    Images of another size are scaled to cover `image_size` and cut at the centre.
+    Images of another size are scaled to cover `image_size` and cut at the centre. With `only_test`,
+    a folder's training split may be missing, and is empty.
 
     Raises:
         ValueError: unknown name, or a folder without images, with other classes in its two
@@ -83,6 +86,9 @@ def load_data(data: str, *, image_size: int = 32, n_channels: int = 3) -> ImageS
     if not Path(data).is_dir():
         known = ", ".join([*DRAWN, *DATASETS])
         raise ValueError(f"unknown data set {data}: neither a folder nor one of {known}")
+    if only_test:
+        classes, test = load_folder(Path(data, "test"), fit)
+        return ImageSet(Path(data).name, classes, test.subset(torch.arange(0)), test)
     classes, train = load_folder(Path(data, "train"), fit)
     test_classes, test = load_folder(Path(data, "test"), fit)
     if only := sorted(set(classes) ^ set(test_classes)):

@@ -1,0 +1,95 @@
+"""What people type: a pipe that closes, a broken picture, a folder with less, values in quotes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import TINY_FLAGS, Run, paint
+from vitft import load_model
+from vitft.command.options import comma_separated
+
+
+@pytest.fixture(scope="module")
+def base(vitft: Run, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "base"
+    vitft("pretrain", "--data", folder, "--out", out, "--epochs=2", "--batch-size=8", *TINY_FLAGS)
+    return out
+
+
+@pytest.mark.parametrize("command", ["finetune", "pretrain"])
+def test_a_run_goes_on_when_nobody_reads_its_progress(
+    folder: Path, base: Path, tmp_path: Path, command: str
+) -> None:
+    flags = f"--data {folder} --out {tmp_path / 'run'} --epochs 6 --batch-size 8"
+    own = {"finetune": f" --adapter linear --base {base}", "pretrain": " --dim 16 --n-layers 1"}
+    flags += own[command]
+    line = f"{sys.executable} -m vitft {command} {flags} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 1
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 6
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_one_broken_image_costs_only_itself(vitft: Run, base: Path, tmp_path: Path) -> None:
+    for name in ("a", "c"):
+        paint(tmp_path / f"{name}.png", (200, 20, 20))
+    (tmp_path / "b.png").write_bytes(b"no image")
+    done = vitft("predict", "--base", base, tmp_path, "--json", code=2)
+    assert [Path(row["image"]).name for row in json.loads(done.stdout)] == ["a.png", "c.png"]
+    assert "skipped: " in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: 1 of 3 images are broken: ")
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "c.png").unlink()
+    assert json.loads(vitft("predict", "--base", base, tmp_path, "--json", code=2).stdout) == []
+
+
+def test_evaluate_needs_only_what_it_reads(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    """Classes fewer than the model's, and in another order, keep their own labels."""
+    for name in ("red", "blue"):
+        shutil.copytree(folder / "test" / name, tmp_path / "test" / name)
+    figures = json.loads(vitft("evaluate", "--base", base, "--data", tmp_path, "--json").stdout)
+    model, right, loss = load_model(base).requires_grad_(False), 0, 0.0
+    for name in ("red", "blue"):
+        for path in sorted((tmp_path / "test" / name).iterdir()):
+            pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)[None]
+            logits = model(model.normalize(pixels))
+            right += model.classes[int(logits.argmax())] == name
+            loss -= float(logits.log_softmax(1)[0, model.classes.index(name)]) / 8
+    assert figures["test_accuracy"] == right / 8
+    assert figures["test_loss"] == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        ("wq,wk", ("wq", "wk")),
+        (" wq , ,wk,", ("wq", "wk")),
+        (r"blocks\.\d{1,2}\..*,wq", (r"blocks\.\d{1,2}\..*", "wq")),
+        (r"(a,b)[c,d],\(,x", ("(a,b)[c,d]", r"\(", "x")),
+        ("'a,b',\"c,d\"", ("a,b", "c,d")),
+        ("", ()),
+    ],
+)
+def test_commas_in_brackets_and_quotes_do_not_separate(value: str, parts: tuple[str, ...]) -> None:
+    assert comma_separated(value) == parts
+
+
+def test_an_empty_value_is_a_value(vitft: Run, folder: Path, base: Path, tmp_path: Path) -> None:
+    common = ["--adapter=ia3", "--base", base, "--data", folder, "--epochs=1", "--out"]
+    vitft("finetune", *common, tmp_path / "none", "--feedforward", "")
+    vitft("finetune", *common, tmp_path / "default")
+    written = [
+        json.loads((tmp_path / name / "adapter_config.json").read_text())["feedforward_modules"]
+        for name in ("none", "default")
+    ]
+    assert written == [[], ["w2"]]
