@@ -57,7 +57,8 @@ def test_evaluate_needs_only_what_it_reads(
     """Classes fewer than the model's, and in another order, keep their own labels."""
     for name in ("red", "blue"):
         shutil.copytree(folder / "test" / name, tmp_path / "test" / name)
-    figures = json.loads(vitft("evaluate", "--base", base, "--data", tmp_path, "--json").stdout)
+    flags = ["--base", base, "--data", tmp_path, "--precision=fp32", "--json"]
+    figures = json.loads(vitft("evaluate", *flags).stdout)
     model, right, loss = load_model(base).requires_grad_(False), 0, 0.0
     for name in ("red", "blue"):
         for path in sorted((tmp_path / "test" / name).iterdir()):

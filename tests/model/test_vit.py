@@ -1,3 +1,4 @@
+import copy
 import math
 from pathlib import Path
 
@@ -177,3 +178,27 @@ def test_images_of_a_wrong_shape_are_refused(
 def test_an_image_size_that_patches_do_not_fill_is_refused(tiny: VisionTransformer) -> None:
     with pytest.raises(ValueError, match=r"image_size=10 is not a positive multiple .* try 8"):
         tiny.resize(10)
+
+
+@pytest.mark.parametrize("size", [4, 12, 16, 24])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_positions_of_another_size_are_timms(size: int, pooling: str) -> None:
+    timm_layers = pytest.importorskip("timm.layers")
+    model = VisionTransformer(ViTConfig(**TINY, pooling=pooling))
+    n_prefix, n = int(pooling == "cls"), size // 4
+    model.resize(size)
+    expected = timm_layers.resample_abs_pos_embed(
+        model.pos_embedding, [n, n], num_prefix_tokens=n_prefix
+    )
+    torch.testing.assert_close(model.positions(), expected, rtol=0, atol=1e-6)
+
+
+def test_a_model_in_16_bits_takes_its_own_images_at_any_size() -> None:
+    model = VisionTransformer(ViTConfig(**TINY)).eval()
+    low = copy.deepcopy(model).bfloat16()
+    pixels = torch.randint(0, 256, (2, 3, 12, 12), dtype=torch.uint8)
+    for one in (model, low):
+        one.resize(12)
+    logits = low(low.normalize(pixels))
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits.float(), model(model.normalize(pixels)), rtol=0.1, atol=0.1)

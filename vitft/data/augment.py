@@ -91,7 +91,7 @@ class Augmentation:
 def trivial_augment(images: Tensor) -> Tensor:
     """Return each image changed in one way, drawn with its strength (arXiv:2103.10158, table 1).
 
-    Of the paper's changes only the equalised histogram is left out; grey is the channels' mean.
+    Of the paper's changes only the equalised histogram is left out; its ranges are the narrow ones.
     """
     n, device = len(images), images.device
     change = torch.randint(len(MOVES) + len(RECOLOURINGS) + 1, (n,), device=device)  # 0: none
@@ -124,16 +124,24 @@ def _away(reference: Tensor, images: Tensor, strength: Tensor) -> Tensor:
     return reference + (1 + 0.9 * strength) * (images - reference)
 
 
+def grey(images: Tensor) -> Tensor:
+    """Return the brightness that the eye sees, (B, 1, height, width), by ITU-R BT.601's weights."""
+    if images.shape[1] != 3:
+        return images.mean(dim=1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    return 0.2989 * red + 0.587 * green + 0.114 * blue
+
+
 def _brightness(images: Tensor, strength: Tensor) -> Tensor:
     return _away(torch.zeros_like(images), images, strength)
 
 
 def _colour(images: Tensor, strength: Tensor) -> Tensor:
-    return _away(images.mean(dim=1, keepdim=True), images, strength)
+    return _away(grey(images), images, strength)
 
 
 def _contrast(images: Tensor, strength: Tensor) -> Tensor:
-    return _away(images.mean(dim=(1, 2, 3), keepdim=True), images, strength)
+    return _away(grey(images).mean(dim=(2, 3), keepdim=True), images, strength)
 
 
 def _sharpness(images: Tensor, strength: Tensor) -> Tensor:
@@ -151,8 +159,9 @@ def _solarize(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _autocontrast(images: Tensor, strength: Tensor) -> Tensor:
-    darkest = images.amin(dim=(2, 3), keepdim=True)
-    return 255 * (images - darkest) / (images.amax(dim=(2, 3), keepdim=True) - darkest + 1e-6)
+    darkest, brightest = (f(images, dim=(2, 3), keepdim=True) for f in (torch.amin, torch.amax))
+    stretched = 255 * (images - darkest) / (brightest - darkest).clamp(min=1)
+    return torch.where(brightest > darkest, stretched, images)  # one colour stays
 
 
 RECOLOURINGS = (
