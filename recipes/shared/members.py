@@ -10,11 +10,11 @@ import adapters
 from recipes.finetune import CommonOptions, adapt, pick_cached, save_trained
 from recipes.shared.training import Splits, say, summarise
 from vitft.model.vit import VisionTransformer
-from vitft.training.finite import NotFinite
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
 from vitft.training.state import STATE
+from vitft.training.updates import NotFinite
 
 
 @dataclass

@@ -310,6 +310,10 @@ def train_on_rank(rank: int, folder: str, kind: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
     torch.save({k: p for k, p in model.named_parameters() if p.requires_grad}, f"{folder}/{rank}")
+    del (
+        parallel
+    )  # it holds the process group, whose threads must have ended before the process does
+    dist.barrier()
     dist.destroy_process_group()
 
 

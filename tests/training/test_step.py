@@ -18,12 +18,12 @@ from vitft.data.images import Images
 from vitft.files import read_tensors
 from vitft.training.draws import first_random_stage
 from vitft.training.evaluate import evaluate, suitable_batch
-from vitft.training.finite import NotFinite
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
 from vitft.training.step import Step, add_gradients
 from vitft.training.stop import Interrupted
+from vitft.training.updates import NotFinite
 
 CPU = torch.device("cpu")
 

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from vitft.data.images import Images
 from vitft.training.features import extract, n_frozen
-from vitft.training.finite import NotFinite
 from vitft.training.run import Run
 from vitft.training.step import Join, Step
 from vitft.training.stop import Interrupted, stop_signals
+from vitft.training.updates import NotFinite
 
 SHOW_SECONDS = 0.5  # between looks at the loss so far
 
@@ -214,7 +214,7 @@ def _check_alike(runs: Sequence[Run], join: Join | None) -> None:
     if not runs:
         raise ValueError("there is no run to train")
     for run in runs:
-        run.check_parameters()
+        run.updates.check_same(run.model)
     if len(runs) == 1:
         return
     if join is None:

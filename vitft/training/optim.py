@@ -42,14 +42,7 @@ def build_optimizers(
         raise ValueError(f"unknown optimizer {name!r}; choose from {', '.join(OPTIMIZERS)}")
     if name == "adam" and weight_decay:
         raise ValueError(f"adam has no {weight_decay=}; use --optimizer adamw, or --weight-decay 0")
-    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
-    for key, parameter, module in owned_parameters(model):
-        if parameter.requires_grad:
-            last = key.rpartition(".")[2]
-            decay = decays(module, last)
-            muon = name == "muon" and decay and parameter.ndim == 2 and bool(NUMBERED.search(key))
-            factor = (lr_factors or {}).get(last, 1.0)
-            groups.setdefault((muon, decay, factor), []).append(parameter)
+    groups = _groups(model, name, lr_factors or {})
     if not groups:
         raise ValueError("nothing to train: no parameter requires a gradient")
     if name == "muon" and not any(muon for muon, _, _ in groups):
@@ -72,6 +65,20 @@ def build_optimizers(
             kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
             optimizers.append(kind(own, lr=lr, fused=True, capturable=recorded))
     return optimizers
+
+
+def _groups(
+    model: nn.Module, name: str, lr_factors: Mapping[str, float]
+) -> dict[tuple[bool, bool, float], list[nn.Parameter]]:
+    """Return the trainable parameters by: whether muon is for them, weight decay, the factor."""
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
+    for key, parameter, module in owned_parameters(model):
+        if parameter.requires_grad:
+            last = key.rpartition(".")[2]
+            decay = decays(module, last)
+            muon = name == "muon" and decay and parameter.ndim == 2 and bool(NUMBERED.search(key))
+            groups.setdefault((muon, decay, lr_factors.get(last, 1.0)), []).append(parameter)
+    return groups
 
 
 def owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:

@@ -17,10 +17,10 @@ from vitft.files import write_bytes
 from vitft.model.vit import VisionTransformer
 from vitft.training.draws import seeded_state
 from vitft.training.evaluate import evaluate
-from vitft.training.finite import FiniteSteps, NotFinite
-from vitft.training.optim import build_optimizers, lr_factor, set_lr
+from vitft.training.optim import lr_factor
 from vitft.training.plan import Plan
 from vitft.training.state import STATE, load_state, save_state
+from vitft.training.updates import NotFinite, Updates
 
 PROGRESS = ("epoch", "step", "seconds", "history")  # saved and restored
 
@@ -62,23 +62,14 @@ class Run:
         self.device = next(model.parameters()).device
         if plan.recorded and self.device.type != "cuda":
             raise ValueError(f"recorded=True is for CUDA; the model is on {self.device.type}")
-        self.trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.optimizers = build_optimizers(
-            model,
-            name=plan.optimizer,
-            lr=plan.lr,
-            weight_decay=plan.weight_decay,
-            lr_factors=plan.lr_factors,
-            recorded=plan.recorded,
-        )
+        self.updates = Updates(model, plan)
+        self.trainable = self.updates.parameters
         self.steps_per_epoch = math.ceil(len(train) / plan.batch_size)
         self.belongs = [*model.classes, train.digest(), validation.digest(), *belongs]
         self.epoch, self.step, self.seconds, self.feature_seconds = 0, 0, 0.0, 0.0
         self.history: list[dict[str, Any]] = []
         self.draws = seeded_state(plan.seed, self.device)
         self.totals = torch.zeros(3, device=self.device)
-        self.finite_steps = FiniteSteps(self.device)
-        self.reached = False  # whether every trainable parameter has had a gradient
 
     def save(self) -> None:
         """Write what `restore` needs, whole or not at all; never a state that is not finite.
@@ -90,7 +81,7 @@ class Run:
         self.check_finite()
         progress = {name: getattr(self, name) for name in PROGRESS}
         progress |= {"totals": self.totals.tolist(), "belongs": self.belongs}
-        save_state(self.folder / STATE, self.model, self.optimizers, self.draws, progress)
+        save_state(self.folder / STATE, self.model, self.updates.optimizers, self.draws, progress)
 
     def restore(self) -> None:
         """Go back to the state that was saved last.
@@ -100,7 +91,7 @@ class Run:
             ValueError: the saved state is broken or belongs to another model.
         """
         path = self.folder / STATE
-        progress, self.draws = load_state(path, self.model, self.optimizers, self.device)
+        progress, self.draws = load_state(path, self.model, self.updates.optimizers, self.device)
         if progress.pop("belongs", None) != self.belongs:
             raise ValueError(
                 f"the run in {self.folder} was started on other images, classes or another base; "
@@ -110,7 +101,7 @@ class Run:
             self.totals.copy_(torch.tensor(progress["totals"]))
             for name in PROGRESS:
                 setattr(self, name, progress[name])
-            self.finite_steps.restart(self.step)
+            self.updates.steps.restart(self.step)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is broken ({error}); start again with --overwrite") from error
 
@@ -130,41 +121,16 @@ class Run:
 
         Raises:
             ValueError: a trainable parameter has no gradient: nothing computes with it.
-            NotFinite: on a CPU, which need not be waited for, before a weight is changed.
+            NotFinite: on a CPU, which need not be waited for, before a parameter is changed.
         """
-        parameters = [*self.trainable.values()]
-        if not self.reached:
-            self._check_reached()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self.finite_steps.note(norm)
+        norm = self.updates.note_gradients()
         if self.device.type == "cpu":
             self.check_finite()
-        if self.plan.clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.plan.clip, norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        self.updates.step(norm)
 
     def autocast(self) -> torch.autocast:
         """Return the context to compute in: bfloat16, where the plan says so."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.bf16)
-
-    def check_parameters(self) -> None:
-        """Check that what trains is still what trained when the run was made.
-
-        Raises:
-            ValueError: it is not, since a head was put on or an adapter injected after that.
-        """
-        now = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        if {n: id(p) for n, p in now.items()} != {n: id(p) for n, p in self.trainable.items()}:
-            raise ValueError(
-                "the model has other trainable parameters than when the run was made; change the "
-                "model first, then make the run"
-            )
-
-    def set_lr(self) -> None:
-        """Give the optimizers this step's learning rate."""
-        set_lr(self.optimizers, self.lr(self.step))
 
     def check_finite(self) -> None:
         """Check that every step so far was finite; this waits for the device.
@@ -172,7 +138,7 @@ class Run:
         Raises:
             NotFinite: one was not; says which, at what rate, and what to try.
         """
-        if (step := self.finite_steps.first_failed()) is not None:
+        if (step := self.updates.steps.first_failed()) is not None:
             raise NotFinite(
                 f"the gradient is not finite at step {step + 1} of {self.steps_per_epoch} in epoch "
                 f"{self.epoch + 1}, at learning rate {self.lr(step):.3g}; try {self._remedy()}"
@@ -182,14 +148,6 @@ class Run:
         tries = [f"a smaller --lr than {self.plan.lr:g}"]
         tries += [] if self.plan.clip else ["--clip 1"]
         return " or ".join(tries + (["--precision fp32"] if self.plan.bf16 else []))
-
-    def _check_reached(self) -> None:
-        if unused := [name for name, p in self.trainable.items() if p.grad is None]:
-            raise ValueError(
-                f"no gradient reaches {unused[0]!r} and {len(unused) - 1} more parameters: the "
-                "model computes without them; leave them out of targets, or freeze them"
-            )
-        self.reached = True
 
     def finish_epoch(self) -> dict[str, Any]:
         """Validate, write the epoch's line of metrics.jsonl, and return it.
@@ -223,5 +181,5 @@ class Run:
         write_bytes(self.folder / "metrics.jsonl", lines.encode())
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         self.totals.zero_()
-        self.finite_steps.restart(0)
+        self.updates.steps.restart(0)
         return row

@@ -17,10 +17,10 @@ from vitft.training.cores import each, in_parts, n_parts
 from vitft.training.draws import first_random_stage, random_state, set_random_state
 from vitft.training.evaluate import resample
 from vitft.training.features import n_frozen
-from vitft.training.finite import NotFinite
 from vitft.training.graphs import Recorded
 from vitft.training.plan import Plan
 from vitft.training.run import Run
+from vitft.training.updates import NotFinite
 
 Join = Callable[[list[VisionTransformer]], VisionTransformer]
 
@@ -93,7 +93,7 @@ class Step:
             if not self.alone:
                 run.draws = random_state(run.device)
         for run in self.runs:
-            run.set_lr()
+            run.updates.set_lr(run.lr(run.step))
         self.learn(*chain(*prepared))
         if not self.alone:  # goes on after what the base's dropout drew
             self.leaders[-1].draws = random_state(self.leaders[-1].device)
