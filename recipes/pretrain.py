@@ -104,7 +104,8 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
         KeyboardInterrupt: stopped, with the state saved.
     """
     device = pick_device(options.device)
-    names = [field.name for field in fields(ViTConfig) if field.name != "n_classes"]
+    own = {field.name for field in fields(PretrainOptions)}
+    names = [field.name for field in fields(ViTConfig) if field.name in own]
     config = ViTConfig(**{name: getattr(options, name) for name in names})
     plan = make_plan(options, device, parse_sizes(options.sizes, config))
     folder = check_run(options)

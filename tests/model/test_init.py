@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from vitft.model.blocks import Attention
 from vitft.model.config import ViTConfig
 from vitft.model.init import INITS, initialise, sincos_positions
-from vitft.model.vit import Attention, VisionTransformer
+from vitft.model.vit import VisionTransformer
 
 
 @pytest.mark.parametrize("name", INITS)

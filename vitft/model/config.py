@@ -2,6 +2,16 @@
 
 from dataclasses import dataclass, fields
 
+# the values that an option may have; the first is the article's
+CHOICES = {
+    "pooling": ("cls", "mean", "cls+mean", "cls+dist", "map"),
+    "stem": ("linear", "conv"),
+    "act": ("gelu", "gelu_tanh", "quick_gelu"),
+    "pos": ("learned", "none"),
+    "pos_resize": ("bicubic-antialias", "bicubic", "bilinear-antialias", "bilinear"),
+    "final_norm": ("before", "after", "none"),
+}
+
 
 @dataclass(frozen=True)
 class ViTConfig:
@@ -20,18 +30,42 @@ class ViTConfig:
     n_classes: int = 10  # logits
     dropout: float = 0.2  # after the positions and in the feed-forward
     image_size: int = 32  # side of a square image, in pixels
-    # what the head reads: "cls" the class token, "mean" the mean of all tokens
+    # what the head reads: the class token, the mean of the patches, both, the class and the
+    # distillation token, or what attention with a trained query makes of all
     pooling: str = "cls"
     # what makes tokens of patches: "linear" the article's, "conv" three small convolutions
     stem: str = "linear"
+    eps: float = 1e-5  # of the layer norms
+    qkv_bias: bool = False  # wq, wk and wv have biases
+    proj_bias: bool = False  # wo has a bias
+    patch_bias: bool = True  # the patches' linear has a bias
+    head_bias: bool = True  # the head has a bias
+    act: str = "gelu"  # between w1 and w2
+    gated: bool = False  # w2(silu(w1 x) * w3 x) in place of w2(act(w1 x))
+    layer_scale: bool = False  # a trained factor for every number after attention and feed-forward
+    class_token: bool | None = None  # None: where the pooling reads it
+    n_registers: int = 0  # trained tokens beside the patches, without positions (arXiv:2309.16588)
+    pos: str = "learned"  # position embedding
+    n_pos_prefix: int | None = None  # tokens before the patches that have a position; None: all
+    pos_resize: str = "bicubic-antialias"  # how positions become those of another image size
+    pos_offset: float = (
+        0.0  # added to the number of rows when positions are resized, as DINOv2 does
+    )
+    rope_theta: float = 0.0  # base of rotary positions of rows and columns, as DINOv3's; 0: none
+    pre_norm: bool = False  # a layer norm before the first block, as CLIP's
+    final_norm: str = "before"  # the last layer norm: before the pooling, after it, or none
 
     def __post_init__(self) -> None:
+        may_be_zero = ("n_registers", "n_pos_prefix")
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type is int and value < 1:
+            if field.type is int and value < (field.name not in may_be_zero):
                 raise ValueError(
                     f"{field.name}={value} is not positive; the article's is {field.default}"
                 )
+            if field.name in CHOICES and value not in CHOICES[field.name]:
+                known = ", ".join(map(repr, CHOICES[field.name])).replace("'", '"')
+                raise ValueError(f"{field.name}={value!r} is unknown; choose from {known}")
         if self.dim % self.n_heads:
             raise ValueError(
                 f"dim={self.dim} is not divisible by n_heads={self.n_heads}; "
@@ -46,20 +80,41 @@ class ViTConfig:
             raise ValueError(
                 f"dropout={self.dropout} is not in 0 <= dropout < 1; 0 switches it off"
             )
-        if self.pooling not in ("cls", "mean"):
-            raise ValueError(f'pooling={self.pooling!r} is unknown; choose "cls" or "mean"')
-        if self.stem not in ("linear", "conv"):
-            raise ValueError(f'stem={self.stem!r} is unknown; choose "linear" or "conv"')
         if self.stem == "conv" and self.patch_size % 2:
             raise ValueError(
                 f'patch_size={self.patch_size} is odd, which stem="conv" cannot cut; '
                 'choose patch_size=4, or stem="linear"'
+            )
+        if self.rope_theta and (self.dim // self.n_heads) % 4:
+            raise ValueError(
+                f"rotary positions need heads of a width divisible by 4, not "
+                f"{self.dim // self.n_heads}; choose another n_heads"
+            )
+        if self.class_token is False and self.pooling.startswith("cls"):
+            raise ValueError(
+                f"pooling={self.pooling!r} reads the class token; class_token is False"
             )
 
     @property
     def n_patches(self) -> int:
         """Patches in an image of `image_size`."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The tokens before the registers and patches, in their order: "cls", "dist"."""
+        has_class = self.pooling.startswith("cls") if self.class_token is None else self.class_token
+        return ("cls",) * has_class + ("dist",) * (self.pooling == "cls+dist")
+
+    @property
+    def n_prefix(self) -> int:
+        """Tokens before the patches."""
+        return len(self.special_tokens) + self.n_registers
+
+    @property
+    def n_features(self) -> int:
+        """Numbers that the head reads."""
+        return self.dim * (2 if "+" in self.pooling else 1)
 
 
 def _divisors(n: int) -> list[int]:

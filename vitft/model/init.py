@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vitft.model.vit import Attention, VisionTransformer
+from vitft.model.blocks import Attention
+from vitft.model.vit import VisionTransformer
 
 
 def article(model: VisionTransformer) -> None:
@@ -19,9 +20,9 @@ def small(model: VisionTransformer) -> None:
 
     A head of zeros, usual too, would hold the blocks back: they get no gradient before it moves.
     """
-    model.pos_embedding.mul_(0.02)
-    if model.cls_token is not None:
-        model.cls_token.mul_(0.02)
+    for start in (model.pos_embedding, model.cls_token, model.dist_token, model.registers):
+        if start is not None:
+            start.mul_(0.02)
 
 
 @torch.no_grad()
@@ -29,7 +30,8 @@ def sincos(model: VisionTransformer) -> None:
     """As `small`, with positions that start as sines and cosines of row and column."""
     small(model)
     grid = sincos_positions(model.config.n_patches, model.config.dim)
-    model.pos_embedding[:, -model.config.n_patches :] = grid
+    if model.pos_embedding is not None:
+        model.pos_embedding[:, -model.config.n_patches :] = grid
 
 
 @torch.no_grad()

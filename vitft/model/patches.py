@@ -4,23 +4,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class PatchEmbed(nn.Linear):
-    """Cut images into patches and embed each by one linear layer (arXiv:2010.11929).
+class PatchEmbed(nn.Module):
+    """Cut images into patches and embed each by one linear map (arXiv:2010.11929).
 
     A patch is flattened in (C, height, width) order, so a convolution's kernel (D, C, p, p) is this
-    weight reshaped.
+    weight reshaped. It is no `nn.Linear`, since it takes images.
     """
 
-    def __init__(self, *, patch_size: int, n_channels: int, dim: int) -> None:
-        super().__init__(n_channels * patch_size**2, dim)
+    def __init__(self, *, patch_size: int, n_channels: int, dim: int, bias: bool = True) -> None:
+        super().__init__()
         self.patch_size = patch_size
+        linear = nn.Linear(n_channels * patch_size**2, dim, bias=bias)  # for its start
+        self.weight, self.bias = linear.weight, linear.bias  # (D, C * p * p), (D,)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return a token for each patch."""
         p = self.patch_size
         x = images.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (B, C, rows, p, columns, p)
         x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, C * p * p)
-        return super().forward(x)
+        return F.linear(x, self.weight, self.bias)
 
 
 class ConvEmbed(nn.Module):

@@ -5,72 +5,20 @@ Shapes, here and everywhere: `B` batch, `C` channels, `N` tokens, `D` dim, `H` h
 `O` out, `I` in, `R` rank.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitft.model.blocks import Block
 from vitft.model.config import ViTConfig
 from vitft.model.patches import ConvEmbed, PatchEmbed
+from vitft.model.pooling import MapPooling
+from vitft.model.positions import AxialRope, resize_positions
 
 STEMS = {"linear": PatchEmbed, "conv": ConvEmbed}
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention (arXiv:1706.03762), four projections: (B, N, D) -> (B, N, D)."""
-
-    def __init__(self, *, dim: int, n_heads: int) -> None:
-        super().__init__()
-        self.n_heads = n_heads
-        self.wq = nn.Linear(dim, dim, bias=False)
-        self.wk = nn.Linear(dim, dim, bias=False)
-        self.wv = nn.Linear(dim, dim, bias=False)
-        self.wo = nn.Linear(dim, dim, bias=False)
-
-    def forward(self, x: Tensor, n: int | None = None) -> Tensor:
-        """Return softmax(q k^T / sqrt(K)) v of every head, side by side again, through `wo`.
-
-        With `n`, for the first n tokens only: (B, n, D).
-        """
-        first = x[:, :n].contiguous()  # else the product rounds otherwise with and without autograd
-        q = self.wq(first).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, n, K)
-        k = self.wk(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, N, K)
-        v = self.wv(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, N, K)
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.wo(x.transpose(1, 2).flatten(2))  # (B, n, D)
-
-
-class FeedForward(nn.Module):
-    """Two linears with an exact GELU between them, on each token: (B, N, D) -> (B, N, D)."""
-
-    def __init__(self, *, dim: int, hidden_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.w1 = nn.Linear(dim, hidden_dim)
-        self.w2 = nn.Linear(hidden_dim, dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens transformed, each on its own."""
-        return self.dropout(self.w2(self.dropout(F.gelu(self.w1(x)))))
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block: (B, N, D) -> (B, N, D)."""
-
-    def __init__(self, *, dim: int, hidden_dim: int, n_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim=dim, n_heads=n_heads)
-        self.norm2 = nn.LayerNorm(dim)
-        self.ffn = FeedForward(dim=dim, hidden_dim=hidden_dim, dropout=dropout)
-
-    def forward(self, x: Tensor, n: int | None = None) -> Tensor:
-        """Return x + attention, then that + feed-forward; with `n`, of the first n tokens only."""
-        x = x[:, :n] + self.attn(self.norm1(x), n)
-        return x + self.ffn(self.norm2(x))
 
 
 class VisionTransformer(nn.Module):
@@ -81,6 +29,7 @@ class VisionTransformer(nn.Module):
         classes: a name for each logit.
         mean, std: per channel, for pixels in 0..1; what `normalize` uses.
         image_size: side of the images that `forward` takes now, in pixels; see `resize`.
+        facts: what else its file tells: source, licence, how images are to be resized.
     """
 
     def __init__(self, config: ViTConfig = ViTConfig()) -> None:  # noqa: B008 (frozen)
@@ -89,32 +38,44 @@ class VisionTransformer(nn.Module):
         self.image_size = config.image_size
         self.classes = tuple(str(i) for i in range(config.n_classes))
         self.mean = self.std = (0.5,) * config.n_channels
-        n_tokens = config.n_patches + (config.pooling == "cls")
-        self.patch_embed = STEMS[config.stem](
-            patch_size=config.patch_size, n_channels=config.n_channels, dim=config.dim
-        )
-        self.cls_token = (
-            nn.Parameter(torch.randn(1, 1, config.dim)) if config.pooling == "cls" else None
-        )
-        self.pos_embedding = nn.Parameter(torch.randn(1, n_tokens, config.dim))
+        self.facts: dict[str, Any] = {}
+        dim, special = config.dim, config.special_tokens
+        sizes = {"patch_size": config.patch_size, "n_channels": config.n_channels, "dim": dim}
+        bias = {} if config.stem == "conv" else {"bias": config.patch_bias}
+        self.patch_embed = STEMS[config.stem](**sizes, **bias)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim)) if "cls" in special else None
+        self.dist_token = nn.Parameter(torch.randn(1, 1, dim)) if "dist" in special else None
+        self.registers = None
+        if config.n_registers:
+            self.registers = nn.Parameter(torch.randn(1, config.n_registers, dim))
+        self.n_pos_prefix = len(special) if config.n_pos_prefix is None else config.n_pos_prefix
+        self.pos_embedding = None
+        if config.pos == "learned":
+            n_rows = self.n_pos_prefix + config.n_patches
+            self.pos_embedding = nn.Parameter(torch.randn(1, n_rows, dim))
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            Block(
-                dim=config.dim,
-                hidden_dim=config.hidden_dim,
-                n_heads=config.n_heads,
-                dropout=config.dropout,
+        self.pre_norm = nn.LayerNorm(dim, config.eps) if config.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.rope = None
+        if config.rope_theta:
+            self.rope = AxialRope(
+                head_dim=dim // config.n_heads,
+                theta=config.rope_theta,
+                n_prefix=config.n_prefix,
+                n_rows=config.image_size // config.patch_size,
             )
-            for _ in range(config.n_layers)
-        )
-        self.norm = nn.LayerNorm(config.dim)
-        self.head = nn.Linear(config.dim, config.n_classes)
+            for block in self.blocks:
+                vars(block.attn)["rope"] = self.rope
+        self.map_pool = MapPooling(config) if config.pooling == "map" else None
+        none = config.final_norm == "none"
+        self.norm: nn.Module = nn.Identity() if none else nn.LayerNorm(dim, config.eps)
+        self.head = nn.Linear(config.n_features, config.n_classes, bias=config.head_bias)
 
     def new_head(self, classes: Sequence[str]) -> None:
         """Put on a head of zeros for other classes, on the same device and in the same dtype."""
         weight = self.head.weight
         self.head = nn.Linear(
-            self.config.dim, len(classes), device=weight.device, dtype=weight.dtype
+            self.config.n_features, len(classes), device=weight.device, dtype=weight.dtype
         )
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -135,31 +96,69 @@ class VisionTransformer(nn.Module):
                 f"try {max(1, round(image_size / patch_size)) * patch_size}"
             )
         self.image_size = image_size
+        if self.rope is not None:
+            self.rope.n_rows = image_size // patch_size
 
     def positions(self) -> Tensor:
-        """Return the position embedding (1, N, D) for images of `image_size`."""
-        if self.image_size == self.config.image_size:
-            return self.pos_embedding
-        n_prefix = self.pos_embedding.shape[1] - self.config.n_patches
-        prefix, grid = self.pos_embedding.tensor_split([n_prefix], dim=1)
-        rows = math.isqrt(self.config.n_patches)
-        grid = grid.unflatten(1, (rows, rows)).permute(0, 3, 1, 2)  # (1, D, rows, columns)
-        rows = self.image_size // self.config.patch_size
-        wide = grid.to(torch.promote_types(grid.dtype, torch.float32))
-        grid = F.interpolate(wide, size=(rows, rows), mode="bicubic", antialias=True)
-        return torch.cat([prefix, grid.flatten(2).transpose(1, 2).to(prefix.dtype)], dim=1)
+        """Return the position embedding for images of `image_size`, zeros for the registers.
+
+        It is (1, prefix + N, D); (1, 1, 1) where there is none.
+        """
+        table, config = self.pos_embedding, self.config
+        if table is None:
+            return self.head.weight.new_zeros(1, 1, 1)
+        n_special, n_own = len(config.special_tokens), self.n_pos_prefix
+        if self.image_size == config.image_size and n_own == n_special and not config.n_registers:
+            return table
+        prefix, grid = table.tensor_split([n_own], dim=1)
+        if self.image_size != config.image_size:
+            n_rows = self.image_size // config.patch_size
+            grid = resize_positions(grid, n_rows, how=config.pos_resize, offset=config.pos_offset)
+        without = table.new_zeros(1, config.n_prefix - n_own, config.dim)
+        return torch.cat([prefix, without, grid], dim=1)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return tokens (B, N, D) of normalised images (B, C, height, width), class token first."""
+        """Return tokens (B, prefix + N, D) of normalised images (B, C, height, width)."""
         x = self.patch_embed(images)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        return self.dropout(x + self.positions())
+        prefix = [t for t in (self.cls_token, self.dist_token, self.registers) if t is not None]
+        if prefix:
+            x = torch.cat([*(t.expand(x.shape[0], -1, -1) for t in prefix), x], dim=1)
+        if self.pos_embedding is not None:
+            x = x + self.positions()
+        return self.pre_norm(self.dropout(x))
 
     def pool(self, x: Tensor) -> Tensor:
-        """Return what the head reads (B, D) of the blocks' output (B, N, D)."""
-        x = self.norm(x)
-        return x.mean(dim=1) if self.cls_token is None else x[:, 0]
+        """Return what the head reads (B, D or 2 D) of the blocks' output (B, prefix + N, D)."""
+        x = self.norm(x) if self.config.final_norm == "before" else x
+        x = self.reduce(x)
+        return self.norm(x) if self.config.final_norm == "after" else x
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """Return the tokens (B, prefix + N, D) in one: (B, D), or (B, 2 D) for two."""
+        pooling, n_prefix = self.config.pooling, self.config.n_prefix
+        if self.map_pool is not None:
+            return self.map_pool(x)
+        if pooling == "cls":
+            return x[:, 0]
+        if pooling == "cls+dist":
+            return x[:, :2].flatten(1)
+        mean = x[:, n_prefix:].mean(dim=1)
+        return mean if pooling == "mean" else torch.cat([x[:, 0], mean], dim=1)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Return every token (B, prefix + N, D), after the final norm where that is before pooling.
+
+        Args:
+            images: normalised (B, C, height, width).
+        """
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x) if self.config.final_norm == "before" else x
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the head reads, (B, D or 2 D), of normalised images (B, C, height, width)."""
+        return self.run(images, last=-1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, n_classes) for normalised images (B, C, height, width).
@@ -179,10 +178,11 @@ class VisionTransformer(nn.Module):
     def stages(self) -> list[Callable[[Tensor], Tensor]]:
         """Return the steps from images to logits: embed, every block, pool, head.
 
-        Where the head reads the class token, the last block computes no other.
+        Where the head reads only the first tokens, the last block computes no other.
         """
         *blocks, last = self.blocks
-        end = last if self.cls_token is None else partial(last, n=1)
+        n_read = {"cls": 1, "cls+dist": 2}.get(self.config.pooling)
+        end = last if n_read is None else partial(last, n=n_read)
         return [self.embed, *blocks, end, self.pool, self.head]
 
     def run(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vitft.data.images import MAX_BYTES, Images
+from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 from vitft.training.draws import first_random_stage
 from vitft.training.evaluate import compute, evaluating, suitable_batch
@@ -23,7 +24,7 @@ def n_frozen(model: VisionTransformer) -> int:
     They have no parameter that trains, and draw no random numbers.
     """
     n_blocks = len(model.blocks)
-    stage = {"norm.": n_blocks + 1, "head.": n_blocks + 2}
+    stage = {"norm.": n_blocks + 1, "map_pool.": n_blocks + 1, "head.": n_blocks + 2}
     stage |= {f"blocks.{i}.": i + 1 for i in range(n_blocks)}
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     firsts = [next((stage[s] for s in stage if name.startswith(s)), 0) for name in trained]
@@ -32,8 +33,13 @@ def n_frozen(model: VisionTransformer) -> int:
 
 def feature_bytes(model: VisionTransformer, n_stages: int) -> int:
     """Return the bytes that the first `n_stages` make of an image, in float32."""
-    n_all = len(model.blocks) + (model.cls_token is None)  # stages that give every token
-    return 4 * model.config.dim * (model.pos_embedding.shape[1] if n_stages <= n_all else 1)
+    with torch.device("meta"):
+        shape = VisionTransformer(model.config).run(_no_image(model.config), last=n_stages).shape
+    return 4 * shape.numel()
+
+
+def _no_image(config: ViTConfig) -> Tensor:
+    return torch.empty(1, config.n_channels, config.image_size, config.image_size)
 
 
 def extract(

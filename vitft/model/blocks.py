@@ -1,0 +1,122 @@
+"""A transformer block and its parts: tokens (B, N, D) in, tokens (B, N, D) out."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitft.model.config import ViTConfig
+from vitft.model.positions import AxialRope
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Return x sigmoid(1.702 x), which OpenAI's CLIP has for a GELU (arXiv:1606.08415)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (arXiv:1706.03762), four projections: (B, N, D) -> (B, N, D)."""
+
+    rope: AxialRope | None  # turns queries and keys; one for all blocks, so no child
+
+    def __init__(
+        self, *, dim: int, n_heads: int, qkv_bias: bool = False, proj_bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.wq = nn.Linear(dim, dim, bias=qkv_bias)
+        self.wk = nn.Linear(dim, dim, bias=qkv_bias)
+        self.wv = nn.Linear(dim, dim, bias=qkv_bias)
+        self.wo = nn.Linear(dim, dim, bias=proj_bias)
+        vars(self)["rope"] = None
+
+    def forward(self, x: Tensor, n: int | None = None) -> Tensor:
+        """Return softmax(q k^T / sqrt(K)) v of every head, side by side again, through `wo`.
+
+        With `n`, for the first n tokens only: (B, n, D).
+        """
+        first = x[:, :n].contiguous()  # else the product rounds otherwise with and without autograd
+        q = self.wq(first).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, n, K)
+        k = self.wk(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, N, K)
+        v = self.wv(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, N, K)
+        if self.rope is not None:
+            q, k = self.rope(q), self.rope(k)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.wo(x.transpose(1, 2).flatten(2))  # (B, n, D)
+
+
+class FeedForward(nn.Module):
+    """Two linears with a GELU between them, on each token: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, *, dim: int, hidden_dim: int, dropout: float, act: str = "gelu") -> None:
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden_dim)
+        self.w2 = nn.Linear(hidden_dim, dim)
+        self.dropout, self.act = nn.Dropout(dropout), ACTS[act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tokens transformed, each on its own."""
+        return self.dropout(self.w2(self.dropout(self.act(self.w1(x)))))
+
+
+class GatedFeedForward(nn.Module):
+    """w2(silu(w1 x) * w3 x) on each token (arXiv:2002.05202): (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, *, dim: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden_dim)
+        self.w3 = nn.Linear(dim, hidden_dim)
+        self.w2 = nn.Linear(hidden_dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tokens transformed, each on its own."""
+        return self.dropout(self.w2(self.dropout(F.silu(self.w1(x)) * self.w3(x))))
+
+
+class LayerScale(nn.Module):
+    """A trained factor for each of a token's numbers (arXiv:2103.17239)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))  # (D,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return gamma x (..., D)."""
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        dim, hidden_dim, dropout = config.dim, config.hidden_dim, config.dropout
+        self.norm1 = nn.LayerNorm(dim, config.eps)
+        self.attn = Attention(
+            dim=dim,
+            n_heads=config.n_heads,
+            qkv_bias=config.qkv_bias,
+            proj_bias=config.proj_bias,
+        )
+        self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, config.eps)
+        if config.gated:
+            self.ffn: nn.Module = GatedFeedForward(dim=dim, hidden_dim=hidden_dim, dropout=dropout)
+        else:
+            self.ffn = FeedForward(dim=dim, hidden_dim=hidden_dim, dropout=dropout, act=config.act)
+        self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
+
+    def forward(self, x: Tensor, n: int | None = None) -> Tensor:
+        """Return x + attention, then that + feed-forward; with `n`, of the first n tokens only."""
+        x = x[:, :n] + self.ls1(self.attn(self.norm1(x), n))
+        return x + self.ls2(self.ffn(self.norm2(x)))

@@ -1,0 +1,30 @@
+"""All tokens in, what the head reads out, by attention with a trained query."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitft.model.blocks import Attention, FeedForward
+from vitft.model.config import ViTConfig
+
+
+class MapPooling(nn.Module):
+    """Attention of one trained query to all tokens: (B, N, D) -> (B, D) (arXiv:2303.15343)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.query = nn.Parameter(torch.randn(1, 1, dim))
+        self.attn = Attention(dim=dim, n_heads=config.n_heads, qkv_bias=True, proj_bias=True)
+        self.norm = nn.LayerNorm(dim, config.eps)
+        self.ffn = FeedForward(dim=dim, hidden_dim=config.hidden_dim, dropout=0.0, act=config.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the query finds in the tokens."""
+        attn, query = self.attn, self.query.expand(x.shape[0], -1, -1)
+        q = attn.wq(query).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)  # (B, H, 1, K)
+        k = attn.wk(x).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)  # (B, H, N, K)
+        v = attn.wv(x).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)  # (B, H, N, K)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        y = attn.wo(y)  # (B, 1, D)
+        return (y + self.ffn(self.norm(y)))[:, 0]
