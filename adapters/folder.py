@@ -3,7 +3,8 @@
 `adapter_config.json` tells the method; `adapter_model.safetensors` holds the tensors of the adapter
 and of the modules that trained with it. What PEFT has no place for is JSON in one metadata entry,
 `adapters` (safetensors writes several in random order): `base_fingerprint`; `classes`, where
-`model.classes` is a tuple of names; `method`, `options` and `trained`, see `AdapterFolder`.
+`model.classes` is a tuple of names; `method`, `options`, `preprocessing` and `trained`, see
+`AdapterFolder`.
 """
 
 import json
@@ -35,6 +36,7 @@ class AdapterFolder:
     classes: tuple[str, ...] | None  # what the logits stand for
     method: str | None = None  # its name, where vitft wrote the folder
     options: Mapping[str, Any] = field(default_factory=dict)  # those that PEFT has no key for
+    preprocessing: dict[str, Any] | None = None  # what images need, where the model says so
     trained: tuple[str, ...] | None = None  # modules that trained besides, by their whole names
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -53,6 +55,7 @@ class AdapterFolder:
             "classes": self.classes,
             "method": self.method,
             "options": dict(self.options) or None,
+            "preprocessing": self.preprocessing,
             "trained": self.trained,
         }
         ours = {key: value for key, value in ours.items() if value is not None}
@@ -89,6 +92,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
             classes=tuple(ours["classes"]) if "classes" in ours else None,
             method=ours.get("method"),
             options=dict(ours.get("options", {})),
+            preprocessing=ours.get("preprocessing"),
             trained=tuple(ours["trained"]) if "trained" in ours else None,
         )
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:

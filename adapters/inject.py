@@ -40,6 +40,7 @@ class Injection:
     trained: dict[str, nn.Module]  # name of a copy that trains -> the base's module
     required_grad: frozenset[str]  # names of the parameters that trained before
     classes: Any  # the base's, None where it has none
+    preprocessing: Any = None  # the base's, None where it has none
     disabled: bool = False  # inside `with disabled(model)`
     modes: dict[str, bool] | None = None  # of the base's modules, where loading changed them
     fingerprint: str | None = None  # of the base without `trained`, once it was asked for
@@ -93,6 +94,7 @@ def inject(
         required_grad=frozenset(n for n, p in _parameters(model) if p.requires_grad),
         fingerprint=fingerprint,
         classes=getattr(model, "classes", None),
+        preprocessing=getattr(model, "preprocessing", None),
         doubtful={name for name in adapted if use_of(model, name) == EITHER},
     )
     model.requires_grad_(False)
@@ -220,6 +222,8 @@ def eject(model: Model) -> Model:
             setattr(base, key, nn.Parameter(whole(value.detach())) if is_sharded else value)
     _replace(inner, record.adapted | record.trained)
     set_classes(inner, record.classes)
+    if record.preprocessing is not None:
+        object.__setattr__(inner, "preprocessing", record.preprocessing)
     _release(inner)
     for name, mode in (record.modes or {}).items():
         inner.get_submodule(name).training = mode

@@ -52,6 +52,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         classes=classes if isinstance(classes, tuple) else None,
         method=method_name(config) if config else None,
         options=config.kept_options() if config else {},
+        preprocessing=getattr(inner, "preprocessing", None),
         trained=tuple(record.trained),
     )
     if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
@@ -106,6 +107,8 @@ def load_adapter(
         raise ValueError(f"{where / TENSORS}: {error}") from error
     if saved.classes is not None:
         set_classes(model, saved.classes)
+    if saved.preprocessing is not None and hasattr(model, "preprocessing"):
+        object.__setattr__(model, "preprocessing", saved.preprocessing)
     if train:
         return model
     injection(model).modes = modes

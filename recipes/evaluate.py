@@ -83,7 +83,7 @@ def run(options: EvaluateOptions) -> None:
     model = open_model(options.base, options.adapter).to(device)
     data = load_data(
         options.data,
-        image_size=model.config.image_size,
+        image_size=model.image_size,
         n_channels=model.config.n_channels,
         only_test=True,
     )

@@ -49,6 +49,10 @@ class CommonOptions(TrainOptions):
     weight_decay: float = option(0.0, "Decoupled weight decay of matrices.")
     epochs: int = option(10, "Passes over the training images.")
     batch_size: int = option(64, "Images in a step.")
+    image_size: int | None = option(
+        None,
+        "Side of the images, in pixels; the base's positions are resized.  [default: the base's]",
+    )
     targets: tuple[str, ...] | None = option(
         None,
         "What to adapt: names, ends of names or regular expressions.  [default: the method's, "
@@ -92,9 +96,11 @@ def finetune(options: CommonOptions) -> dict[str, Any]:
     check_base(options.base, folder)
     with locked(folder):
         model = load_model(options.base)
+        if options.image_size is not None:
+            model.resize(options.image_size)
         fingerprint = adapters.fingerprint(model, exclude=("head",))
         data = load_data(
-            options.data, image_size=model.config.image_size, n_channels=model.config.n_channels
+            options.data, image_size=model.image_size, n_channels=model.config.n_channels
         )
         adapt(model, options, config, data.classes, fingerprint)
         splits = make_splits(data, options, device)

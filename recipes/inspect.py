@@ -11,7 +11,7 @@ import adapters
 from adapters.folder import read_adapter
 from vitft.command import options as cli
 from vitft.command.options import option
-from vitft.model.checkpoint import load_model
+from vitft.model.checkpoint import is_library_folder, load_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,13 @@ def inspect(path: str) -> dict[str, Any]:
     folder = Path(path)
     if (folder / "adapter_config.json").is_file():
         return inspect_adapter(folder)
-    if folder.is_dir() and (folder / "model.safetensors").is_file():
+    if (
+        folder.is_dir()
+        and not is_library_folder(folder)
+        and (folder / "model.safetensors").is_file()
+    ):
         return inspect_base(str(folder / "model.safetensors"))
-    if folder.is_dir():
+    if folder.is_dir() and not is_library_folder(folder):
         raise ValueError(
             f"{folder} holds neither an adapter nor a base (adapter_config.json, model.safetensors)"
         )
@@ -53,6 +57,7 @@ def inspect_base(path: str) -> dict[str, Any]:
         "std": model.std,
         "fingerprint": adapters.fingerprint(model, exclude=("head",)),
         "classes": model.classes,
+        "source": model.facts or None,
     }
 
 

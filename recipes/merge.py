@@ -34,7 +34,7 @@ def merge(options: MergeOptions) -> float:
     if Path(options.out).exists():
         raise ValueError(f"{options.out} is there already; choose another --out or remove it")
     model = open_model(options.base, options.adapter)
-    shape = (64, model.config.n_channels, model.config.image_size, model.config.image_size)
+    shape = (64, model.config.n_channels, model.image_size, model.image_size)
     images = torch.randint(
         0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )

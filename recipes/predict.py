@@ -59,6 +59,7 @@ def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | Valu
     else:
         base = load_model(options.base)
         model = bank = adapters.Bank(base, options.adapter)
+        base.preprocessing = bank.model.preprocessing
         classes = bank.classes[1:]
     model.to(device)
 
@@ -68,7 +69,7 @@ def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | Valu
             logits: Tensor = model(images) if n == 1 else model(images, ids)
             return logits.softmax(dim=1)
 
-    fit = partial(to_tensor, image_size=base.config.image_size, n_channels=base.config.n_channels)
+    fit = partial(to_tensor, image_size=base.image_size, n_channels=base.config.n_channels)
     step = max(1, ROWS // n)
     for i in range(0, len(options.image), step):
         paths = options.image[i : i + step]

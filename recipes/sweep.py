@@ -42,9 +42,11 @@ def sweep(options: SweepBase) -> dict[str, Any]:
         for folder in (options.out, *(member.out for _, member, _, _ in made)):
             held.enter_context(locked(Path(folder)))
         base = load_model(options.base)
+        if options.image_size is not None:
+            base.resize(options.image_size)
         fingerprint = adapters.fingerprint(base, exclude=("head",))
         data = load_data(
-            options.data, image_size=base.config.image_size, n_channels=base.config.n_channels
+            options.data, image_size=base.image_size, n_channels=base.config.n_channels
         )
         base.new_head(data.classes)
         base.to(device)

@@ -9,6 +9,7 @@ base.
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,10 @@ class Bank(nn.Module):
         self.n_slots = max(n_slots or 0, len(folders) + 1)
         self.classes: list[tuple[str, ...]] = [()] * self.n_slots
         self.classes[0] = getattr(model, "classes", ())
+        self.preprocessing: Any = None  # the adapters', which must agree, where they say so
         loaded = [self._read(folder) for folder in folders]
+        if self.preprocessing is not None:
+            object.__setattr__(self.model, "preprocessing", self.preprocessing)
         rooms: dict[str, dict[str, torch.Size]] = {}
         for slot, _ in loaded:
             for name, parts in slot.items():
@@ -132,6 +136,10 @@ class Bank(nn.Module):
         known = self.fingerprint if read_adapter(folder).trained == (self.head,) else None
         adapted = load_adapter(shared_copy(self.base), folder, fingerprint=known)
         record = injection(adapted)
+        own = getattr(adapted, "preprocessing", None)
+        if own != (self.preprocessing or own):
+            raise ValueError(f"{folder} takes images prepared as {own}, not {self.preprocessing}")
+        self.preprocessing = own
         if others := sorted(record.trained.keys() - {self.head}):
             raise ValueError(f"{folder}: {others[0]!r} trained too; a bank stacks only the head")
         slot = {name: adapter_layer(adapted, name).parts() for name in record.adapted}

@@ -105,7 +105,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no whole safetensors file"):
         load_model(path)
     save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="is no vitft base: its metadata lacks"):
+    with pytest.raises(ValueError, match="its tensors are of no family that is known"):
         load_model(path)
     with pytest.raises(FileNotFoundError, match="there is no base nowhere: neither a file, nor a"):
         load_model("nowhere")

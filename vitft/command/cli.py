@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": "Show finished runs side by side.",
     "evaluate": "Measure accuracy on a test split.",
     "predict": "Classify image files.",
+    "convert": "Make a base of another library's Vision Transformer.",
     "merge": "Bake an adapter into a plain base.",
     "inspect": "Show what a base or an adapter holds.",
     "data": "List the data sets that have a name.",

@@ -1,9 +1,11 @@
 """A base as one .safetensors file: its tensors; config, class names, preprocessing as metadata."""
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from vitft.files import read_tensors, write_tensors
 from vitft.model.config import ViTConfig
@@ -32,22 +34,33 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
         raise ValueError(
             f"the model is no plain base, it holds {extra[0]}; adapters.merge(model) first"
         )
-    preprocessing = {"mean": model.mean, "std": model.std, "image_size": config.image_size}
-    metadata = {"config": asdict(config), "classes": model.classes, "preprocessing": preprocessing}
+    metadata = {
+        "config": asdict(config),
+        "classes": model.classes,
+        "preprocessing": model.preprocessing,
+        "facts": model.facts,
+    }
     write_tensors(path, state, metadata)
 
 
-def load_model(path: str | Path) -> VisionTransformer:
-    """Return the model saved at `path`, or the bundled base of that name.
+def load_model(source: str | Path) -> VisionTransformer:
+    """Return the model in a file or folder, or the bundled base of that name.
 
-    It is in float32 and ready for evaluation.
+    It is in float32 and ready for evaluation. Another library's ViT is converted: a Hugging Face or
+    timm folder, or an original DINOv2, DINOv3, DINO, MAE or CLIP file. "hf:OWNER/NAME" and
+    "timm:NAME" are fetched from the hub.
 
     Raises:
-        FileNotFoundError: neither a file, nor a run's folder, nor a bundled base.
+        FileNotFoundError: neither a file, nor a folder, nor a bundled base.
         ValueError: no safetensors, cut short, no vitft base, or a tensor missing, unexpected or
             of another shape.
     """
-    path = find_base(path)
+    from vitft.families.fetch import fetched
+    from vitft.families.read import read_foreign  # which makes models, too
+
+    path = find_base(fetched(source))
+    if path.is_dir() or is_foreign(path):
+        return read_foreign(path)
     tensors, metadata = read_tensors(path)
     if missing := {"config", "classes", "preprocessing"} - metadata.keys():
         raise ValueError(f"{path} is no vitft base: its metadata lacks {sorted(missing)[0]}")
@@ -71,19 +84,24 @@ def load_model(path: str | Path) -> VisionTransformer:
             raise ValueError(f"{path}: tensor {name} has shape {shapes}")
         if not tensors[name].isfinite().all():
             raise ValueError(f"{path}: tensor {name} has values that are not finite")
-    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    tensors = {n: t.to(expected[n].dtype) for n, t in tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
     model.classes, model.mean, model.std = classes, mean, std
+    model.facts = dict(metadata.get("facts", {}))
+    model.resize(int(metadata["preprocessing"].get("image_size", config.image_size)))
     return model.requires_grad_().eval()
 
 
 def find_base(name: str | Path) -> Path:
-    """Return the path of a base: `name` where it is a file, else the bundled base of that name.
+    """Return the path of a base: `name` where it is a file or a library's folder, a run's file, or
+    the bundled base of that name.
 
     Raises:
         FileNotFoundError: neither; lists the bundled bases.
     """
     bundled = BUNDLED / f"{name}.safetensors"
+    if Path(name).is_dir() and is_library_folder(Path(name)):
+        return Path(name)
     for path in (Path(name), Path(name, "model.safetensors")):
         if path.is_file():
             return path
@@ -95,6 +113,30 @@ def find_base(name: str | Path) -> Path:
     raise FileNotFoundError(
         f"there is no base {name}: neither a file, nor a run's folder, nor a bundled base ({known})"
     )
+
+
+def is_library_folder(folder: Path) -> bool:
+    """Return whether a folder is another library's: its config.json names a kind of model."""
+    config = folder / "config.json"
+    if (folder / "adapter_config.json").is_file():
+        return False
+    if not config.is_file():
+        return any(folder.glob("*.pth")) or (folder / "open_clip_model.safetensors").is_file()
+    try:
+        return not {"model_type", "architecture"}.isdisjoint(json.loads(config.read_text()))
+    except (ValueError, TypeError):
+        return False
+
+
+def is_foreign(path: Path) -> bool:
+    """Return whether a file is another library's: a pickle, or safetensors without our metadata."""
+    if path.suffix != ".safetensors":
+        return path.suffix in (".pth", ".pt", ".bin")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "vitft" not in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False  # its reader says what is wrong
 
 
 def _empty(config: ViTConfig) -> VisionTransformer:

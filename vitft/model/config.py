@@ -44,6 +44,7 @@ class ViTConfig:
     gated: bool = False  # w2(silu(w1 x) * w3 x) in place of w2(act(w1 x))
     layer_scale: bool = False  # a trained factor for every number after attention and feed-forward
     class_token: bool | None = None  # None: where the pooling reads it
+    dist_token: bool = False  # a distillation token beside it, as DeiT's (arXiv:2012.12877)
     n_registers: int = 0  # trained tokens beside the patches, without positions (arXiv:2309.16588)
     pos: str = "learned"  # position embedding
     n_pos_prefix: int | None = None  # tokens before the patches that have a position; None: all
@@ -104,7 +105,8 @@ class ViTConfig:
     def special_tokens(self) -> tuple[str, ...]:
         """The tokens before the registers and patches, in their order: "cls", "dist"."""
         has_class = self.pooling.startswith("cls") if self.class_token is None else self.class_token
-        return ("cls",) * has_class + ("dist",) * (self.pooling == "cls+dist")
+        has_dist = self.dist_token or self.pooling == "cls+dist"
+        return ("cls",) * has_class + ("dist",) * has_dist
 
     @property
     def n_prefix(self) -> int:

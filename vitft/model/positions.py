@@ -45,7 +45,7 @@ class AxialRope(nn.Module):
         super().__init__()
         self.n_prefix, self.n_rows = n_prefix, n_rows
         exponents = torch.arange(head_dim // 4, dtype=torch.float32) * 4 / head_dim
-        self.register_buffer("periods", theta**exponents)
+        self.register_buffer("periods", (theta**exponents).double())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return queries or keys (B, H, tokens, K) with the patches' turned."""

@@ -5,7 +5,7 @@ Shapes, here and everywhere: `B` batch, `C` channels, `N` tokens, `D` dim, `H` h
 `O` out, `I` in, `R` rank.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -98,6 +98,21 @@ class VisionTransformer(nn.Module):
         self.image_size = image_size
         if self.rope is not None:
             self.rope.n_rows = image_size // patch_size
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What an image needs before the model: image_size, and mean and std for each channel."""
+        return {"image_size": self.image_size, "mean": self.mean, "std": self.std}
+
+    @preprocessing.setter
+    def preprocessing(self, record: Mapping[str, Any]) -> None:
+        self.resize(int(record["image_size"]))
+        mean, std = (tuple(float(x) for x in record[name]) for name in ("mean", "std"))
+        if not len(mean) == len(std) == self.config.n_channels:
+            raise ValueError(
+                f"mean={mean} and std={std} are not for {self.config.n_channels} channels"
+            )
+        self.mean, self.std = mean, std
 
     def positions(self) -> Tensor:
         """Return the position embedding for images of `image_size`, zeros for the registers.

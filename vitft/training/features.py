@@ -12,7 +12,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vitft.data.images import MAX_BYTES, Images
-from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 from vitft.training.draws import first_random_stage
 from vitft.training.evaluate import compute, evaluating, suitable_batch
@@ -34,12 +33,10 @@ def n_frozen(model: VisionTransformer) -> int:
 def feature_bytes(model: VisionTransformer, n_stages: int) -> int:
     """Return the bytes that the first `n_stages` make of an image, in float32."""
     with torch.device("meta"):
-        shape = VisionTransformer(model.config).run(_no_image(model.config), last=n_stages).shape
-    return 4 * shape.numel()
-
-
-def _no_image(config: ViTConfig) -> Tensor:
-    return torch.empty(1, config.n_channels, config.image_size, config.image_size)
+        like, size = VisionTransformer(model.config), model.image_size
+        like.resize(size)
+        images = torch.empty(1, model.config.n_channels, size, size)
+        return 4 * like.run(images, last=n_stages).numel()
 
 
 def extract(

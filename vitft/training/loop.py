@@ -90,7 +90,7 @@ class Loop:
     def _run_epoch(self, stop: list[int], bar: "tqdm[Any]") -> None:
         """Take the steps that are left of an epoch; save by the clock, and when asked to stop."""
         step, first, n = self.step, self.step.runs[0], len(self.step.runs)
-        size = first.plan.image_size(first.epoch, first.model.config.image_size)
+        size = first.plan.image_size(first.epoch, first.image_size)
         for model in (*step.joints, *(run.model for run in step.runs)):
             model.train().resize(size)
         shown = started = time.perf_counter()

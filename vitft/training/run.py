@@ -36,6 +36,7 @@ class Run:
         belongs: what else must be the same to go on, such as the base's fingerprint.
 
     Attributes:
+        image_size: side of the images in full, in pixels.
         inputs, validation_inputs: what the model takes of them now: themselves, or features.
         epoch, step: finished epochs, and steps taken in this one.
         seconds: spent on this epoch's steps, without validation and saving.
@@ -59,7 +60,7 @@ class Run:
         self.model, self.train, self.validation = model, train, validation
         self.inputs, self.validation_inputs = train, validation
         self.plan, self.folder = plan, folder
-        self.device = next(model.parameters()).device
+        self.device, self.image_size = next(model.parameters()).device, model.image_size
         if plan.recorded and self.device.type != "cuda":
             raise ValueError(f"recorded=True is for CUDA; the model is on {self.device.type}")
         self.updates = Updates(model, plan)

@@ -1,0 +1,79 @@
+"""Make a base of another library's ViT: `vitft convert SOURCE --out FILE`."""
+
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+import torch
+from torch import nn
+
+from vitft.command import options as cli
+from vitft.command.options import option
+from vitft.model.checkpoint import load_model, save_model
+from vitft.model.vit import VisionTransformer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """Write another library's Vision Transformer as a base of ours."""
+
+    source: str = option(
+        help="A Hugging Face or timm folder, an original file, hf:OWNER/NAME or timm:NAME.",
+        argument=True,
+    )
+    out: str = option(help="The .safetensors file to write.")
+    image_size: int | None = option(
+        None, "Side of the images, in pixels; positions are resized as the source's library does."
+    )
+
+
+def convert(options: ConvertOptions) -> VisionTransformer:
+    """Write the base, and return it as read back.
+
+    Raises:
+        ValueError, OSError: the source is missing, broken or not covered, or the file is there.
+    """
+    if Path(options.out).exists():
+        raise ValueError(f"{options.out} is there already; choose another --out or remove it")
+    model = load_model(options.source)
+    if options.image_size is not None:
+        model = at_size(model, options.image_size)
+    save_model(model, options.out)
+    return load_model(options.out)
+
+
+@torch.no_grad()
+def at_size(model: VisionTransformer, image_size: int) -> VisionTransformer:
+    """Return the model built for images of this size: its positions resized for good.
+
+    Raises:
+        ValueError: `image_size` is not a positive multiple of the patch size.
+    """
+    model.resize(image_size)
+    config = replace(model.config, image_size=image_size)
+    tensors = model.state_dict()
+    if model.pos_embedding is not None:
+        positions, n_own = model.positions(), model.n_pos_prefix
+        grid = positions[:, -config.n_patches :]
+        tensors["pos_embedding"] = torch.cat([model.pos_embedding[:, :n_own], grid], dim=1)
+    with torch.device("meta"):
+        resized = VisionTransformer(config)
+    resized.load_state_dict({k: nn.Parameter(t) for k, t in tensors.items()}, assign=True)
+    resized.classes, resized.mean, resized.std = model.classes, model.mean, model.std
+    resized.facts = model.facts | {"positions_resized_from": model.config.image_size}
+    return resized.eval()
+
+
+def run(options: ConvertOptions) -> None:
+    """Convert, and print what came of it."""
+    model, out = convert(options), shlex.quote(options.out)
+    for name, value in model.facts.items():
+        click.echo(f"{name:<15} {value}")
+    click.echo(f"parameters      {sum(p.numel() for p in model.parameters()):,}")
+    click.echo(f"images          {model.image_size} pixels, {model.config.n_channels} channels")
+    click.echo(f"base            {out}")
+    click.echo(f"use it          vitft finetune --adapter lora --base {out} --data DATA --out DIR")
+
+
+command = cli.command("convert", ConvertOptions, run)

@@ -1,0 +1,211 @@
+"""Folders and files as they come: sharded, pickled, original, broken, or of other families."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import TINY, Run
+from tests.families.sources import hf_model, save, timm_model
+from vitft import VisionTransformer, ViTConfig, load_model, save_model
+from vitft.families.names import FAMILIES
+from vitft.families.rename import ours_of
+
+X = torch.randn(2, 3, 32, 32)
+
+
+def same(one: VisionTransformer, other: VisionTransformer) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(one(X), other(X), rtol=0, atol=1e-6)
+        torch.testing.assert_close(one.tokens(X), other.tokens(X), rtol=0, atol=1e-6)
+
+
+def original(tensors: dict[str, Any], renames: dict[str, str]) -> dict[str, Any]:
+    """Return timm's tensors under the names of an original file."""
+    found = {}
+    for key, value in tensors.items():
+        for theirs, name in renames.items():
+            key = key.replace(theirs, name)
+        found[key] = value
+    return found
+
+
+def test_a_converted_file_is_what_was_converted(vitft: Run, tmp_path: Path) -> None:
+    hf_model("dinov2 registers", tmp_path / "source")
+    out = tmp_path / "base.safetensors"
+    done = vitft("convert", tmp_path / "source", "--out", out)
+    assert "family          hf-dinov2" in done.stdout
+    same(load_model(out), load_model(tmp_path / "source"))
+    told = json.loads(vitft("inspect", out, "--json").stdout)
+    assert told["source"]["checksum"] == load_model(tmp_path / "source").facts["checksum"]
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov3", "vit"])
+def test_positions_are_resized_for_good(name: str, vitft: Run, tmp_path: Path) -> None:
+    hf_model(name, tmp_path / "source")
+    out, images = tmp_path / "base.safetensors", torch.randn(1, 3, 48, 48)
+    vitft("convert", tmp_path / "source", "--out", out, "--image-size", 48)
+    model, source = load_model(out), load_model(tmp_path / "source")
+    source.resize(48)
+    assert model.config.image_size == model.image_size == 48
+    torch.testing.assert_close(model.tokens(images), source.tokens(images), rtol=0, atol=1e-5)
+    assert model.facts["positions_resized_from"] == 32
+
+
+def test_classes_come_along(tmp_path: Path) -> None:
+    labels = {
+        "id2label": {0: "ant", 1: "bee", 2: "cat"},
+        "label2id": {"ant": 0, "bee": 1, "cat": 2},
+    }
+    hf_model("vit of classes", tmp_path, **labels)
+    assert load_model(tmp_path).classes == ("ant", "bee", "cat")
+
+
+def test_shards_and_pickles_are_read(tmp_path: Path) -> None:
+    model = hf_model("dinov2", tmp_path / "one")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len([*(tmp_path / "shards").glob("*.safetensors")]) > 1
+    same(load_model(tmp_path / "shards"), load_model(tmp_path / "one"))
+    timm_model("dinov2", folder := tmp_path / "one")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"]["num_heads"] = 1  # an original file has heads of 64, or its only one
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors") | {"mask_token": torch.zeros(1, 32)}
+    torch.save({"teacher": {f"module.{k}": v for k, v in tensors.items()}}, tmp_path / "x.pth")
+    one, other = load_model(tmp_path / "x.pth"), load_model(folder)
+    torch.testing.assert_close(one.tokens(X), other.tokens(X), rtol=0, atol=1e-6)
+
+
+def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "run",))
+
+    torch.save({"model": Evil()}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth holds no tensors that can be read"):
+        load_model(tmp_path / "x.pth")
+    assert not (tmp_path / "run").exists()
+
+
+def test_original_dinov2_and_dinov3_files_are_read(tmp_path: Path) -> None:
+    timm_model("dinov2 registers", tmp_path)
+    timm_tensors = load_file(tmp_path / "model.safetensors")
+    renamed = original(timm_tensors, {"reg_token": "register_tokens"})
+    pos = torch.cat([torch.zeros(1, 1, 32), timm_tensors["pos_embed"]], 1)
+    save(
+        renamed | {"mask_token": torch.zeros(1, 32), "pos_embed": pos}, tmp_path / "v2.safetensors"
+    )
+    model, expected = load_model(tmp_path / "v2.safetensors"), load_model(tmp_path)
+    assert model.config.n_heads == 1
+    assert model.config.pos_resize == "bicubic-antialias"
+    assert model.registers is not None
+    assert expected.registers is not None
+    assert torch.equal(model.registers, expected.registers)
+
+
+def test_open_clips_vision_tower_is_read(tmp_path: Path) -> None:
+    timm_model("clip", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    renames = {
+        "blocks.": "transformer.resblocks.",
+        "norm1": "ln_1",
+        "norm2": "ln_2",
+        "attn.qkv.weight": "attn.in_proj_weight",
+        "attn.qkv.bias": "attn.in_proj_bias",
+        "attn.proj.": "attn.out_proj.",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "norm_pre": "ln_pre",
+        "patch_embed.proj": "conv1",
+        "pos_embed": "positional_embedding",
+        "cls_token": "class_embedding",
+    }
+    renamed = original(tensors, renames)
+    renamed = {
+        k.replace("norm.", "ln_post.") if k[:5] == "norm." else k: v for k, v in renamed.items()
+    }
+    renamed["proj"] = renamed.pop("head.weight").T
+    renamed.pop("head.bias")
+    for key in ("class_embedding", "positional_embedding"):
+        renamed[key] = renamed[key].squeeze()
+    visual = {f"visual.{key}": value for key, value in renamed.items()}
+    save(visual | {"logit_scale_": torch.zeros(1)}, tmp_path / "open.safetensors")
+    model, expected = load_model(tmp_path / "open.safetensors"), load_model(tmp_path)
+    assert model.config.act == "gelu"
+    assert model.config.n_features == 32
+    torch.testing.assert_close(model.head.weight, expected.head.weight)
+    assert set(model.state_dict()) >= {"pre_norm.weight", "norm.weight", "blocks.1.attn.wv.bias"}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "swin"}, "model_type 'swin' is not covered; there are vit, deit"),
+        ({"model_type": "vit", "hidden_act": "relu"}, "hidden_act 'relu' is not covered"),
+        ({"architecture": "eva02_base_patch14_224"}, "'eva02_base_patch14_224' is not covered"),
+        ({"architecture": "swin_tiny_patch4_window7_224"}, "is not covered; plain ViTs are"),
+        ({"architecture": "vit_pe_core_base_patch16_224"}, "is not covered"),
+        ({}, "of no family that is known without a config.json"),
+    ],
+)
+def test_what_is_not_covered_is_named(config: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"model_type": config.get("model_type")})
+    )
+    save({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path if config else tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder.layer.0.extra": torch.zeros(1)}, "'encoder.layer.0.extra' has no place"),
+        ({"layernorm.weight": None}, r"tensor norm\.weight is missing"),
+        (
+            {"layernorm.weight": torch.zeros(3)},
+            r"tensor norm\.weight has shape \(3,\), not \(32",
+        ),
+    ],
+)
+def test_every_tensor_is_used_known_or_named(change: Any, message: str, tmp_path: Path) -> None:
+    hf_model("vit", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors") | change
+    save({k: v for k, v in tensors.items() if v is not None}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path)
+
+
+def test_a_folder_of_the_hubs_cache_needs_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf_model("dinov2", tmp_path)
+    calls = []
+
+    def snapshot_download(name: str, **options: Any) -> str:
+        calls.append((name, options["local_files_only"]))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    same(load_model("hf:someone/dino"), load_model(tmp_path))
+    load_model("timm:vit_small")
+    assert calls == [("someone/dino", True), ("timm/vit_small", True)]
+
+
+def test_a_file_of_ours_keeps_its_options(tmp_path: Path) -> None:
+    options = {"qkv_bias": True, "n_registers": 2, "layer_scale": True, "gated": True}
+    model = VisionTransformer(ViTConfig(**TINY, **options, pooling="cls+mean", dropout=0.0)).eval()
+    save_model(model, tmp_path / "base.safetensors")
+    again, x = load_model(tmp_path / "base.safetensors"), torch.randn(2, 3, 8, 8)
+    assert again.config == model.config
+    assert torch.equal(again(x), model(x))
+
+
+def test_names_are_read_with_any_number() -> None:
+    family = FAMILIES["timm"]
+    assert ours_of("blocks.11.attn.qkv.weight", family)[1] == "blocks.11.attn.wk.weight"
+    assert ours_of("blocks.2.mlp.fc1.bias", family) == ("blocks.2.ffn.w1.bias",)
+    assert ours_of("blocks.2.mlp.fc9.bias", family) == ()

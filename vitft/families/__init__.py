@@ -1,0 +1,1 @@
+"""Other libraries' Vision Transformers, in their folders and files, as ours."""

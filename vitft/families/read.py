@@ -1,0 +1,162 @@
+"""Another library's ViT in, a `VisionTransformer` out, equal to it to rounding.
+
+Most of a config is told by the tensors: widths, biases, tokens, norms. `describe` tells the rest.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitft.families.describe import HEADS, class_names, describe, facts, statistics
+from vitft.families.names import FAMILIES
+from vitft.families.rename import rename
+from vitft.families.source import read_source
+from vitft.model.config import ViTConfig
+from vitft.model.vit import VisionTransformer
+
+
+def read_foreign(path: str | Path) -> VisionTransformer:
+    """Return the ViT in a folder or file of another library, in float32 and ready for evaluation.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a family, option or tensor that is not covered; names it.
+    """
+    source = read_source(Path(path))
+    try:
+        family, options = describe(source)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    try:
+        tensors = rename(source.tensors, FAMILIES[family])
+        if family == "clip" and "head.weight" in tensors:
+            tensors["head.weight"] = tensors["head.weight"].T  # it multiplies from the right
+        model = build(tensors, options, inverse=family.startswith("hf-"))
+    except ValueError as error:
+        raise ValueError(f"{path} ({family}): {error}") from error
+    classes = class_names(source, model.head.out_features)
+    model.classes = classes or model.classes
+    model.mean, model.std = statistics(source, model.config.n_channels)
+    model.facts = facts(source, family)
+    return model.requires_grad_().eval()
+
+
+def build(
+    tensors: dict[str, Tensor], options: Mapping[str, Any], *, inverse: bool = False
+) -> VisionTransformer:
+    """Return the model of these tensors, under our names, in float32.
+
+    Args:
+        tensors: by our names.
+        options: what they do not tell.
+        inverse: see `_periods`.
+
+    Raises:
+        ValueError: a tensor is missing, left over or of a wrong shape.
+    """
+    tensors = {name: t.float() for name, t in tensors.items() if name != "rope.periods"} | {
+        name: t.double() for name, t in tensors.items() if name == "rope.periods"
+    }
+    if options["pooling"] == "cls+dist":
+        _join_heads(tensors)
+    config = infer(tensors, options)
+    if config.pooling != "map":  # a head of the source that its task does not use
+        tensors = {name: t for name, t in tensors.items() if not name.startswith("map_pool.")}
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+    expected = model.state_dict()
+    _complete(tensors, expected, config, inverse=inverse)
+    for name in sorted(tensors.keys() | expected.keys()):
+        if name not in tensors or name not in expected:
+            raise ValueError(f"tensor {name} is {'missing' if name in expected else 'left over'}")
+        if tensors[name].numel() != expected[name].numel():
+            shapes = f"{tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
+            raise ValueError(f"tensor {name} has shape {shapes}")
+        tensors[name] = tensors[name].reshape(expected[name].shape).contiguous().clone()
+    model.load_state_dict(tensors, assign=True)
+    return model
+
+
+def infer(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> ViTConfig:
+    """Return the config of tensors under our names, with the options that they do not tell."""
+    patch = tensors["patch_embed.weight"]  # (D, C, p, p)
+    if patch.ndim != 4:
+        raise ValueError(f"patch_embed.weight has shape {tuple(patch.shape)}, not (D, C, p, p)")
+    dim, n_channels, patch_size, _ = patch.shape
+    special = sum(name in tensors for name in ("cls_token", "dist_token"))
+    registers = tensors.get("registers")
+    given = {key: value for key, value in options.items() if value is not None}
+    values: dict[str, Any] = {
+        "dim": dim,
+        "hidden_dim": len(tensors["blocks.0.ffn.w1.weight"]),
+        "n_heads": HEADS.get(dim, max(1, dim // 64)),
+        "n_layers": 1 + max(int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")),
+        "patch_size": patch_size,
+        "n_channels": n_channels,
+        "n_classes": len(tensors["head.weight"]) if "head.weight" in tensors else 1,
+        "dropout": 0.0,
+        "image_size": 224,
+        "qkv_bias": "blocks.0.attn.wq.bias" in tensors,
+        "proj_bias": "blocks.0.attn.wo.bias" in tensors,
+        "patch_bias": "patch_embed.bias" in tensors,
+        "head_bias": "head.weight" not in tensors or "head.bias" in tensors,
+        "gated": "blocks.0.ffn.w3.weight" in tensors,
+        "layer_scale": "blocks.0.ls1.gamma" in tensors,
+        "class_token": "cls_token" in tensors,
+        "dist_token": "dist_token" in tensors,
+        "n_registers": registers.shape[-2] if registers is not None else 0,
+        "pos": "learned" if "pos_embedding" in tensors else "none",
+        "pre_norm": "pre_norm.weight" in tensors,
+    }
+    if "pos_embedding" in tensors:
+        n = tensors["pos_embedding"].shape[-2]
+        values["n_pos_prefix"] = next((k for k in range(special, -1, -1) if _is_square(n - k)), 0)
+        values["image_size"] = math.isqrt(n - values["n_pos_prefix"]) * patch_size
+        given.pop("image_size", None)
+    if given["pooling"] == "map" and "map_pool.query" not in tensors:
+        given["pooling"] = "mean"
+    return ViTConfig(**{**values, **given})
+
+
+def _is_square(n: int) -> bool:
+    return math.isqrt(n) ** 2 == n
+
+
+def _periods(theta: float, n: int, *, inverse: bool) -> Tensor:
+    """Return rotary periods (n,) in float64, rounded to float32 as the source's library does.
+
+    Args:
+        theta: their base.
+        n: how many.
+        inverse: the library rounds 1 / period, as Hugging Face's does.
+    """
+    periods = theta ** (torch.arange(n, dtype=torch.float32) / n)
+    return 1 / (1 / periods).double() if inverse else periods.double()
+
+
+def _complete(
+    tensors: dict[str, Tensor],
+    expected: Mapping[str, Tensor],
+    config: ViTConfig,
+    *,
+    inverse: bool,
+) -> None:
+    """Add what a source leaves out: keys' biases of zero, a head of zeros, rotary periods."""
+    for name, empty in expected.items():
+        if name in tensors:
+            continue
+        if name.endswith("attn.wk.bias") or name.startswith("head."):
+            tensors[name] = torch.zeros(empty.shape)
+        elif name == "rope.periods":
+            tensors[name] = _periods(config.rope_theta, len(empty), inverse=inverse)
+
+
+def _join_heads(tensors: dict[str, Tensor]) -> None:
+    """Join the heads of class and distillation token, whose logits are averaged, into one."""
+    for kind, dim in (("weight", 1), ("bias", 0)):
+        pair = [tensors.pop(f"{name}.{kind}") for name in ("head", "head_dist")]
+        tensors[f"head.{kind}"] = torch.cat(pair, 1) / 2 if dim else (pair[0] + pair[1]) / 2

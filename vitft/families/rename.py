@@ -1,0 +1,59 @@
+"""Tensors under a family's names in, under ours out; every one is used, known, or named."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vitft.families.names import Family
+
+KINDS = ("weight", "bias")
+
+
+def rename(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """Return the tensors under our names, several of ours cut from one of theirs.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    found: dict[str, Tensor] = {}
+    left: list[str] = []
+    masks = {key: value for key, value in tensors.items() if key.endswith(".bias_mask")}
+    prefix = next((p for p in family.prefixes if any(k.startswith(p) for k in tensors)), "")
+    for key, tensor in tensors.items():
+        name = key.removeprefix(prefix)
+        ours = ours_of(name, family)
+        if not ours:
+            if not any(re.fullmatch(pattern, key) for pattern in family.unused) and not any(
+                re.fullmatch(pattern, name) for pattern in family.unused
+            ):
+                left.append(key)
+            continue
+        if (mask := masks.get(f"{key}_mask")) is not None:  # DINOv3's k has no bias
+            tensor = torch.where(mask.isfinite() & (mask != 0), tensor, torch.zeros_like(tensor))
+        for one, part in zip(ours, tensor.chunk(len(ours)), strict=True):
+            found[one] = part
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise ValueError(f"tensor {left[0]!r}{more} has no place in this family")
+    return found
+
+
+def ours_of(name: str, family: Family) -> tuple[str, ...]:
+    """Return our names for what theirs holds, () where it is unknown."""
+    numbers = [*re.finditer(r"(?<=\.)\d+(?=\.)", name)]
+    places = [(name, "")] + [
+        (f"{name[: n.start()]}{{i}}{name[n.end() :]}", n.group()) for n in numbers
+    ]
+    for pattern, number in places:
+        module, _, kind = pattern.rpartition(".")
+        if pattern in family.names:
+            ours, ending = family.names[pattern], ""
+        elif kind in KINDS and module in family.names:
+            ours, ending = family.names[module], f".{kind}"
+        else:
+            continue
+        several = (ours,) if isinstance(ours, str) else ours
+        return tuple(one.replace("{i}", number) + ending for one in several)
+    return ()

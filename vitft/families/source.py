@@ -1,0 +1,113 @@
+"""A folder or file of another library in; its tensors and what it says of them out."""
+
+import hashlib
+import json
+import os
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+WEIGHTS = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+)
+INDEX = "model.safetensors.index.json"
+# where files of training runs keep the model, tried in this order
+INSIDE = ("model", "state_dict", "teacher", "model_state_dict", "target_encoder")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What stands in a folder or file."""
+
+    name: str  # the folder's or file's
+    tensors: dict[str, Tensor] = field(repr=False)
+    config: dict[str, Any]  # config.json, {} where there is none
+    preprocessing: dict[str, Any]  # preprocessor_config.json, {} where there is none
+    checksum: str  # of the files with tensors
+
+
+def read_source(path: Path) -> Source:
+    """Return what stands in a folder or file of another library.
+
+    Raises:
+        FileNotFoundError: there is none, or a folder lacks its tensors.
+        ValueError: a file is broken.
+    """
+    folder = path if path.is_dir() else path.parent
+    files = weight_files(path) if path.is_dir() else [path]
+    tensors: dict[str, Tensor] = {}
+    digest = hashlib.sha256()
+    for file in files:
+        tensors |= read_tensors(file)
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    described = path.is_dir()
+    return Source(
+        name=path.name,
+        tensors=tensors,
+        config=_read_json(folder / "config.json") if described else {},
+        preprocessing=_read_json(folder / "preprocessor_config.json") if described else {},
+        checksum=digest.hexdigest()[:16],
+    )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that hold the tensors.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: the index names a file outside the folder.
+    """
+    if (folder / INDEX).is_file():
+        names = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
+        if any(os.path.basename(name) != name for name in names):
+            raise ValueError(f"{folder / INDEX} names files outside its folder")
+        return [folder / name for name in names]
+    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    found += sorted([*folder.glob("*.pth"), *folder.glob("*.pt")])
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no weights; there is none of {', '.join(WEIGHTS)}")
+    return found[:1]
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors, .pth, .pt or .bin file; a pickle may run no code.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is broken, or holds more than tensors.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(f"{file} holds no tensors that can be read ({reason})") from error
+    while name := next((name for name in INSIDE if name in content), None):
+        content = content[name]
+    found = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    for prefix in ("module.", "backbone.", "encoder."):
+        if found and all(key.startswith(prefix) for key in found if "head" not in key):
+            found = {key.removeprefix(prefix): value for key, value in found.items()}
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is broken: {error}") from error
