@@ -51,7 +51,7 @@ class CommonOptions(TrainOptions):
     batch_size: int = option(64, "Images in a step.")
     image_size: int | None = option(
         None,
-        "Side of the images, in pixels; the base's positions are resized.  [default: the base's]",
+        "Side of the images, in pixels; positions are resized.  [default: the base's]",
     )
     targets: tuple[str, ...] | None = option(
         None,

@@ -59,7 +59,8 @@ def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | Valu
     else:
         base = load_model(options.base)
         model = bank = adapters.Bank(base, options.adapter)
-        base.preprocessing = bank.model.preprocessing
+        if bank.preprocessing is not None:
+            base.preprocessing = bank.preprocessing
         classes = bank.classes[1:]
     model.to(device)
 

@@ -1,0 +1,118 @@
+"""A training step of LoRA on a known backbone, beside transformers with PEFT.
+
+`python -m benchmarks.backbone_step FOLDER`, a Hugging Face folder of DINOv2. Both adapt each linear
+of the blocks with rank 8 and train a head on class token and mean, the same images, AdamW. Every
+round takes a step of each in turn; the medians are compared.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import adapters
+from benchmarks.results import medians, table, write_result
+from vitft import load_model
+from vitft.data.images import Images
+from vitft.data.sources import import_torchvision
+from vitft.training.plan import Plan
+from vitft.training.run import Run
+from vitft.training.step import Step
+
+import_torchvision()  # before PEFT does, which gives up where the operators do not fit
+
+OURS = ("wq", "wk", "wv", "wo", "w1", "w2")
+THEIRS = ["query", "key", "value", "dense", "fc1", "fc2", "q_proj", "k_proj", "v_proj", "o_proj"]
+COLUMNS = {"step": "", "milliseconds": ".0f", "images_per_second": ".1f", "of peft": ".2f"}
+
+
+def ours(folder: str, pixels: Tensor, labels: Tensor, bf16: bool) -> Callable[[], float]:
+    """Return a function that takes a step of vitft's loop and returns its milliseconds."""
+    model = load_model(folder)
+    model.resize(pixels.shape[-1])
+    model.new_head([str(i) for i in range(10)])
+    adapters.inject(model, adapters.LoRAConfig(targets=OURS), trainable=("head",))
+    images = Images(lambda i: pixels[i], labels).to(torch.device("cpu"))
+    plan = Plan(epochs=1000, batch_size=len(labels), lr=1e-4, weight_decay=0.0, bf16=bf16)
+    run = Run(model.train(), images, images, plan, Path(tempfile.mkdtemp()))
+    step = Step([run], lambda models: models[0])
+    return timed(lambda: step([(pixels, labels)]))
+
+
+def theirs(folder: str, pixels: Tensor, labels: Tensor, bf16: bool) -> Callable[[], float]:
+    """Return a function that takes a step of transformers and PEFT; it returns milliseconds."""
+    import peft
+    import transformers
+
+    model: nn.Module = transformers.Dinov2ForImageClassification.from_pretrained(
+        folder, num_labels=10, ignore_mismatched_sizes=True, dtype=torch.float32
+    )
+    there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    targets = [name for name in THEIRS if name in there]
+    config = peft.LoraConfig(
+        r=8, lora_alpha=16, target_modules=targets, modules_to_save=["classifier"]
+    )
+    model = peft.get_peft_model(model, config).train()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-4, fused=True)
+    images = (pixels.float() / 255 - 0.45) / 0.22
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = model(images).logits
+        F.cross_entropy(logits.float(), labels).backward()
+        nn.utils.clip_grad_norm_(trainable, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return timed(step)
+
+
+def timed(step: Callable[[], None]) -> Callable[[], float]:
+    """Return a function that takes a step and returns its milliseconds."""
+
+    def take() -> float:
+        started = time.perf_counter()
+        step()
+        return 1000 * (time.perf_counter() - started)
+
+    return take
+
+
+@click.command()
+@click.argument("folder")
+@click.option("--image-size", default=112, show_default=True)
+@click.option("--batch-size", default=32, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--bf16", is_flag=True, help="Under autocast.")
+def main(folder: str, image_size: int, batch_size: int, rounds: int, bf16: bool) -> None:
+    """Time both in turn and print a table."""
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (batch_size, 3, image_size, image_size), dtype=torch.uint8)
+    labels = torch.arange(batch_size) % 10
+    steps = {
+        "transformers and peft": theirs(folder, pixels, labels, bf16),
+        "vitft": ours(folder, pixels, labels, bf16),
+    }
+    times = medians(steps, rounds)
+    rows = [
+        {
+            "step": name,
+            "milliseconds": median,
+            "images_per_second": 1000 * batch_size / median,
+            "of peft": median / times["transformers and peft"],
+        }
+        for name, median in times.items()
+    ]
+    name = f"backbone_step_cpu_{'bf16' if bf16 else 'fp32'}"
+    path = write_result(name, rows, image_size=image_size, batch_size=batch_size, rounds=rounds)
+    click.echo(f"{table(rows, COLUMNS)}\n\n{path}")
+
+
+if __name__ == "__main__":
+    main()
