@@ -2,13 +2,19 @@
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(if $(shell $(name) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(name))))
 BIN = .venv/bin
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint mutants setup clean
 
 demo: setup
 	$(BIN)/python -m recipes.demo
 
 test: setup
 	$(BIN)/python -m pytest -q -n auto
+
+# Hours: which small changes of the code the tests do not notice.  make mutants ONLY="adapters.methods.lora*"
+mutants: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutants]' --constraint constraints.txt
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 1 $(ONLY)
+	$(BIN)/mutmut results
 
 lint: setup
 	$(BIN)/ruff check

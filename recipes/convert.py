@@ -69,7 +69,8 @@ def run(options: ConvertOptions) -> None:
     """Convert, and print what came of it."""
     model, out = convert(options), shlex.quote(options.out)
     for name, value in model.facts.items():
-        click.echo(f"{name:<15} {value}")
+        if not isinstance(value, dict):
+            click.echo(f"{name:<15} {value}")
     click.echo(f"parameters      {sum(p.numel() for p in model.parameters()):,}")
     click.echo(f"images          {model.image_size} pixels, {model.config.n_channels} channels")
     click.echo(f"base            {out}")

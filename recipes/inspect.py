@@ -57,7 +57,7 @@ def inspect_base(path: str) -> dict[str, Any]:
         "std": model.std,
         "fingerprint": adapters.fingerprint(model, exclude=("head",)),
         "classes": model.classes,
-        "source": model.facts or None,
+        "source": {k: v for k, v in model.facts.items() if k not in ("config", "layout")} or None,
     }
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "Measure accuracy on a test split.",
     "predict": "Classify image files.",
     "convert": "Make a base of another library's Vision Transformer.",
+    "export": "Write a base for transformers, timm or ONNX Runtime.",
     "merge": "Bake an adapter into a plain base.",
     "inspect": "Show what a base or an adapter holds.",
     "data": "List the data sets that have a name.",

@@ -186,6 +186,8 @@ def facts(source: Source, family: str) -> dict[str, Any]:
         "architecture": source.config.get("architecture"),
         "licence": pretrained.get("license") or source.config.get("license"),
         "checksum": source.checksum,
+        "config": source.config or None,
+        "layout": {k: [str(t.dtype)[6:], *t.shape] for k, t in source.tensors.items()},
         "size": processor.get("size") or pretrained.get("input_size"),
         "crop": processor.get("crop_size") or pretrained.get("crop_pct"),
         "kernel": processor.get("resample") or pretrained.get("interpolation"),

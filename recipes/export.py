@@ -1,0 +1,80 @@
+"""Write a base for another library: `vitft export --base BASE --format onnx --out FILE`."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+
+import adapters
+from recipes.convert import at_size
+from recipes.evaluate import ModelOptions, open_model
+from vitft.command import options as cli
+from vitft.command.options import option
+from vitft.families.onnx import OPSET, check_onnx, write_onnx
+from vitft.families.write import check_hf, check_timm, write_source
+from vitft.model.vit import VisionTransformer
+
+FORMATS = ("hf", "timm", "onnx")
+MOST = 1e-3  # a difference of outputs above which an export is an error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(ModelOptions):
+    """Write a base, with an adapter baked in, as a folder or file that another library loads."""
+
+    adapter: str | None = option(None, "Folder of an adapter for that base.")
+    format: str = option(help="hf or timm, for a base converted from there, or onnx.")
+    out: str = option(help="The folder, or the .onnx file, to write.")
+
+
+@torch.no_grad()
+def export(options: ExportOptions) -> float:
+    """Write OUT and return the largest difference of the other library's output from ours.
+
+    Measured on 3 images of noise, from what was written.
+
+    Raises:
+        ValueError, OSError: a file is missing or there already, the format does not suit the base,
+            or the outputs differ.
+    """
+    out = Path(options.out)
+    if options.format not in FORMATS:
+        raise ValueError(f"unknown format {options.format!r}; choose from {', '.join(FORMATS)}")
+    if out.exists():
+        raise ValueError(f"{out} is there already; choose another --out or remove it")
+    model = open_model(options.base, options.adapter)
+    if options.adapter is not None:
+        adapters.merge(model)
+    if model.image_size != model.config.image_size:
+        model = at_size(model, model.image_size)
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, model.config.n_channels, model.image_size, model.image_size)
+    difference = write_and_check(
+        model, out, options.format, torch.randn(shape, generator=generator)
+    )
+    if not difference < MOST:
+        raise ValueError(f"{out} was written, but its outputs differ by {difference:.1e}")
+    return difference
+
+
+def write_and_check(model: VisionTransformer, out: Path, kind: str, images: torch.Tensor) -> float:
+    """Write the model in a format; return how far what was written differs on these images."""
+    if kind == "onnx":
+        write_onnx(model, out)
+        return check_onnx(model, out, images)
+    write_source(model, out, kind)
+    return (check_hf if kind == "hf" else check_timm)(model, out, images)
+
+
+def run(options: ExportOptions) -> None:
+    """Export, and print the largest difference."""
+    difference = export(options)
+    click.echo(f"{options.format:<15} {shlex.quote(options.out)}")
+    if options.format == "onnx":
+        click.echo(f"opset           {OPSET}; takes normalised images, any number at a time")
+    click.echo(f"largest difference of its outputs on 3 images of noise   {difference:.2e}")
+
+
+command = cli.command("export", ExportOptions, run)

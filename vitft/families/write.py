@@ -1,0 +1,179 @@
+"""A base converted from another library in, a folder that this library loads out.
+
+A converted base remembers its source's config and the names, shapes and dtypes of its tensors, so
+the way back is exact: what was not trained is bit for bit what it was.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from vitft.families.names import FAMILIES
+from vitft.families.rename import ours_of
+from vitft.files import write_bytes, write_json
+from vitft.model.vit import VisionTransformer
+
+# model_type -> what transformers' class for image classification puts before names, and its name
+CLASSIFIERS = {
+    "vit": ("vit.", "ViTForImageClassification"),
+    "deit": ("deit.", "DeiTForImageClassification"),
+    "ijepa": ("ijepa.", "IJepaForImageClassification"),
+    "dinov2": ("dinov2.", "Dinov2ForImageClassification"),
+    "dinov2_with_registers": (
+        "dinov2_with_registers.",
+        "Dinov2WithRegistersForImageClassification",
+    ),
+}
+
+
+def write_source(model: VisionTransformer, folder: Path, library: str) -> None:
+    """Write the model as a folder of the library that it was converted from.
+
+    Args:
+        model: a plain base, its adapter merged.
+        folder: to write to.
+        library: "hf" or "timm".
+
+    Raises:
+        ValueError: the base comes from elsewhere, or the library has no class for its head.
+        OSError: the folder can't be written.
+    """
+    family, config = str(model.facts.get("family", "")), dict(model.facts.get("config") or {})
+    if not family.startswith(library) or not config:
+        raise ValueError(
+            f"the base was not converted from a folder of {library}; export it as onnx instead"
+        )
+    tensors = their_tensors(model)
+    if "head.weight" not in {name for key in tensors for name in _ours(key, family)}:
+        tensors, config = _with_head(model, tensors, config, library)
+    config |= _named(model, library, config)
+    write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
+    write_json(folder / "config.json", config)
+    write_json(folder / "preprocessor_config.json", _processor(model))
+
+
+def their_tensors(model: VisionTransformer) -> dict[str, Tensor]:
+    """Return the tensors as the source has them: names, shapes, dtypes; the unused as zeros."""
+    family, own = str(model.facts["family"]), model.state_dict()
+    found: dict[str, Tensor] = {}
+    for key, (dtype, *shape) in model.facts["layout"].items():
+        names = _ours(key, family)
+        kind = getattr(torch, dtype)
+        if names and all(name in own for name in names):
+            tensor = torch.cat([own[name] for name in names])
+            is_head = names == ("head.weight",)
+            found[key] = (
+                tensor.to(kind) if is_head else tensor.reshape(_shape(shape, tensor)).to(kind)
+            )
+        elif not names:
+            found[key] = torch.zeros(shape, dtype=kind)
+    return {key: tensor.detach().contiguous().clone() for key, tensor in found.items()}
+
+
+def _shape(shape: list[int], tensor: Tensor) -> list[int]:
+    """Return the source's shape, with as many positions as there are now."""
+    size = torch.Size(shape).numel()
+    return shape if size == tensor.numel() else [*shape[:-2], tensor.shape[-2], shape[-1]]
+
+
+def _ours(key: str, family: str) -> tuple[str, ...]:
+    prefixes = FAMILIES[family].prefixes
+    prefix = next((p for p in prefixes if key.startswith(p)), "")
+    return ours_of(key.removeprefix(prefix), FAMILIES[family])
+
+
+def _with_head(
+    model: VisionTransformer, tensors: dict[str, Tensor], config: dict[str, Any], library: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and config with the head that the source did not have."""
+    if not model.head.weight.any():
+        return tensors, config
+    head = {name: t.detach().clone() for name, t in model.head.state_dict().items()}
+    if library == "timm":
+        return tensors | {f"head.{name}": tensor for name, tensor in head.items()}, config
+    kind = str(config["model_type"])
+    if kind not in CLASSIFIERS:
+        raise ValueError(
+            f"transformers has no class for images' classes on {kind!r} that computes this; "
+            "export it as onnx instead"
+        )
+    prefix, name = CLASSIFIERS[kind]
+    renamed = {f"{prefix}{key}": t for key, t in tensors.items()}
+    renamed |= {f"classifier.{key}": t for key, t in head.items()}
+    return renamed, config | {"architectures": [name]}
+
+
+def _named(model: VisionTransformer, library: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a config that tell classes and image size."""
+    if library == "timm":
+        arguments = dict(config.get("model_args") or {}) | {"img_size": model.config.image_size}
+        n = model.head.out_features if model.head.weight.any() else 0
+        return {"num_classes": n, "label_names": [*model.classes], "model_args": arguments}
+    names = {str(i): name for i, name in enumerate(model.classes)}
+    size = {} if "vision_config" in config else {"image_size": model.config.image_size}
+    return size | {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
+
+
+def _processor(model: VisionTransformer) -> dict[str, Any]:
+    side = {"height": model.image_size, "width": model.image_size}
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": model.image_size},
+        "do_center_crop": True,
+        "crop_size": side,
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [*model.mean],
+        "image_std": [*model.std],
+    }
+
+
+def check_hf(model: VisionTransformer, folder: Path, images: Tensor) -> float:
+    """Return the largest difference of transformers' output for the folder from the model's."""
+    transformers = _import("transformers")
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    theirs = getattr(transformers, architecture).from_pretrained(folder, dtype=torch.float32)
+    options = {} if "dino" in architecture.lower() else {"interpolate_pos_encoding": True}
+    found = theirs.eval()(images, **options)
+    logits = getattr(found, "logits", getattr(found, "image_embeds", None))
+    if logits is None:
+        return float((model.tokens(images) - found.last_hidden_state).abs().max())
+    return float((model(images) - logits).abs().max())
+
+
+def check_timm(model: VisionTransformer, folder: Path, images: Tensor) -> float:
+    """Return the largest difference of timm's output for the folder from the model's."""
+    timm = _import("timm")
+    config = json.loads((folder / "config.json").read_text())
+    sizes = {
+        "patch_size": model.config.patch_size,
+        "embed_dim": model.config.dim,
+        "depth": model.config.n_layers,
+        "num_heads": model.config.n_heads,
+    }
+    arguments = sizes | dict(config["model_args"]) | {"global_pool": config["global_pool"]}
+    theirs = timm.create_model(
+        re.sub(r"\..*", "", config["architecture"]),
+        num_classes=config["num_classes"],
+        checkpoint_path=str(folder / "model.safetensors"),
+        **arguments,
+    )
+    found = theirs.eval()(images)
+    return float(
+        ((model(images) if config["num_classes"] else model.features(images)) - found).abs().max()
+    )
+
+
+def _import(name: str) -> Any:
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise ValueError(f"the export is checked by {name}; install it") from error
