@@ -24,6 +24,7 @@ from adapters.inject import (
 )
 from adapters.peft import LINEAR, method_name, read_config
 from adapters.targets import named_modules
+from adapters.translate import translated
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -89,6 +90,7 @@ def load_adapter(
     where = Path() if isinstance(folder, AdapterFolder) else Path(folder)
     modes = {name: module.training for name, module in model.named_modules()}
     try:
+        saved = translated(saved, model)
         config, trained = read_config(model, saved, methods)
         inject(
             model,

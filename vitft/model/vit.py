@@ -99,6 +99,20 @@ class VisionTransformer(nn.Module):
         if self.rope is not None:
             self.rope.n_rows = image_size // patch_size
 
+    def translate(self, name: str) -> tuple[str, ...]:
+        """Return our names for a module or tensor of the library that the base comes from.
+
+        They are () where there is none, or the base was not converted.
+        """
+        from vitft.families.names import FAMILIES  # which only a converted base needs
+        from vitft.families.rename import ours_of
+
+        family = FAMILIES.get(str(self.facts.get("family")))
+        if family is None:
+            return ()
+        prefix = next((p for p in family.prefixes if name.startswith(p)), "")
+        return ours_of(name.removeprefix(prefix), family)
+
     @property
     def preprocessing(self) -> dict[str, Any]:
         """What an image needs before the model: image_size, and mean and std for each channel."""
