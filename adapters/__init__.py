@@ -2,7 +2,8 @@
 
 from adapters.check import check
 from adapters.config import AdapterConfig
-from adapters.inject import disabled, eject, fingerprint, inject, merge, mergeable, shared_copy
+from adapters.identity import fingerprint, shared_copy
+from adapters.inject import inject
 from adapters.io import load_adapter, save_adapter
 from adapters.many.arithmetic import combine, diff
 from adapters.many.bank import Bank
@@ -19,6 +20,7 @@ from adapters.methods.norm import NormConfig
 from adapters.methods.ssf import SSFConfig
 from adapters.methods.vera import VeRAConfig
 from adapters.methods.vpt import VPTConfig
+from adapters.restore import disabled, eject, merge, mergeable
 
 __all__ = [
     "METHODS",

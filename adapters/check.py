@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapters.inject import injection, unwrapped
+from adapters.record import injection, unwrapped
 
 
 @torch.no_grad()

@@ -10,19 +10,18 @@ from torch import Tensor, nn
 
 from adapters.config import AdapterConfig
 from adapters.folder import CONFIG, PREFIX, TENSORS, AdapterFolder, read_adapter
-from adapters.inject import (
+from adapters.identity import base_fingerprint, whole
+from adapters.inject import inject
+from adapters.peft import LINEAR, method_name, read_config
+from adapters.record import (
     Injection,
     adapter_layer,
-    base_fingerprint,
-    eject,
-    inject,
     injection,
     refuse_doubtful,
     set_classes,
     unwrapped,
-    whole,
 )
-from adapters.peft import LINEAR, method_name, read_config
+from adapters.restore import eject
 from adapters.targets import named_modules
 from adapters.translate import translated
 

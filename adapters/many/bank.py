@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from adapters.config import plain, plain_linear
 from adapters.folder import read_adapter
-from adapters.inject import adapter_layer, fingerprint, injection, shared_copy
+from adapters.identity import fingerprint, shared_copy
 from adapters.io import load_adapter
 from adapters.many.stacks import Ids, Stack, StackedHead, StackedLinear, StackedNorm
+from adapters.record import adapter_layer, injection
 
 Slot = dict[str, dict[str, Tensor]]  # an adapter's parts by the name of a module and of a part
 

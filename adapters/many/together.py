@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.config import plain, plain_linear
-from adapters.inject import injection, shared_copy
+from adapters.identity import shared_copy
 from adapters.layers import AdapterLayer
 from adapters.many.parts import linear, norm
+from adapters.record import injection
 
 Model = TypeVar("Model", bound=nn.Module)
 

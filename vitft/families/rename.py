@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vitft.families.names import Family
+from vitft.families.names import FAMILIES, Family
 
 KINDS = ("weight", "bias")
 
@@ -57,3 +57,12 @@ def ours_of(name: str, family: Family) -> tuple[str, ...]:
         several = (ours,) if isinstance(ours, str) else ours
         return tuple(one.replace("{i}", number) + ending for one in several)
     return ()
+
+
+def translate(name: str, family_name: str) -> tuple[str, ...]:
+    """Return our names for a family's module or tensor, () where there is no such or no family."""
+    family = FAMILIES.get(family_name)
+    if family is None:
+        return ()
+    prefix = next((p for p in family.prefixes if name.startswith(p)), "")
+    return ours_of(name.removeprefix(prefix), family)

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from vitft.families.names import FAMILIES
-from vitft.families.rename import ours_of
+from vitft.families.rename import translate
 from vitft.files import write_bytes, write_json
 from vitft.model.vit import VisionTransformer
 
@@ -49,7 +48,7 @@ def write_source(model: VisionTransformer, folder: Path, library: str) -> None:
             f"the base was not converted from a folder of {library}; export it as onnx instead"
         )
     tensors = their_tensors(model)
-    if "head.weight" not in {name for key in tensors for name in _ours(key, family)}:
+    if "head.weight" not in {name for key in tensors for name in translate(key, family)}:
         tensors, config = _with_head(model, tensors, config, library)
     config |= _named(model, library, config)
     write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
@@ -62,7 +61,7 @@ def their_tensors(model: VisionTransformer) -> dict[str, Tensor]:
     family, own = str(model.facts["family"]), model.state_dict()
     found: dict[str, Tensor] = {}
     for key, (dtype, *shape) in model.facts["layout"].items():
-        names = _ours(key, family)
+        names = translate(key, family)
         kind = getattr(torch, dtype)
         if names and all(name in own for name in names):
             tensor = torch.cat([own[name] for name in names])
@@ -79,12 +78,6 @@ def _shape(shape: list[int], tensor: Tensor) -> list[int]:
     """Return the source's shape, with as many positions as there are now."""
     size = torch.Size(shape).numel()
     return shape if size == tensor.numel() else [*shape[:-2], tensor.shape[-2], shape[-1]]
-
-
-def _ours(key: str, family: str) -> tuple[str, ...]:
-    prefixes = FAMILIES[family].prefixes
-    prefix = next((p for p in prefixes if key.startswith(p)), "")
-    return ours_of(key.removeprefix(prefix), FAMILIES[family])
 
 
 def _with_head(

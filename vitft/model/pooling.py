@@ -1,4 +1,4 @@
-"""All tokens in, what the head reads out, by attention with a trained query."""
+"""All tokens in, what the head reads out."""
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +6,16 @@ from torch import Tensor, nn
 
 from vitft.model.blocks import Attention, FeedForward
 from vitft.model.config import ViTConfig
+
+
+def reduce_tokens(x: Tensor, config: ViTConfig) -> Tensor:
+    """Return tokens (B, prefix + N, D) in one: (B, D), or (B, 2 D) where the head reads two."""
+    if config.pooling == "cls":
+        return x[:, 0]
+    if config.pooling == "cls+dist":
+        return x[:, :2].flatten(1)
+    mean = x[:, config.n_prefix :].mean(dim=1)
+    return mean if config.pooling == "mean" else torch.cat([x[:, 0], mean], dim=1)
 
 
 class MapPooling(nn.Module):

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitft.model.config import ViTConfig
+
 
 def resize_positions(grid: Tensor, n_rows: int, *, how: str, offset: float) -> Tensor:
     """Return position embeddings (1, M, D) of a square grid for `n_rows` rows: (1, N, D).
@@ -29,6 +31,27 @@ def resize_positions(grid: Tensor, n_rows: int, *, how: str, offset: float) -> T
     return x.flatten(2).transpose(1, 2).to(grid.dtype)
 
 
+def positions_of(table: Tensor | None, n_own: int, config: ViTConfig, image_size: int) -> Tensor:
+    """Return position embeddings (1, prefix + N, D) for images of `image_size`.
+
+    Args:
+        table: (1, n_own + patches, D) for the config's size; None gives zeros (1, 1, 1).
+        n_own: special tokens that have a position; the other ones and the registers get zeros.
+        config: of the model.
+        image_size: side of the images, in pixels.
+    """
+    if table is None:
+        return torch.zeros(1, 1, 1)
+    if image_size == config.image_size and n_own == config.n_prefix:
+        return table
+    prefix, grid = table.tensor_split([n_own], dim=1)
+    if image_size != config.image_size:
+        n_rows = image_size // config.patch_size
+        grid = resize_positions(grid, n_rows, how=config.pos_resize, offset=config.pos_offset)
+    without = table.new_zeros(1, config.n_prefix - n_own, config.dim)
+    return torch.cat([prefix, without, grid], dim=1)
+
+
 class AxialRope(nn.Module):
     """Rotary positions of row and column for the patches' queries and keys (arXiv:2508.10104).
 
@@ -46,6 +69,16 @@ class AxialRope(nn.Module):
         self.n_prefix, self.n_rows = n_prefix, n_rows
         exponents = torch.arange(head_dim // 4, dtype=torch.float32) * 4 / head_dim
         self.register_buffer("periods", (theta**exponents).double())
+
+    @classmethod
+    def of(cls, config: ViTConfig) -> "AxialRope":
+        """Return the rotary positions of a model."""
+        return cls(
+            head_dim=config.dim // config.n_heads,
+            theta=config.rope_theta,
+            n_prefix=config.n_prefix,
+            n_rows=config.image_size // config.patch_size,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return queries or keys (B, H, tokens, K) with the patches' turned."""

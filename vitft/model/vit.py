@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from vitft.model.blocks import Block
 from vitft.model.config import ViTConfig
 from vitft.model.patches import ConvEmbed, PatchEmbed
-from vitft.model.pooling import MapPooling
-from vitft.model.positions import AxialRope, resize_positions
+from vitft.model.pooling import MapPooling, reduce_tokens
+from vitft.model.positions import AxialRope, positions_of
 
 STEMS = {"linear": PatchEmbed, "conv": ConvEmbed}
 
@@ -56,16 +56,9 @@ class VisionTransformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.pre_norm = nn.LayerNorm(dim, config.eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.rope = None
-        if config.rope_theta:
-            self.rope = AxialRope(
-                head_dim=dim // config.n_heads,
-                theta=config.rope_theta,
-                n_prefix=config.n_prefix,
-                n_rows=config.image_size // config.patch_size,
-            )
-            for block in self.blocks:
-                vars(block.attn)["rope"] = self.rope
+        self.rope = AxialRope.of(config) if config.rope_theta else None
+        for block in self.blocks:
+            vars(block.attn)["rope"] = self.rope  # one for all, so no child of theirs
         self.map_pool = MapPooling(config) if config.pooling == "map" else None
         none = config.final_norm == "none"
         self.norm: nn.Module = nn.Identity() if none else nn.LayerNorm(dim, config.eps)
@@ -104,14 +97,9 @@ class VisionTransformer(nn.Module):
 
         They are () where there is none, or the base was not converted.
         """
-        from vitft.families.names import FAMILIES  # which only a converted base needs
-        from vitft.families.rename import ours_of
+        from vitft.families.rename import translate  # which only a converted base needs
 
-        family = FAMILIES.get(str(self.facts.get("family")))
-        if family is None:
-            return ()
-        prefix = next((p for p in family.prefixes if name.startswith(p)), "")
-        return ours_of(name.removeprefix(prefix), family)
+        return translate(name, str(self.facts.get("family")))
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -129,22 +117,8 @@ class VisionTransformer(nn.Module):
         self.mean, self.std = mean, std
 
     def positions(self) -> Tensor:
-        """Return the position embedding for images of `image_size`, zeros for the registers.
-
-        It is (1, prefix + N, D); (1, 1, 1) where there is none.
-        """
-        table, config = self.pos_embedding, self.config
-        if table is None:
-            return self.head.weight.new_zeros(1, 1, 1)
-        n_special, n_own = len(config.special_tokens), self.n_pos_prefix
-        if self.image_size == config.image_size and n_own == n_special and not config.n_registers:
-            return table
-        prefix, grid = table.tensor_split([n_own], dim=1)
-        if self.image_size != config.image_size:
-            n_rows = self.image_size // config.patch_size
-            grid = resize_positions(grid, n_rows, how=config.pos_resize, offset=config.pos_offset)
-        without = table.new_zeros(1, config.n_prefix - n_own, config.dim)
-        return torch.cat([prefix, without, grid], dim=1)
+        """Return the position embedding for images of `image_size`: (1, prefix + N, D)."""
+        return positions_of(self.pos_embedding, self.n_pos_prefix, self.config, self.image_size)
 
     def embed(self, images: Tensor) -> Tensor:
         """Return tokens (B, prefix + N, D) of normalised images (B, C, height, width)."""
@@ -159,20 +133,8 @@ class VisionTransformer(nn.Module):
     def pool(self, x: Tensor) -> Tensor:
         """Return what the head reads (B, D or 2 D) of the blocks' output (B, prefix + N, D)."""
         x = self.norm(x) if self.config.final_norm == "before" else x
-        x = self.reduce(x)
+        x = reduce_tokens(x, self.config) if self.map_pool is None else self.map_pool(x)
         return self.norm(x) if self.config.final_norm == "after" else x
-
-    def reduce(self, x: Tensor) -> Tensor:
-        """Return the tokens (B, prefix + N, D) in one: (B, D), or (B, 2 D) for two."""
-        pooling, n_prefix = self.config.pooling, self.config.n_prefix
-        if self.map_pool is not None:
-            return self.map_pool(x)
-        if pooling == "cls":
-            return x[:, 0]
-        if pooling == "cls+dist":
-            return x[:, :2].flatten(1)
-        mean = x[:, n_prefix:].mean(dim=1)
-        return mean if pooling == "mean" else torch.cat([x[:, 0], mean], dim=1)
 
     def tokens(self, images: Tensor) -> Tensor:
         """Return every token (B, prefix + N, D), after the final norm where that is before pooling.

@@ -1,0 +1,70 @@
+"""A model in; the fingerprint of its base, and copies that share its memory, out."""
+
+import copy
+import hashlib
+from collections.abc import Collection
+from typing import Any, TypeVar, cast
+
+from torch import Tensor, nn
+
+from adapters.record import Injection, injection, unwrapped
+from adapters.targets import matching
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:
+    """Return 16 hexadecimal digits that tell the base's tensors, as float32, from any others.
+
+    Adapters change nothing in it, and trained modules are left out: what it is before `inject` with
+    `exclude=trainable`, it is after `inject`, on any device, and after training.
+
+    Raises:
+        ValueError: a name in `exclude` matches no module.
+    """
+    model = unwrapped(model)
+    trained, added = set(matching(model, exclude, "exclude")), set()
+    record = vars(model).get("_injection")
+    if isinstance(record, Injection):
+        trained |= record.trained.keys()
+        for name, base in record.adapted.items():
+            own = model.get_submodule(name).state_dict().keys() - base.state_dict().keys()
+            added |= {f"{name}.{key}" for key in own}
+    left_out = tuple(f"{name}." for name in trained)
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        if key not in added and not key.startswith(left_out) and isinstance(tensor, Tensor):
+            tensor = whole(tensor)
+            tensor = tensor.float() if tensor.is_floating_point() else tensor
+            digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """Return the fingerprint of an adapted model's base, computed once.
+
+    Raises:
+        ValueError: the model is not adapted, or its adapters are switched off.
+    """
+    record = injection(model)
+    if record.fingerprint is None:
+        record.fingerprint = fingerprint(model)
+    return record.fingerprint
+
+
+def shared_copy(model: Model) -> Model:
+    """Return a copy of `model` whose tensors lie in the same memory.
+
+    What is frozen, moved to another device or cast in one of them is not so in the other; a value
+    that changes in place changes in both.
+    """
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
+    return copy.deepcopy(model, memo)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor, gathered from all processes where FSDP2 shards it."""
+    return cast(Tensor, tensor.full_tensor()) if hasattr(tensor, "full_tensor") else tensor
