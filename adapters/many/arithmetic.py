@@ -72,13 +72,14 @@ def combine(
     generator = torch.Generator().manual_seed(seed)
     factors: dict[str, Factors] = {}
     for name in sorted({name for update in updates for name in update}):
-        own = [(w, *u[name]) for w, u in zip(weights, updates, strict=True) if name in u]
+        own = [
+            (u[name][0], w * u[name][1]) for w, u in zip(weights, updates, strict=True) if name in u
+        ]
         if how == "cat":
-            a, b = [a for _, a, _ in own], [w * b for w, _, b in own]
-            factors[name] = torch.cat(a), torch.cat(b, dim=1)
+            factors[name] = torch.cat([a for a, _ in own]), torch.cat([b for _, b in own], dim=1)
         else:
-            total = _sum([w * (b @ a) for w, a, b in own], how, density, generator)
-            most = rank or max(len(a) for _, a, _ in own)
+            total = _sum([b @ a for a, b in own], how, density, generator)
+            most = rank or max(len(a) for a, _ in own)
             factors[name] = closest(total, min(most, *total.shape))[0]
     chosen = saved[head_of or 0]
     trained = {key: t for key, t in chosen.tensors.items() if not key.endswith((A, B))}
@@ -112,11 +113,7 @@ def diff(
             that no adapter holds.
     """
     changes = _changes(base, tuned, head)
-    linears = {
-        name
-        for name, module in base.named_modules()
-        if isinstance(module, nn.Linear) and computes_as(module, nn.Linear)
-    }
+    linears = {name for name, module in base.named_modules() if _is_linear(module)}
     owner = {key: key.rpartition(".")[0] for key in changes}
     updates = {owner[k]: c for k, c in changes.items() if owner[k] in linears and c.ndim == 2}
     leaves = {name for name, module in base.named_modules() if name and not [*module.children()]}
@@ -135,14 +132,15 @@ def diff(
     energies = {key: change.square().sum().item() for key, change in changes.items()}
     shares = {key: kept[key] if key in lost else kept[owner[key]] for key in changes}
     kept["all"] = sum(shares[k] * energies[k] for k in energies) / sum(energies.values())
-    modules = dict(tuned.named_modules())
-    names = [*sorted(carried), head]
-    trained = {
-        f"{PREFIX}{name}.{k}": t for name in names for k, t in modules[name].state_dict().items()
-    }
-    classes = getattr(tuned, "classes", None)
-    saved = replace(_folder(factors, trained, names, None, classes), trained=tuple(names))
-    return load_adapter(base, saved, train=True), kept
+    names = (*sorted(carried), head)
+    states = {name: tuned.get_submodule(name).state_dict() for name in names}
+    trained = {f"{PREFIX}{name}.{k}": t for name in names for k, t in states[name].items()}
+    folder = _folder(factors, trained, names, None, getattr(tuned, "classes", None))
+    return load_adapter(base, replace(folder, trained=names), train=True), kept
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and computes_as(module, nn.Linear)
 
 
 def _changes(base: nn.Module, tuned: nn.Module, head: str) -> dict[str, Tensor]:

@@ -21,7 +21,9 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
         ValueError: the model has adapters, whose tensors a plain base has no place for.
         OSError: the file cannot be written.
     """
-    config = replace(model.config, n_classes=model.head.out_features)
+    head = model.head
+    has_bias = head.bias is not None
+    config = replace(model.config, n_classes=head.out_features, head_bias=has_bias)
     if len(model.classes) != config.n_classes:
         raise ValueError(
             f"{len(model.classes)} class names do not fit {config.n_classes} logits; "
