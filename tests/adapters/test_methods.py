@@ -223,3 +223,38 @@ def test_layers_leave_out_what_only_the_default_targets_name() -> None:
 def test_nothing_inside_a_target_can_be_trained_besides(kind: str, name: str) -> None:
     with pytest.raises(ValueError, match="lies inside .* which is a target; choose one"):
         inject(toy(), config(kind), trainable=("head", name))
+
+
+@pytest.mark.parametrize("kind", ["adaptformer", "vpt"])
+@pytest.mark.parametrize("on", [True, False])
+def test_a_wrapped_module_is_given_what_it_is_called_with(kind: str, on: bool) -> None:
+    """Arguments by place and by name reach the base's forward, switched on or off."""
+    seen: list[tuple[object, object]] = []
+
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor, n: int = 0, *, mask: str = "") -> torch.Tensor:
+            seen.append((n, mask))
+            return self.down(self.up(self.norm(x)))
+
+    layer = METHODS[kind]().adapt(Asking(), "blocks.0")
+    layer.enabled = on
+    layer(torch.randn(1, 3, 8), 5, mask="all")
+    assert seen == [(5, "all")]
+
+
+def test_prompts_need_tokens_back() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(8)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return self.norm(x), None
+
+    layer = METHODS["vpt"]().adapt(Pair(), "blocks.0")
+    with pytest.raises(ValueError, match="VPT adds tokens, but this block gives a tuple, not to"):
+        layer(torch.randn(1, 3, 8))

@@ -92,3 +92,35 @@ def test_dropout_and_other_trained_modules_are_refused() -> None:
     model = inject(shared_copy(base), config("lora"), trainable=("head", "embed"))
     with pytest.raises(ValueError, match="train besides the adapter; only 'head' may"):
         together(base, [model])
+
+
+def test_second_derivatives_are_those_of_each_alone() -> None:
+    base = toy()
+    some = members(base, "lora", "lora")
+    joint, x = together(base, some), IMAGES[:8]
+
+    def penalty(logits: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(logits.pow(3).sum(), parameters, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), parameters)
+
+    own = [[p for p in m.parameters() if p.requires_grad] for m in some]
+    found = penalty(joint(x), [p for ps in own for p in ps])
+    expected = [
+        g
+        for m, part, ps in zip(some, x.chunk(len(some)), own, strict=True)
+        for g in penalty(m(part), ps)
+    ]
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-8)
+
+
+def test_an_update_is_folded_into_the_weight_in_full_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls, plain = [], FoldedProducts.apply
+    monkeypatch.setattr(FoldedProducts, "apply", lambda *a: calls.append(1) or plain(*a))
+    base = toy()
+    some = members(base, "lora", "lora")
+    names = [name for name, _ in some[0].named_parameters()]
+    together(base, some)(IMAGES)
+    assert len(calls) == sum(name.endswith("lora_a") for name in names) > 0
