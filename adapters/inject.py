@@ -104,9 +104,8 @@ def _by_names(
 ) -> tuple[AdapterConfig, dict[str, nn.Module]]:
     """Return the config and its modules, layers and patterns put as names, which PEFT has too."""
     if config.layers:
-        own = config.targets == getattr(
-            type(config), "targets", None
-        )  # of a default, not all need be there
+        # default targets may be missing in the chosen layers
+        own = config.targets == getattr(type(config), "targets", None)
         found = in_layers(found, config.layers, () if own else config.targets)
     elif all(any(ends(name, wanted) for wanted in config.targets) for name in found):
         return config, found

@@ -69,7 +69,7 @@ class PretrainOptions(TrainOptions):
     preset: str = option("default", f"Values for what is not given: {', '.join(PRESETS)}.")
     lr: float | None = option(3e-3, "Highest learning rate; for adamw about a third of it.")
     optimizer: str = option("muon", "muon (dearer steps, but far fewer), adamw or adam.")
-    label_smoothing: float = option(0.05, "Probability that a target leaves to the other classes.")
+    label_smoothing: float = option(0.05, "Label smoothing: probability spread over all classes.")
     flip: bool = option(
         True, "Mirror half of the training images; wrong where left and right differ, as in signs."
     )

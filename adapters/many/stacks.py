@@ -15,7 +15,8 @@ from adapters.many.parts import linear, norm
 class Ids(threading.local):
     """Which slot every row of a thread's batch is of; one object that all layers of a bank read."""
 
-    __slots__ = ()  # so that what a compiled pass writes at a graph break is kept
+    # with a __dict__, a compiled pass loses what it writes here at a graph break
+    __slots__ = ()
     rows: Tensor  # (B,)
 
     def __reduce__(self) -> tuple[type["Ids"], tuple[()]]:  # a copy starts without rows

@@ -33,7 +33,7 @@ class TrainOptions:
     schedule: str = option("cosine", "Of the learning rate: cosine, linear, multistep or constant.")
     warmup: float = option(0.05, "Share of the run over which the learning rate rises.")
     clip: float = option(1.0, "Largest norm of the gradient; 0: any.")
-    label_smoothing: float = option(0.0, "Probability that a target leaves to the other classes.")
+    label_smoothing: float = option(0.0, "Label smoothing: probability spread over all classes.")
     flip: bool = option(
         False, "Mirror half of the training images; wrong where left and right differ, as in signs."
     )

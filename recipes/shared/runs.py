@@ -52,9 +52,9 @@ def check_run(options: TrainOptions) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, so that no other run writes to it; whatever ends the process ends this.
+    """Lock the folder, so that no other run writes to it; released however the process ends.
 
-    On a file system without locks it is not held.
+    On a file system without locks it is not locked.
 
     Raises:
         ValueError: another run holds it.

@@ -253,6 +253,7 @@ def test_a_tensor_that_does_not_fit_is_named(
             {"target_modules": r"(([a-z0-9]+\.?)+)+!"},
             "repeats what repeats, which can take forever",
         ),
+        ({"target_modules": r"(wq+|wk)+"}, "repeats what repeats"),
         ({"target_modules": None}, r"target_modules \(\) is no module of this model"),
         ({"target_modules": 3}, "target_modules is 3, not a list"),
         ({"modules_to_save": ["haed"]}, "modules_to_save 'haed' is no module with"),

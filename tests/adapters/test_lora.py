@@ -92,3 +92,13 @@ def test_second_derivatives_are_those_of_the_plain_formula() -> None:
 
     for one, two in zip(penalty(adapted(x)), penalty(plain(adapted, x)), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("frozen", ["lora_a", "lora_b"])
+def test_one_factor_may_be_frozen(frozen: str) -> None:
+    adapted, x = layer(), torch.randn(9, 5, dtype=torch.float64)
+    adapted.get_parameter(frozen).requires_grad_(False)
+    (trained,) = [p for p in adapted.parameters() if p.requires_grad]
+    (found,) = torch.autograd.grad(adapted(x).pow(2).sum(), [trained])
+    (expected,) = torch.autograd.grad(plain(adapted, x).pow(2).sum(), [trained])
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

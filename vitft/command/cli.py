@@ -66,7 +66,7 @@ def cli(traceback: bool) -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line; what the user can mend: a line and status 2; an interruption: 130."""
+    """Run the command line: status 2 and one line for the user's mistakes, 130 if interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.stdout, sys.stderr = (cast(TextIO, Outliving(s)) for s in (sys.stdout, sys.stderr))
     try:

@@ -40,8 +40,8 @@ def command(
 ) -> click.Command:
     """Return the command `name` that calls `run` with an `options` made of what the user gave.
 
-    With `presets`, the field `preset` names one; its values stand behind what is given and before
-    the defaults.
+    With `presets`, the field `preset` names one. The order is: what the user gave, then the preset,
+    then the defaults.
     """
 
     def callback(**given: Any) -> None:

@@ -10,9 +10,9 @@ from vitft.data.images import Images
 def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images]:
     """Return training and validation images, the latter `fraction` of each class, in whole sources.
 
-    Sources too large for that, more than twice what is wanted, train; where all are, the smallest
-    validates. A class of a single source is split by image; a class of a single image stays in
-    training.
+    A source with more than twice the wanted number of images stays in training. If every source is
+    that large, the smallest is used for validation. A class of a single source is split by image; a
+    class of a single image stays in training.
 
     Raises:
         ValueError: `fraction` is not in 0 <= fraction < 1.
