@@ -59,8 +59,9 @@ def combinations(options: SweepBase) -> list[tuple[dict[str, Any], CommonOptions
     for name in ("seeds", "together"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name}={getattr(options, name)} is not positive")
-    if options.compile:
-        raise ValueError("a sweep is not compiled; leave out --compile")
+    if options.compile or options.checkpoint_blocks:
+        name = "--compile" if options.compile else "--checkpoint-blocks"
+        raise ValueError(f"a sweep computes its adapters in one pass; leave out {name}")
     values = {
         name: [_number(name, text) for text in getattr(options, name)]
         for name in GRID

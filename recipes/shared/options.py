@@ -25,6 +25,9 @@ class TrainOptions:
     accumulate: int = option(
         1, "Compute a batch in so many parts, one after another: less memory, the same result."
     )
+    checkpoint_blocks: bool = option(
+        False, "Compute the blocks again in the backward pass: less memory, more time."
+    )
     lr: float | None = option(1e-3, "Highest learning rate.")
     weight_decay: float = option(0.05, "Decoupled weight decay of matrices.")
     optimizer: str = option(
@@ -132,6 +135,7 @@ def make_plan(
         "epochs",
         "batch_size",
         "accumulate",
+        "checkpoint_blocks",
         "lr",
         "weight_decay",
         "optimizer",

@@ -27,7 +27,15 @@ OUTPUTS = (
 # What a file system without locks says.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 # What may differ between a run's start and its resumption.
-MAY_DIFFER = ("out", "device", "save_seconds", "compile", "cache_features", "accumulate")
+MAY_DIFFER = (
+    "out",
+    "device",
+    "save_seconds",
+    "compile",
+    "cache_features",
+    "accumulate",
+    "checkpoint_blocks",
+)
 
 
 def check_run(options: TrainOptions) -> Path:

@@ -26,6 +26,7 @@ from vitft.training.stop import Interrupted
 from vitft.training.updates import NotFinite
 
 CPU = torch.device("cpu")
+LABELS = torch.arange(40) % 2
 
 
 def images(n: int = 40) -> Images:
@@ -269,3 +270,37 @@ def test_evaluation_gives_every_module_its_mode_back_and_knows_large_losses() ->
     assert model.blocks[1].training
     assert found.loss == pytest.approx(500, abs=5)  # half of the images are of class 1
     assert found.accuracy == 0.5
+
+
+def kept_bytes(run: Run) -> int:
+    """Return the bytes that a forward pass of the run's step keeps for the backward pass."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    step = Step([run], lambda models: models[0])
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        step._forward(torch.randn(16, 3, 8, 8))
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("config", [None, adapters.LoRAConfig(rank=2, dropout=0.3)])
+def test_blocks_computed_again_give_the_same_with_less_memory(
+    tmp_path: Path, config: adapters.AdapterConfig | None
+) -> None:
+    ends, bytes_kept = [], []
+    for again in (False, True):
+        torch.manual_seed(0)
+        model = tiny_model(n_layers=4)
+        if config:
+            adapters.inject(model, config, trainable=("head",))
+        run = new_run(model, tmp_path, checkpoint_blocks=again)
+        run.train = run.inputs = Images(lambda i: torch.full((3, 8, 8), i).byte(), LABELS).to(CPU)
+        run.steps_per_epoch = 3
+        bytes_kept.append(kept_bytes(run))
+        train(run)
+        ends.append(torch.cat([p.detach().flatten() for p in run.trainable.values()]))
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
+    assert bytes_kept[1] < 0.5 * bytes_kept[0]

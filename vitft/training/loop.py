@@ -220,8 +220,8 @@ def _check_alike(runs: Sequence[Run], join: Join | None) -> None:
     if join is None:
         raise ValueError(f"{len(runs)} runs need join, which makes one model of theirs")
     first = runs[0].plan
-    if first.compiled or first.recorded:
-        raise ValueError("several runs train neither compiled nor recorded")
+    if first.compiled or first.recorded or first.checkpoint_blocks:
+        raise ValueError("several runs train not compiled, recorded or with checkpoint_blocks")
     for run in runs:
         same = replace(run.plan, lr=first.lr, seed=first.seed, lr_factors=first.lr_factors)
         if same != first:

@@ -33,6 +33,7 @@ class Plan:
     sizes: tuple[tuple[int, float], ...] = ()  # (image size, share of the epochs), then in full
     augmentation: Augmentation = Augmentation()
     n_cached: int = 0  # compute so many first stages once, as far as they are frozen
+    checkpoint_blocks: bool = False  # compute blocks again in the backward pass: less memory
     compiled: bool = False  # compile the model's stages and what augments
     recorded: bool = False  # record a step and replay it, on CUDA
     bf16: bool = False  # compute in bfloat16; the weights stay float32
@@ -51,6 +52,8 @@ class Plan:
                 raise ValueError(f"{name}={getattr(self, name)} is not in 0 <= {name} < 1")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed} is not in 0 <= seed < 2**32")
+        if self.checkpoint_blocks and (self.compiled or self.recorded):
+            raise ValueError("checkpoint_blocks=True is for steps neither compiled nor recorded")
         if self.n_cached and (self.augmentation != Augmentation() or self.sizes):
             raise ValueError(
                 f"n_cached={self.n_cached} computes features of unchanged images, but augmentation "

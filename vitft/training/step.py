@@ -11,6 +11,7 @@ from itertools import chain, pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vitft.model.vit import VisionTransformer
 from vitft.training.cores import each, in_parts, n_parts
@@ -70,10 +71,14 @@ class Step:
         models = [[runs[i].model for i in group] for group in self.groups]
         self.joints = [group[0] if self.alone else join(group) for group in models]
         self.prepare, self.learn = prepare, self._learn
-        self.compiled = [*first.model.stages()] if first.plan.compiled else []
+        self.stages: list[Callable[[Tensor], Tensor]] = []  # in place of the model's own
         if first.plan.compiled:  # here, and not in place: evaluation is too short to compile for
             self.prepare = torch.compile(prepare, dynamic=False)
-            self.compiled = [torch.compile(part, dynamic=False) for part in self.compiled]
+            self.stages = [torch.compile(part, dynamic=False) for part in first.model.stages()]
+        elif first.plan.checkpoint_blocks:
+            embed, *blocks, pool, head = first.model.stages()
+            again = [partial(checkpoint, block, use_reentrant=False) for block in blocks]
+            self.stages = [embed, *again, pool, head]
         if first.plan.recorded:
             self.learn = Recorded(self._learn)
         if self.alone:
@@ -118,7 +123,7 @@ class Step:
     def _backward_alone(self, inputs: Tensor, targets: Tensor) -> None:
         """Leave one run's gradients in its parameters; on a CPU from parts side by side."""
         run, n = self.runs[0], len(inputs)
-        side_by_side = not (self.whole or self.compiled or run.plan.accumulate > 1)
+        side_by_side = not (self.whole or run.plan.compiled or run.plan.accumulate > 1)
         n_pieces = n_parts(run.device, n) if side_by_side else min(n, run.plan.accumulate)
         pieces = zip(inputs.tensor_split(n_pieces), targets.tensor_split(n_pieces), strict=True)
         if n_pieces > 1 and side_by_side:
@@ -135,9 +140,9 @@ class Step:
         """Return the logits of one run's model, through the module itself where that takes `x`."""
         run = self.runs[0]
         with run.autocast():
-            for part in self.compiled[self.stage :]:
+            for part in self.stages[self.stage :]:
                 x = part(x)
-            if self.compiled:
+            if self.stages:
                 return x
             return run.model.run(x, self.stage) if self.stage else run.model(x)
 
