@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -26,9 +26,14 @@ TINY_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.item
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+torch.set_num_threads(1)  # fixtures of modules are made before those of functions
+
+
 @pytest.fixture(autouse=True)
-def _repeatable() -> None:
+def _repeatable() -> Iterator[None]:
     torch.manual_seed(0)
+    torch.set_num_threads(1)
+    yield
     torch.set_num_threads(1)
 
 
