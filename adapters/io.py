@@ -47,7 +47,8 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     tensors = _tensors(inner, record, save=True) | _untrained(inner, record)
     saved = AdapterFolder(
         config=written,
-        tensors={key: whole(tensor.detach()) for key, tensor in tensors.items()},
+        # in one order, since all processes gather each tensor together
+        tensors={key: whole(tensors[key].detach()) for key in sorted(tensors)},
         fingerprint=base_fingerprint(model),
         classes=classes if isinstance(classes, tuple) else None,
         method=method_name(config) if config else None,
