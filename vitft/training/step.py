@@ -71,14 +71,9 @@ class Step:
         models = [[runs[i].model for i in group] for group in self.groups]
         self.joints = [group[0] if self.alone else join(group) for group in models]
         self.prepare, self.learn = prepare, self._learn
-        self.stages: list[Callable[[Tensor], Tensor]] = []  # in place of the model's own
-        if first.plan.compiled:  # here, and not in place: evaluation is too short to compile for
+        self.stages = changed_stages(first)
+        if first.plan.compiled:
             self.prepare = torch.compile(prepare, dynamic=False)
-            self.stages = [torch.compile(part, dynamic=False) for part in first.model.stages()]
-        elif first.plan.checkpoint_blocks:
-            embed, *blocks, pool, head = first.model.stages()
-            again = [partial(checkpoint, block, use_reentrant=False) for block in blocks]
-            self.stages = [embed, *again, pool, head]
         if first.plan.recorded:
             self.learn = Recorded(self._learn)
         if self.alone:
@@ -202,6 +197,20 @@ class Step:
             self.failed[run] = error
             if len(self.failed) == len(self.runs):
                 raise
+
+
+def changed_stages(run: Run) -> list[Callable[[Tensor], Tensor]]:
+    """Return the stages to compute in place of the model's, as the plan says; [] for its own.
+
+    They are compiled here, and not in place, since evaluation is too short to compile for.
+    """
+    if run.plan.compiled:
+        return [torch.compile(stage, dynamic=False) for stage in run.model.stages()]
+    if run.plan.checkpoint_blocks:
+        embed, *blocks, pool, head = run.model.stages()
+        again = [partial(checkpoint, block, use_reentrant=False) for block in blocks]
+        return [embed, *again, pool, head]
+    return []
 
 
 def loss_and_totals(run: Run, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
