@@ -95,7 +95,7 @@ class LowRankLinear(AdapterLinear):
     def update(self, x: Tensor) -> Tensor:
         """Return scale B A x (..., O) for x (..., I), in the dtype of A and B."""
         a, b = self.factors()
-        return self.scale * F.linear(F.linear(cast_to(x, a), a), b)
+        return F.linear(F.linear(cast_to(x, a), a), self.scale * b)
 
     def parts(self) -> dict[str, Tensor]:
         """Return what a bank stacks of this layer."""

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from tests.conftest import TINY
 from vitft import load_model, save_model
+from vitft.model.blocks import MAX_PLAIN, attend
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 
@@ -202,3 +203,18 @@ def test_a_model_in_16_bits_takes_its_own_images_at_any_size() -> None:
     logits = low(low.normalize(pixels))
     assert logits.dtype == torch.bfloat16
     torch.testing.assert_close(logits.float(), model(model.normalize(pixels)), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 7, 65, MAX_PLAIN, MAX_PLAIN + 1])
+def test_attention_in_16_bits_is_attention_to_16_bits(n_tokens: int) -> None:
+    q, k, v = (torch.randn(1, 2, n, 6, requires_grad=True) for n in (3, n_tokens, n_tokens))
+    expected = F.scaled_dot_product_attention(q, k, v)
+    direction = torch.randn_like(expected)
+    wanted = torch.autograd.grad((expected * direction).sum(), (q, k, v))
+    found = attend(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.03)
+    for one, two in zip(
+        torch.autograd.grad((found * direction).sum(), (q, k, v)), wanted, strict=True
+    ):
+        torch.testing.assert_close(one, two, rtol=0, atol=0.03 * two.abs().max().item())

@@ -1,10 +1,9 @@
 """All tokens in, what the head reads out."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitft.model.blocks import Attention, FeedForward
+from vitft.model.blocks import Attention, FeedForward, attend
 from vitft.model.config import ViTConfig
 
 
@@ -35,6 +34,6 @@ class MapPooling(nn.Module):
         q = attn.wq(query).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)  # (B, H, 1, K)
         k = attn.wk(x).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)  # (B, H, N, K)
         v = attn.wv(x).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)  # (B, H, N, K)
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        y = attend(q, k, v).transpose(1, 2).flatten(2)
         y = attn.wo(y)  # (B, 1, D)
         return (y + self.ffn(self.norm(y)))[:, 0]
