@@ -13,6 +13,9 @@ from torch import nn
 
 from adapters.layers import AdapterLayer
 
+# the linears of vitft's blocks; "w3" where the feed-forward is gated
+LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+
 
 def option(default: Any, help: str) -> Any:
     """Return a config's field with its one line of documentation, which programs can show."""
@@ -30,7 +33,7 @@ class AdapterConfig(ABC):
     """
 
     # exact names of modules, dotted suffixes ("wq", "attn.wq"), or regular expressions that match
-    # a whole name
+    # a whole name; of a class's default, those that the model has
     targets: tuple[str, ...]
     layers: tuple[int, ...] = ()  # of the blocks to adapt, 4 in "blocks.4.attn.wq"; (): all
 
@@ -72,6 +75,10 @@ class AdapterConfig(ABC):
         Raises:
             ValueError: the method does not adapt such a module.
         """
+
+    def suits(self, module: nn.Module) -> bool:
+        """Return whether a module that a default target names is one for this method."""
+        return True
 
     def adapt_all(self, modules: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
         """Return the layers to put in the places of `modules`, by name.
@@ -150,7 +157,7 @@ class RankConfig(AdapterConfig):
         ValueError: an option is out of its range.
     """
 
-    targets: tuple[str, ...] = ("wq", "wk", "wv", "wo")
+    targets: tuple[str, ...] = LINEARS
     rank: int = option(8, "rank of the update")
     alpha: float = option(16, "the update is scaled by alpha / rank")
     rank_pattern: Mapping[str, int] = option({}, "other ranks, by names: w1=4,w2=16")

@@ -14,7 +14,17 @@ from torch import nn
 
 from adapters.config import AdapterConfig
 from adapters.record import Injection, every_parameter, replace_modules
-from adapters.targets import EITHER, ends, in_layers, matching, refuse, refuse_statistics, use_of
+from adapters.targets import (
+    EITHER,
+    ends,
+    in_layers,
+    matching,
+    named_modules,
+    refuse,
+    refuse_statistics,
+    select,
+    use_of,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -47,11 +57,13 @@ def inject(
     if "_injection" in vars(model):
         raise ValueError("the model is adapted already; eject or merge it before another inject")
     trained = matching(model, trainable, "trainable")
+    wanted = config.targets if config and not _is_default(config) else ()
+    config = _present(model, config) if config else None
     adapted = matching(model, config.targets, "target") if config else {}
     if config:
         inside = trained if skip_trained else ()
         adapted = _outside(adapted, inside)
-        config, adapted = _by_names(model, config, adapted, inside)
+        config, adapted = _by_names(model, config, adapted, wanted, inside)
     if not adapted and not trained:
         raise ValueError("nothing would train; give a config, or names of modules in trainable")
     refuse(model, adapted, trained)
@@ -87,6 +99,22 @@ def _note_first_call(record: Injection, name: str, layer: nn.Module) -> None:
     handle = layer.register_forward_pre_hook(called)
 
 
+def _is_default(config: AdapterConfig) -> bool:
+    return config.targets == getattr(type(config), "targets", None)
+
+
+def _present(model: nn.Module, config: AdapterConfig) -> AdapterConfig:
+    """Return the config, its class's default targets reduced to those that the model has."""
+    if not _is_default(config):
+        return config
+    modules = named_modules(model)
+    hits = {wanted: select(modules, wanted) for wanted in config.targets}
+    found = [
+        w for w, names in hits.items() if names and all(config.suits(modules[n]) for n in names)
+    ]
+    return replace(config, targets=tuple(found or config.targets))
+
+
 def _outside(found: dict[str, nn.Module], trained: Collection[str]) -> dict[str, nn.Module]:
     """Return the modules that lie outside the trained ones."""
     return {
@@ -100,13 +128,16 @@ def _by_names(
     model: nn.Module,
     config: AdapterConfig,
     found: dict[str, nn.Module],
+    wanted: Collection[str],
     trained: Collection[str],
 ) -> tuple[AdapterConfig, dict[str, nn.Module]]:
-    """Return the config and its modules, layers and patterns put as names, which PEFT has too."""
+    """Return the config and its modules, layers and patterns put as names, which PEFT has too.
+
+    Args:
+        wanted: targets that the chosen layers must have.
+    """
     if config.layers:
-        # default targets may be missing in the chosen layers
-        own = config.targets == getattr(type(config), "targets", None)
-        found = in_layers(found, config.layers, () if own else config.targets)
+        found = in_layers(found, config.layers, wanted)
     elif all(any(ends(name, wanted) for wanted in config.targets) for name in found):
         return config, found
     config = replace(config, targets=tuple(found), layers=())

@@ -30,7 +30,9 @@ def main(base: str, rounds: int, batch_size: int, device: str, bf16: bool) -> No
     images = torch.randn(
         batch_size, config.n_channels, config.image_size, config.image_size, device=device
     )
-    adapted = adapters.inject(copy.deepcopy(plain), adapters.LoRAConfig()).eval()
+    adapted = adapters.inject(
+        copy.deepcopy(plain), adapters.LoRAConfig(targets=("wq", "wk", "wv", "wo"))
+    ).eval()
     off = copy.deepcopy(adapted)
     merged = adapters.merge(copy.deepcopy(adapted))
     contestants = {"base": plain, "lora": adapted, "lora, switched off": off, "merged": merged}

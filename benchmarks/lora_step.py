@@ -28,7 +28,7 @@ from vitft.training.step import Step
 import_torchvision()  # before PEFT does, which gives up where the operators do not fit
 import peft  # noqa: E402
 
-TARGETS = ["wq", "wk", "wv", "wo"]
+TARGETS = ("wq", "wk", "wv", "wo")
 COLUMNS = {
     "method": "",
     "milliseconds": ".0f",
@@ -47,7 +47,7 @@ def full() -> torch.nn.Module:
 def with_peft(use_dora: bool) -> torch.nn.Module:
     """Return the model adapted by PEFT."""
     config = peft.LoraConfig(
-        r=8, lora_alpha=16, target_modules=TARGETS, modules_to_save=["head"], use_dora=use_dora
+        r=8, lora_alpha=16, target_modules=[*TARGETS], modules_to_save=["head"], use_dora=use_dora
     )
     return peft.get_peft_model(full(), config)
 
@@ -60,9 +60,9 @@ def with_vitft(config: adapters.LoRAConfig | None) -> torch.nn.Module:
 CONTESTANTS: dict[str, Callable[[], torch.nn.Module]] = {
     "full": full,
     "peft lora": lambda: with_peft(use_dora=False),
-    "vitft lora": lambda: with_vitft(adapters.LoRAConfig()),
+    "vitft lora": lambda: with_vitft(adapters.LoRAConfig(targets=TARGETS)),
     "peft dora": lambda: with_peft(use_dora=True),
-    "vitft dora": lambda: with_vitft(adapters.DoRAConfig()),
+    "vitft dora": lambda: with_vitft(adapters.DoRAConfig(targets=TARGETS)),
     "vitft linear": lambda: with_vitft(None),
 }
 LOOP = " in vitft's loop"

@@ -42,7 +42,9 @@ def members(
     runs = []
     for i in range(n):
         model = adapters.shared_copy(plain)
-        config = adapters.LoRAConfig(rank=(2, 4, 8, 16)[i % 4], layers=layers)
+        config = adapters.LoRAConfig(
+            rank=(2, 4, 8, 16)[i % 4], layers=layers, targets=("wq", "wk", "wv", "wo")
+        )
         adapters.inject(model, config, trainable=("head",))
         plan = Plan(epochs=1, batch_size=batch_size, lr=1e-3 * 3 ** -(i // 4), weight_decay=0.0)
         runs.append(Run(model.train(), images, images, plan, folder))

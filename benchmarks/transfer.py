@@ -23,7 +23,7 @@ import click
 from adapters import METHODS
 from benchmarks.results import few_tests, run_once, table, write_result
 
-TOGETHER = "--targets=wq,wk,wv,wo,w1,w2"
+ATTENTION = "--targets=wq,wk,wv,wo"
 WAYS: dict[str, list[str]] = {  # the baselines and methods; then LoRA's ranks and targets
     "linear": ["--adapter=linear"],
     "full": ["--adapter=full"],
@@ -31,7 +31,7 @@ WAYS: dict[str, list[str]] = {  # the baselines and methods; then LoRA's ranks a
     **{method: [f"--adapter={method}"] for method in METHODS},
     **{f"lora, rank {r}": ["--adapter=lora", f"--rank={r}", f"--alpha={2 * r}"] for r in (2, 32)},
     "lora, wq wv": ["--adapter=lora", "--targets=wq,wv"],
-    "lora, all linears": ["--adapter=lora", TOGETHER],
+    "lora, wq wk wv wo": ["--adapter=lora", ATTENTION],
     "lora+": ["--adapter=lora", "--lr-ratio=16"],
     "rslora, rank 32": ["--adapter=lora", "--rank=32", "--use-rslora"],
     "pissa": ["--adapter=lora", "--init=pissa"],

@@ -56,7 +56,7 @@ class CommonOptions(TrainOptions):
     targets: tuple[str, ...] | None = option(
         None,
         "What to adapt: names, ends of names or regular expressions.  [default: the method's, "
-        "wq,wk,wv,wo for lora]",
+        "every linear of the blocks for lora: wq,wk,wv,wo,w1,w2, and w3 where there is one]",
     )
     layers: tuple[str, ...] | None = option(
         None, "Numbers of the blocks to adapt, from 0, such as 4-5.  [default: all]"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from adapters.config import AdapterConfig, plain
+from adapters.config import LINEARS, AdapterConfig, plain
 from adapters.layers import AdapterLinear, AdapterNorm, AffineLayer, wide
 
 
@@ -45,10 +45,14 @@ class BitFitConfig(AdapterConfig):
     A layer trains O numbers.
     """
 
-    targets: tuple[str, ...] = ("w1", "w2", "norm1", "norm2")
+    targets: tuple[str, ...] = (*LINEARS, "norm1", "norm2")
 
     peft_marks = {"peft_type": "BITFIT"}
     peft_tensors = {"tuned_bias": "bitfit_bias"}
+
+    def suits(self, module: nn.Module) -> bool:
+        """Return whether the module has a bias to train."""
+        return getattr(module, "bias", None) is not None
 
     def adapt(self, module: nn.Module, name: str) -> TunedBias:
         """Return the layer that takes the place of a plain `nn.Linear` or `nn.LayerNorm`.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adapters.config import AdapterConfig, plain
+from adapters.config import LINEARS, AdapterConfig, plain
 from adapters.layers import AdapterLinear, AdapterNorm, AffineLayer, wide
 
 
@@ -56,7 +56,7 @@ class SSFConfig(AdapterConfig):
     A layer trains 2 O numbers. A linear without bias can't be merged: nothing holds its shift.
     """
 
-    targets: tuple[str, ...] = ("wq", "wk", "wv", "wo", "w1", "w2", "norm1", "norm2")
+    targets: tuple[str, ...] = (*LINEARS, "norm1", "norm2")
 
     peft_marks = {"peft_type": "SSF"}
     peft_tensors = {"gamma": "ssf_gamma", "beta": "ssf_beta"}

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from adapters.config import AdapterConfig, check_count, check_dropout, option, plain_linear
+from adapters.config import LINEARS, AdapterConfig, check_count, check_dropout, option, plain_linear
 from adapters.layers import AdapterLayer, wide, wide_dtype
 from adapters.methods.lora import LowRankLinear
 
@@ -61,7 +61,7 @@ class VeRAConfig(AdapterConfig):
         ValueError: an option is out of its range.
     """
 
-    targets: tuple[str, ...] = ("wq", "wk", "wv", "wo")
+    targets: tuple[str, ...] = LINEARS
     rank: int = option(256, "of the shared random matrices")
     dropout: float = option(0.0, "of the adapter's input, in training only")
     d_initial: float = option(0.1, "what lambda_d starts from")

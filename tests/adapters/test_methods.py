@@ -8,16 +8,17 @@ from torch import Tensor, nn
 from adapters import METHODS, inject
 from adapters.methods.lokr import factorise
 from tests.adapters.toy import X, adapted, config, toy
+from tests.conftest import TINY
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 
 D, H, L, R, P, M = 256, 512, 6, 8, 10, 64  # widths, blocks, rank, prompts, bottleneck
 COUNTS = {  # trained numbers in the article's ViT, by the papers' formulas
-    "lora": L * 4 * R * (D + D),
-    "dora": L * 4 * (R * (D + D) + D),
-    "vera": L * 4 * (D + 256),
-    "loha": L * 4 * 2 * R * (D + D),
-    "lokr": L * 4 * (16 * 16 + 16 * 16),
+    "lora": L * R * (4 * (D + D) + 2 * (D + H)),
+    "dora": L * (R * (4 * (D + D) + 2 * (D + H)) + 5 * D + H),
+    "vera": L * (5 * D + H + 6 * 256),
+    "loha": L * 2 * R * (4 * (D + D) + 2 * (D + H)),
+    "lokr": L * (4 * (16 * 16 + 16 * 16) + 2 * (16 * 16 + R * (16 + 32))),
     "ia3": L * (D + D + H),
     "ssf": L * 2 * (4 * D + H + D + 2 * D),
     "bitfit": L * (H + D + 2 * D),
@@ -31,6 +32,16 @@ COUNTS = {  # trained numbers in the article's ViT, by the papers' formulas
 def test_a_method_trains_as_many_numbers_as_its_paper_says(method: str) -> None:
     model = inject(VisionTransformer(), METHODS[method]())
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == COUNTS[method]
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "vera", "loha", "lokr", "ssf", "bitfit"])
+def test_by_default_every_linear_of_the_blocks_is_adapted(method: str) -> None:
+    options = {"gated": True, "qkv_bias": True, "proj_bias": True, "layer_scale": True}
+    model = inject(VisionTransformer(ViTConfig(**TINY, **options)), METHODS[method]())
+    linears = {"attn.wq", "attn.wk", "attn.wv", "attn.wo", "ffn.w1", "ffn.w2", "ffn.w3"}
+    trained = {n.rpartition(".")[0] for n, p in model.named_parameters() if p.requires_grad}
+    norms = {"norm1", "norm2"} if method in ("ssf", "bitfit") else set()
+    assert trained == {f"blocks.{i}.{n}" for i in range(2) for n in linears | norms}
 
 
 @pytest.mark.parametrize("method", METHODS)
