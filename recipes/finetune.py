@@ -35,6 +35,7 @@ from vitft.training.plan import Plan
 from vitft.training.run import Run
 
 PRESETS: dict[str, dict[str, Any]] = {"default": {}}
+HEAD_STARTS = ("probe", "zeros")
 CACHED_BYTES = 2**30  # of features, unless more is asked for
 
 
@@ -60,6 +61,10 @@ class CommonOptions(TrainOptions):
     )
     layers: tuple[str, ...] | None = option(
         None, "Numbers of the blocks to adapt, from 0, such as 4-5.  [default: all]"
+    )
+    head_start: str = option(
+        "probe",
+        "What the new head starts from: probe, a linear probe of the base's features, or zeros.",
     )
     cache_features: bool | None = option(
         None,
@@ -137,11 +142,14 @@ def resolve(
     Raises:
         ValueError: an option is unknown, out of its range, or not the method's.
     """
+    if options.head_start not in HEAD_STARTS:
+        known = ", ".join(HEAD_STARTS)
+        raise ValueError(f"unknown head start {options.head_start!r}; choose from {known}")
     given = {name: getattr(options, name) for name in ("targets", "layers", *method_options())}
     config = make_config(options.adapter, given)
     if options.lr is None:
         options = replace(options, lr=default_lr(options.adapter))
-    plan = make_plan(options, device)
+    plan = replace(make_plan(options, device), probe_head=options.head_start == "probe")
     if config is not None:
         own = [field.name for field in fields(config) if "help" in field.metadata]
         options = replace(options, **{name: getattr(config, name) for name in own})

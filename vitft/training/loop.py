@@ -1,7 +1,8 @@
 """The one training loop: runs in, one or several; trained models and their metrics out.
 
-The order of a run: the state is saved, frozen stages see the images once, then come epochs of
-steps, each epoch followed by a validation and a line of metrics.jsonl.
+The order of a run: the state is saved, frozen stages see the images once, the head starts from a
+linear probe where the plan says so; then come epochs of steps, each followed by a validation and a
+line of metrics.jsonl.
 """
 
 import sys
@@ -12,10 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from vitft.data.images import Images
 from vitft.training.features import extract, n_frozen
+from vitft.training.probe import fit_head
 from vitft.training.run import Run
 from vitft.training.step import Join, Step
 from vitft.training.stop import Interrupted, stop_signals
@@ -63,6 +66,8 @@ class Loop:
             run.save()
         if plan.n_cached and self.runs[0].epoch < plan.epochs:
             self._extract()
+        if plan.probe_head and self.runs[0].epoch == self.runs[0].step == 0:
+            self._start_heads()
         self.step = self._make_step()
         with stop_signals() as stop, self._bar() as bar:
             while self.step.runs[0].epoch < plan.epochs:
@@ -86,6 +91,20 @@ class Loop:
                 synchronize(run.device)
                 run.feature_seconds = time.perf_counter() - started
             run.inputs, run.validation_inputs = extracted[id(run.train)]
+
+    def _start_heads(self) -> None:
+        """Give the heads the weights of a linear probe, one for all runs on a set of images.
+
+        Runs that train together start from one function, since their adapters change nothing yet.
+        """
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for run in self.runs:
+            key, task, bf16 = id(run.train), run.plan.task, run.plan.bf16
+            if key not in found:
+                found[key] = fit_head(run.model, run.inputs, task, folder=run.folder, bf16=bf16)
+            with torch.no_grad():
+                for parameter, value in zip(run.model.head.parameters(), found[key], strict=True):
+                    parameter.copy_(value)
 
     def _run_epoch(self, stop: list[int], bar: "tqdm[Any]") -> None:
         """Take the steps that are left of an epoch; save by the clock, and when asked to stop."""

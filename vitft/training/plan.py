@@ -30,6 +30,7 @@ class Plan:
     warmup: float = 0.05  # share of the run over which the learning rate rises
     clip: float = 1.0  # largest norm of the gradient; 0: any
     label_smoothing: float = 0.0
+    probe_head: bool = False  # start from the head of a linear probe
     sizes: tuple[tuple[int, float], ...] = ()  # (image size, share of the epochs), then in full
     augmentation: Augmentation = Augmentation()
     n_cached: int = 0  # compute so many first stages once, as far as they are frozen
