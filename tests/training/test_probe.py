@@ -1,5 +1,7 @@
 """A head that starts from a linear probe is the best one for the features, and training goes on."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 
 import adapters
 from tests.conftest import TINY
+from tests.conftest import Run as Command
 from vitft import VisionTransformer, ViTConfig
 from vitft.data.images import Images
 from vitft.training.loop import train
@@ -64,3 +67,19 @@ def test_training_starts_from_the_probe(cached: int, full: bool, tmp_path: Path)
     train(Run(model, some, some, plan, tmp_path))
     for found, wanted in zip(model.head.parameters(), expected, strict=True):
         torch.testing.assert_close(found.detach(), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_the_command_starts_the_head_as_asked(
+    vitft: Command, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    losses = {}
+    for start in ("zeros", "probe"):
+        out = tmp_path / start
+        flags = ["--adapter=lora", "--rank=2", "--epochs=1", "--lr=1e-20", f"--head-start={start}"]
+        vitft("finetune", *flags, "--data", folder, "--base", base, "--out", out)
+        losses[start] = json.loads((out / "metrics.jsonl").read_text())["val_loss"]
+    assert losses["zeros"] == pytest.approx(math.log(3), abs=1e-5)
+    assert losses["probe"] < 0.9
+    flags = ["--adapter=lora", "--head-start=best", "--data", folder, "--base", base]
+    done = vitft("finetune", *flags, "--out", tmp_path / "x", code=2)
+    assert "unknown head start 'best'; choose from probe, zeros" in done.stderr
