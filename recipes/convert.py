@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 import torch
-from torch import nn
 
 from vitft.command import options as cli
 from vitft.command.options import option
@@ -59,7 +58,7 @@ def at_size(model: VisionTransformer, image_size: int) -> VisionTransformer:
         tensors["pos_embedding"] = torch.cat([model.pos_embedding[:, :n_own], grid], dim=1)
     with torch.device("meta"):
         resized = VisionTransformer(config)
-    resized.load_state_dict({k: nn.Parameter(t) for k, t in tensors.items()}, assign=True)
+    resized.load_state_dict(tensors, assign=True)
     resized.classes, resized.mean, resized.std = model.classes, model.mean, model.std
     resized.facts = model.facts | {"positions_resized_from": model.config.image_size}
     return resized.eval()

@@ -76,5 +76,8 @@ def test_a_model_of_timm_is_computed(name: str, tmp_path: Path) -> None:
 def test_another_shape_than_a_square_is_refused(tmp_path: Path) -> None:
     hf_model("dinov2", tmp_path)
     model = load_model(tmp_path)
-    with pytest.raises(ValueError, match=r"images have shape \(1, 3, 48, 32\), but the model"):
-        model(torch.zeros(1, 3, 48, 32))
+    for compute in (model, model.tokens, model.features):
+        with pytest.raises(ValueError, match=r"images have shape \(1, 3, 48, 32\), but the model"):
+            compute(torch.zeros(1, 3, 48, 32))
+        with pytest.raises(ValueError, match=r"images have shape \(1, 3, 40, 40\), but the model"):
+            compute(torch.zeros(1, 3, 40, 40))

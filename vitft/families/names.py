@@ -205,6 +205,7 @@ _CLIP |= block(
     },
 )
 
+_HEADS = (r"(dino_|ibot_)?head\.(mlp|last_layer)\..*",)  # of self-supervised training
 _TEXT = (r".*position_ids", r"text_model\..*", r"text_projection\..*", r"logit_.*")
 
 FAMILIES: dict[str, Family] = {
@@ -232,7 +233,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "hf-clip": Family(_HF_CLIP | {"classifier": "head"}, ("vision_model.",), _TEXT),
     "hf-siglip": Family(_HF_SIGLIP, ("vision_model.",), _TEXT),
-    "timm": Family(_TIMM | _TIMM_MAP, unused=(r"mask_token",)),
+    "timm": Family(_TIMM | _TIMM_MAP, unused=(r"mask_token", *_HEADS, r"decoder_.*")),
     "timm-gated": Family(_TIMM | block("blocks.{i}.", {"mlp.fc1": GATED}), unused=(r"mask_token",)),
     "timm-dinov3": Family(
         _TIMM
@@ -253,13 +254,13 @@ FAMILIES: dict[str, Family] = {
         _TIMM
         | {"register_tokens": "registers"}
         | block("blocks.{i}.", {"mlp.w12": GATED, "mlp.w3": "ffn.w2"}),
-        unused=(r"mask_token",),
+        unused=(r"mask_token", *_HEADS),
     ),
     "dinov3": Family(
         _TIMM
         | {"storage_tokens": "registers", "rope_embed.periods": "rope.periods"}
         | block("blocks.{i}.", {"mlp.w1": "ffn.w1", "mlp.w2": "ffn.w3", "mlp.w3": "ffn.w2"}),
-        unused=(r"mask_token", r"local_cls_norm\..*", r".*bias_mask"),
+        unused=(r"mask_token", r"local_cls_norm\..*", r".*bias_mask", *_HEADS),
     ),
     "clip": Family(_CLIP, ("visual.",), (r"(?!visual\.).*",)),
 }

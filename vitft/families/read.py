@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitft.families.describe import HEADS, class_names, describe, facts, statistics
+from vitft.families.describe import class_names, describe, facts, statistics
 from vitft.families.names import FAMILIES
 from vitft.families.rename import rename
 from vitft.families.source import read_source
@@ -40,7 +40,7 @@ def read_foreign(path: str | Path) -> VisionTransformer:
         raise ValueError(f"{path} ({family}): {error}") from error
     classes = class_names(source, model.head.out_features)
     model.classes = classes or model.classes
-    model.mean, model.std = statistics(source, model.config.n_channels)
+    model.mean, model.std = statistics(source, family, model.config.n_channels)
     model.facts = facts(source, family)
     return model.requires_grad_().eval()
 
@@ -93,7 +93,6 @@ def infer(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> ViTConfi
     values: dict[str, Any] = {
         "dim": dim,
         "hidden_dim": len(tensors["blocks.0.ffn.w1.weight"]),
-        "n_heads": HEADS.get(dim, max(1, dim // 64)),
         "n_layers": 1 + max(int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")),
         "patch_size": patch_size,
         "n_channels": n_channels,

@@ -9,6 +9,7 @@ from torch import Tensor
 from vitft.families.names import FAMILIES, Family
 
 KINDS = ("weight", "bias")
+CHUNK = re.compile(r"(?<=\.)\d+\.(?=\d+\.)")  # in "blocks.1.11.norm1", as DINOv2's large files have
 
 
 def rename(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
@@ -42,6 +43,7 @@ def rename(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
 
 def ours_of(name: str, family: Family) -> tuple[str, ...]:
     """Return our names for what theirs holds, () where it is unknown."""
+    name = CHUNK.sub("", name)
     numbers = [*re.finditer(r"(?<=\.)\d+(?=\.)", name)]
     places = [(name, "")] + [
         (f"{name[: n.start()]}{{i}}{name[n.end() :]}", n.group()) for n in numbers

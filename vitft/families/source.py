@@ -32,6 +32,7 @@ class Source:
     tensors: dict[str, Tensor] = field(repr=False)
     config: dict[str, Any]  # config.json, {} where there is none
     preprocessing: dict[str, Any]  # preprocessor_config.json, {} where there is none
+    open_clip: dict[str, Any]  # open_clip_config.json, {} where there is none
     checksum: str  # of the files with tensors
 
 
@@ -42,6 +43,7 @@ def read_source(path: Path) -> Source:
         FileNotFoundError: there is none, or a folder lacks its tensors.
         ValueError: a file is broken.
     """
+    described = path.is_dir() or path.name in WEIGHTS  # a folder's file is that folder
     folder = path if path.is_dir() else path.parent
     files = weight_files(path) if path.is_dir() else [path]
     tensors: dict[str, Tensor] = {}
@@ -50,12 +52,12 @@ def read_source(path: Path) -> Source:
         tensors |= read_tensors(file)
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
-    described = path.is_dir()
     return Source(
         name=path.name,
         tensors=tensors,
         config=_read_json(folder / "config.json") if described else {},
         preprocessing=_read_json(folder / "preprocessor_config.json") if described else {},
+        open_clip=_read_json(folder / "open_clip_config.json") if described else {},
         checksum=digest.hexdigest()[:16],
     )
 

@@ -20,6 +20,7 @@ ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": quick_gelu,
+    "silu": F.silu,
 }
 
 
@@ -82,18 +83,18 @@ class FeedForward(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """w2(silu(w1 x) * w3 x) on each token (arXiv:2002.05202): (B, N, D) -> (B, N, D)."""
+    """w2(act(w1 x) * w3 x) on each token (arXiv:2002.05202): (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, *, dim: int, hidden_dim: int, dropout: float) -> None:
+    def __init__(self, *, dim: int, hidden_dim: int, dropout: float, act: str = "silu") -> None:
         super().__init__()
         self.w1 = nn.Linear(dim, hidden_dim)
         self.w3 = nn.Linear(dim, hidden_dim)
         self.w2 = nn.Linear(hidden_dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.act = nn.Dropout(dropout), ACTS[act]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the tokens transformed, each on its own."""
-        return self.dropout(self.w2(self.dropout(F.silu(self.w1(x)) * self.w3(x))))
+        return self.dropout(self.w2(self.dropout(self.act(self.w1(x)) * self.w3(x))))
 
 
 class LayerScale(nn.Module):
@@ -123,10 +124,8 @@ class Block(nn.Module):
         )
         self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, config.eps)
-        if config.gated:
-            self.ffn: nn.Module = GatedFeedForward(dim=dim, hidden_dim=hidden_dim, dropout=dropout)
-        else:
-            self.ffn = FeedForward(dim=dim, hidden_dim=hidden_dim, dropout=dropout, act=config.act)
+        kind = GatedFeedForward if config.gated else FeedForward
+        self.ffn: nn.Module = kind(dim=dim, hidden_dim=hidden_dim, dropout=dropout, act=config.act)
         self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor, n: int | None = None) -> Tensor:

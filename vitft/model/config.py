@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 CHOICES = {
     "pooling": ("cls", "mean", "cls+mean", "cls+dist", "map"),
     "stem": ("linear", "conv"),
-    "act": ("gelu", "gelu_tanh", "quick_gelu"),
+    "act": ("gelu", "gelu_tanh", "quick_gelu", "silu"),
     "pos": ("learned", "none"),
     "pos_resize": ("bicubic-antialias", "bicubic", "bilinear-antialias", "bilinear"),
     "final_norm": ("before", "after", "none"),
@@ -40,8 +40,8 @@ class ViTConfig:
     proj_bias: bool = False  # wo has a bias
     patch_bias: bool = True  # the patches' linear has a bias
     head_bias: bool = True  # the head has a bias
-    act: str = "gelu"  # between w1 and w2
-    gated: bool = False  # w2(silu(w1 x) * w3 x) in place of w2(act(w1 x))
+    act: str = "gelu"  # between w1 and w2; "silu" in known gated ViTs
+    gated: bool = False  # w2(act(w1 x) * w3 x) in place of w2(act(w1 x))
     layer_scale: bool = False  # a trained factor for every number after attention and feed-forward
     class_token: bool | None = None  # None: where the pooling reads it
     dist_token: bool = False  # a distillation token beside it, as DeiT's (arXiv:2012.12877)

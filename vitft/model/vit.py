@@ -136,26 +136,11 @@ class VisionTransformer(nn.Module):
         x = reduce_tokens(x, self.config) if self.map_pool is None else self.map_pool(x)
         return self.norm(x) if self.config.final_norm == "after" else x
 
-    def tokens(self, images: Tensor) -> Tensor:
-        """Return every token (B, prefix + N, D), after the final norm where that is before pooling.
-
-        Args:
-            images: normalised (B, C, height, width).
-        """
-        x = self.embed(images)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x) if self.config.final_norm == "before" else x
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return what the head reads, (B, D or 2 D), of normalised images (B, C, height, width)."""
-        return self.run(images, last=-1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, n_classes) for normalised images (B, C, height, width).
+    def check(self, images: Tensor) -> None:
+        """Check that images have the shape that the model takes now.
 
         Raises:
-            ValueError: the images have another shape than the model takes.
+            ValueError: they have another one.
         """
         expected = (self.config.n_channels, self.image_size, self.image_size)
         if images.ndim != 4 or images.shape[1:] != expected:
@@ -164,6 +149,38 @@ class VisionTransformer(nn.Module):
                 f"{', '.join(map(str, expected))}); resize the images, "
                 "or call model.resize(image_size)"
             )
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Return every token (B, prefix + N, D), after the final norm where that is before pooling.
+
+        Args:
+            images: normalised (B, C, height, width).
+
+        Raises:
+            ValueError: the images have another shape than the model takes.
+        """
+        self.check(images)
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x) if self.config.final_norm == "before" else x
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the head reads, (B, D or 2 D), of normalised images (B, C, height, width).
+
+        Raises:
+            ValueError: the images have another shape than the model takes.
+        """
+        self.check(images)
+        return self.run(images, last=-1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, n_classes) for normalised images (B, C, height, width).
+
+        Raises:
+            ValueError: the images have another shape than the model takes.
+        """
+        self.check(images)
         return self.run(images)
 
     def stages(self) -> list[Callable[[Tensor], Tensor]]:

@@ -14,7 +14,7 @@ from vitft.model.vit import VisionTransformer
 from vitft.training.features import extract
 from vitft.training.task import Task
 
-DECAY = 0.01  # of the weights, which are those of features of variance 1
+DECAY = 0.1  # of the weights, which are those of features of variance 1
 MAX_STEPS = 200
 
 
