@@ -1,14 +1,15 @@
 """A training step of LoRA on a known backbone, beside transformers with PEFT.
 
-`python -m benchmarks.backbone_step FOLDER`, a Hugging Face folder of DINOv2. Both adapt each linear
-of the blocks with rank 8 and train a head on class token and mean, the same images, AdamW. Every
-round takes a step of each in turn; the medians are compared.
+`python -m benchmarks.backbone_step FOLDER`, a Hugging Face folder such as DINOv2's. Both adapt each
+linear of the blocks with rank 8 and train a head on the same features of the same images by AdamW.
+Every round takes a step of each in turn; the medians are compared.
 """
 
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -26,19 +27,33 @@ from vitft.training.step import Step
 
 import_torchvision()  # before PEFT does, which gives up where the operators do not fit
 
-OURS = ("wq", "wk", "wv", "wo", "w1", "w2")
 THEIRS = ["query", "key", "value", "dense", "fc1", "fc2", "q_proj", "k_proj", "v_proj", "o_proj"]
 COLUMNS = {"step": "", "milliseconds": ".0f", "images_per_second": ".1f", "of peft": ".2f"}
 
 
-def ours(folder: str, pixels: Tensor, labels: Tensor, bf16: bool) -> Callable[[], float]:
-    """Return a function that takes a step of vitft's loop and returns its milliseconds."""
+def ours(
+    folder: str,
+    pixels: Tensor,
+    labels: Tensor,
+    bf16: bool,
+    *,
+    layers: tuple[int, ...] = (),
+    **options: Any,
+) -> Callable[[], float]:
+    """Return a function that takes a step of vitft's loop and returns its milliseconds.
+
+    Args:
+        layers: numbers of the blocks to adapt; (): all.
+        options: others of the plan.
+    """
     model = load_model(folder)
     model.resize(pixels.shape[-1])
     model.new_head([str(i) for i in range(10)])
-    adapters.inject(model, adapters.LoRAConfig(targets=OURS), trainable=("head",))
+    adapters.inject(model, adapters.LoRAConfig(layers=layers), trainable=("head",))
     images = Images(lambda i: pixels[i], labels).to(torch.device("cpu"))
-    plan = Plan(epochs=1000, batch_size=len(labels), lr=1e-4, weight_decay=0.0, bf16=bf16)
+    plan = Plan(
+        epochs=1000, batch_size=len(labels), lr=1e-4, weight_decay=0.0, bf16=bf16, **options
+    )
     run = Run(model.train(), images, images, plan, Path(tempfile.mkdtemp()))
     step = Step([run], lambda models: models[0])
     return timed(lambda: step([(pixels, labels)]))
@@ -49,7 +64,7 @@ def theirs(folder: str, pixels: Tensor, labels: Tensor, bf16: bool) -> Callable[
     import peft
     import transformers
 
-    model: nn.Module = transformers.Dinov2ForImageClassification.from_pretrained(
+    model: nn.Module = transformers.AutoModelForImageClassification.from_pretrained(
         folder, num_labels=10, ignore_mismatched_sizes=True, dtype=torch.float32
     )
     there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
