@@ -37,7 +37,7 @@ WAYS: dict[str, list[str]] = {  # the baselines and methods; then LoRA's ranks a
     "pissa": ["--adapter=lora", "--init=pissa"],
 }
 SCRATCH = "from scratch"  # a pretraining of the same epochs
-RATES = {"linear": 1e-2, "full": 3e-4}  # the middle one of three; else 3e-3
+RATES = {"full": 1e-3}  # the middle one of three; else 3e-3
 COLUMNS = {
     "way": "",
     "test_accuracy": ".2%",
