@@ -127,7 +127,10 @@ def test_a_folder_of_the_hubs_cache_needs_no_network(
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    same(load_model("hf:someone/dino"), load_model(tmp_path))
+    (tmp_path / "README.md").write_text("---\ntags: [x]\nlicense: apache-2.0\n---\n# Dino\n")
+    model = load_model("hf:someone/dino")
+    same(model, load_model(tmp_path))
+    assert (model.facts["source"], model.facts["licence"]) == ("hf:someone/dino", "apache-2.0")
     load_model("timm:vit_small")
     assert calls == [("someone/dino", True), ("timm/vit_small", True)]
 

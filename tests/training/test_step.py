@@ -304,3 +304,12 @@ def test_blocks_computed_again_give_the_same_with_less_memory(
         ends.append(torch.cat([p.detach().flatten() for p in run.trainable.values()]))
     torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
     assert bytes_kept[1] < 0.5 * bytes_kept[0]
+
+
+def test_blocks_before_the_first_adapter_keep_nothing_for_the_backward_pass(tmp_path: Path) -> None:
+    kept = {}
+    for layers in ((), (7,)):
+        model = tiny_model(n_layers=8)
+        adapters.inject(model, adapters.LoRAConfig(rank=2, layers=layers), trainable=("head",))
+        kept[layers] = kept_bytes(new_run(model, tmp_path))
+    assert kept[7,] < kept[()] / 4

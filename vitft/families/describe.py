@@ -74,7 +74,7 @@ def facts(source: Source, family: str) -> dict[str, Any]:
         "source": source.name,
         "family": family,
         "architecture": source.config.get("architecture"),
-        "licence": pretrained.get("license") or source.config.get("license"),
+        "licence": pretrained.get("license") or source.config.get("license") or source.licence,
         "checksum": source.checksum,
         "config": source.config or None,
         "layout": {k: [str(t.dtype)[6:], *t.shape] for k, t in source.tensors.items()},

@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
-PATTERNS = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+PATTERNS = ["*config.json", "*.safetensors", "*.safetensors.index.json", "README.md"]
+
+
+def is_name(source: str | Path) -> bool:
+    """Return whether this is the name of a model on the hub: "hf:OWNER/NAME" or "timm:NAME"."""
+    return str(source).startswith(("hf:", "timm:"))
 
 
 def fetched(source: str | Path) -> str | Path:
@@ -14,9 +19,9 @@ def fetched(source: str | Path) -> str | Path:
         ValueError: the package huggingface_hub is missing.
         OSError: the hub has no such model, or there is no network.
     """
-    scheme, colon, name = str(source).partition(":")
-    if not colon or scheme not in ("hf", "timm"):
+    if not is_name(source):
         return source
+    scheme, _, name = str(source).partition(":")
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:

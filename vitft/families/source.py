@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Source:
     config: dict[str, Any]  # config.json, {} where there is none
     preprocessing: dict[str, Any]  # preprocessor_config.json, {} where there is none
     open_clip: dict[str, Any]  # open_clip_config.json, {} where there is none
+    licence: str | None  # as a model card's head says
     checksum: str  # of the files with tensors
 
 
@@ -58,6 +60,7 @@ def read_source(path: Path) -> Source:
         config=_read_json(folder / "config.json") if described else {},
         preprocessing=_read_json(folder / "preprocessor_config.json") if described else {},
         open_clip=_read_json(folder / "open_clip_config.json") if described else {},
+        licence=_licence(folder / "README.md") if described else None,
         checksum=digest.hexdigest()[:16],
     )
 
@@ -104,6 +107,15 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         if found and all(key.startswith(prefix) for key in found if "head" not in key):
             found = {key.removeprefix(prefix): value for key, value in found.items()}
     return found
+
+
+def _licence(card: Path) -> str | None:
+    """Return the licence that stands in the head of a model card, None where there is none."""
+    if not card.is_file():
+        return None
+    head = card.read_text(errors="replace").split("---")
+    found = re.search(r"^license(?:_name)?:\s*(\S+)", head[1], re.MULTILINE) if head[2:] else None
+    return found[1] if found else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

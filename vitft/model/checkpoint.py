@@ -57,12 +57,15 @@ def load_model(source: str | Path) -> VisionTransformer:
         ValueError: no safetensors, cut short, no vitft base, or a tensor missing, unexpected or
             of another shape.
     """
-    from vitft.families.fetch import fetched
+    from vitft.families.fetch import fetched, is_name
     from vitft.families.read import read_foreign  # which makes models, too
 
     path = find_base(fetched(source))
     if path.is_dir() or is_foreign(path):
-        return read_foreign(path)
+        model = read_foreign(path)
+        if is_name(source):  # its folder in the cache is called by a hash
+            model.facts["source"] = str(source)
+        return model
     tensors, metadata = read_tensors(path)
     if missing := {"config", "classes", "preprocessing"} - metadata.keys():
         raise ValueError(f"{path} is no vitft base: its metadata lacks {sorted(missing)[0]}")
