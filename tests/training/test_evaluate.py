@@ -143,6 +143,7 @@ def test_modes_come_back_after_an_error_too(tiny: VisionTransformer) -> None:
     tiny.train().blocks[0].eval()
     before = [module.training for module in tiny.modules()]
     with pytest.raises(KeyError), evaluating(tiny):
+        raise KeyError([module for module in tiny.modules() if module.training])
+    with evaluating(tiny):
         assert not any(module.training for module in tiny.modules())
-        raise KeyError
     assert [module.training for module in tiny.modules()] == before
