@@ -110,7 +110,8 @@ def test_what_is_no_data_set_is_refused_in_whole_sentences(tmp_path: Path) -> No
     told = f"{train}/dog holds no images; remove the folder or put images into it"
     refused(told, data)
     (train / "dog").rmdir()
-    for name, where in (("test/cow", "test"), ("train/ape", "train")):
+    paint(tmp_path / "test" / "cat" / "1.png", (0, 0, 0))
+    for name, where in (("test/cow", "test"), ("train/bat", "train")):
         paint(tmp_path / name / "1.png", (0, 0, 0))
         told = f"{data}: class {name[-3:]} stands only in {where}; "
         refused(told + "both splits need the same class folders", data)

@@ -66,15 +66,15 @@ def measured(run: Run) -> list[float]:
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"accumulate": 3},
-    {"accumulate": 99},
     {"label_smoothing": 0.3},
     {"n_cached": 2},
     {"augmentation": Augmentation(flip=True, shift=2, mixup=0.5)},
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize(
+    ("options", "n_threads"), [({}, 1), *((options, 2) for options in OPTIONS)], ids=str
+)
 def test_runs_end_where_each_does_alone(
     tmp_path: Path, options: dict[str, Any], n_threads: int
 ) -> None:
@@ -91,8 +91,7 @@ def test_runs_end_where_each_does_alone(
         assert [torch.equal(x, y) for x, y in zip(one.draws, other.draws, strict=True)] == [True]
 
 
-@pytest.mark.parametrize("at", [1, 2, 3, 5])
-@pytest.mark.parametrize("save_seconds", [60.0, 1e-9])
+@pytest.mark.parametrize(("at", "save_seconds"), [(1, 60.0), (2, 1e-9), (3, 60.0), (5, 1e-9)])
 def test_a_run_that_fails_is_left_out_and_named_while_the_others_go_on(
     tmp_path: Path, at: int, save_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
