@@ -248,3 +248,18 @@ def test_many_images_are_drawn_in_batches_of_one_sequence() -> None:
     assert labels.bincount().tolist() == [51, 51, 51] + [50] * 7
     assert images[:500].float().mean() == pytest.approx(images[500:].float().mean(), abs=60)
     assert not torch.equal(images[:3], images[500:])
+
+
+def test_corners_stand_at_equal_angles_the_first_one_up() -> None:
+    for n, radii in ((3, (1.0,)), (4, (1.1,)), (10, (1.1, 0.45))):
+        for i, (x, y) in enumerate(shapes._regular(n, radii=radii)):
+            corner = complex(0, -radii[i % len(radii)]) * complex(0, 1) ** (4 * i / n)
+            assert (x, y) == pytest.approx((corner.real, corner.imag))
+    assert shapes._regular(5) == shapes._regular(5, radii=(1.0,))
+    assert len(shapes._regular(5)) == 5
+
+
+def test_a_spiral_turns_twice_as_it_widens() -> None:
+    points = [complex(x, y) for x, y in shapes._spiral()]
+    expected = [i / 20 * complex(0, 1) ** (8 * i / 20) for i in range(1, 21)]
+    assert points == pytest.approx(expected)

@@ -114,3 +114,10 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(
         read_image(gone, fail(error))
     with pytest.raises(KeyError):
         read_image(path, fail(KeyError()))
+
+
+def test_the_order_of_a_pixels_bytes_does_not_matter() -> None:
+    values = np.array([[0, 255, 256], [32767, 65535, 4096], [1, 2, 3]], dtype=">u2")
+    image = Image.frombytes("I;16B", (3, 3), values.tobytes())
+    found = to_tensor(image, image_size=3, n_channels=1)[0]
+    assert found.tolist() == (values // 256).tolist()

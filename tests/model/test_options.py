@@ -180,3 +180,22 @@ def test_learned_starts_are_of_unit_size_and_new_factors_of_one() -> None:
         assert start is not None
         assert start.std().item() == pytest.approx(1.0, abs=0.3)
     assert all(torch.equal(block.ls1.gamma, torch.ones(64)) for block in model.blocks)
+
+
+def test_pooling_by_attention_has_one_query_biases_and_no_dropout() -> None:
+    model = VisionTransformer(ViTConfig(**TINY, pooling="map", dropout=0.5))
+    assert model.map_pool is not None
+    shapes = {name: tuple(p.shape) for name, p in model.map_pool.named_parameters()}
+    attn = {f"attn.{w}.{n}" for w in ("wq", "wk", "wv", "wo") for n in ("weight", "bias")}
+    rest = {f"{m}.{n}" for m in ("norm", "ffn.w1", "ffn.w2") for n in ("weight", "bias")}
+    assert shapes.keys() == {"query", *attn, *rest}
+    assert shapes["query"] == (1, 1, 16)
+    x = torch.randn(2, 5, 16)
+    assert torch.equal(model.map_pool.train()(x), model.map_pool.eval()(x))
+
+
+def test_a_norm_after_pooling_is_not_in_the_tokens() -> None:
+    model = made({"final_norm": "after", "pooling": "mean"})
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    features = model.norm(model.tokens(images).mean(dim=1))
+    torch.testing.assert_close(model.features(images), features)
