@@ -75,3 +75,19 @@ def test_a_model_of_any_channels_size_and_device_is_looked_at() -> None:
     assert first_random_stage(model) == 5
     with torch.device("meta"):
         assert first_random_stage(VisionTransformer(ViTConfig(**TINY, dropout=0.0))) == 5
+
+
+def test_on_cuda_the_devices_own_numbers_belong_to_the_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda, own = torch.device("cuda", 1), torch.arange(16, dtype=torch.uint8)
+    put: list[tuple[Tensor, torch.device]] = []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: own if device == cuda else 0)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *call: put.append(call))
+    cpu, found = random_state(cuda)
+    assert torch.equal(cpu, torch.get_rng_state())
+    assert found is own
+    torch.rand(1)
+    set_random_state([cpu, own], cuda)
+    assert torch.equal(cpu, torch.get_rng_state())
+    assert put == [(own, cuda)]

@@ -173,3 +173,26 @@ def test_muon_keeps_its_defaults_the_direction_of_momentum_and_the_dtype() -> No
     assert orthogonalise(matrix.detach()[None], 5).dtype == torch.float64
     assert orthogonalise(torch.zeros(1, 2, 2), 5).abs().max() == 0  # no division by zero
     assert optimizer.step() is None
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 6), (6, 3)])
+def test_muons_step_is_that_of_its_formula(shape: tuple[int, int]) -> None:
+    matrix = nn.Parameter(torch.randn(shape, dtype=torch.float64))
+    gradient, start = torch.randn(shape, dtype=torch.float64), matrix.detach().clone()
+    optimizer = Muon([matrix], lr=0.1, weight_decay=0.5, momentum=0.9)
+    mean = torch.zeros(shape, dtype=torch.float64)
+    for _ in range(2):
+        matrix.grad = gradient.clone()
+        optimizer.step()
+        mean = 0.9 * mean + 0.1 * gradient
+        wide = 0.1 * gradient + 0.9 * mean
+        wide = wide if shape[0] <= shape[1] else wide.T
+        found = orthogonalise(wide[None], 5)[0]
+        found = found if shape[0] <= shape[1] else found.T
+        start = start * (1 - 0.1 * 0.5) - 0.1 * 0.2 * max(shape) ** 0.5 * found
+    torch.testing.assert_close(matrix.detach(), start)
+
+
+def test_a_tiny_matrix_is_not_divided_by_zero() -> None:
+    for size in (1e-7, 1e-8, 0.0):
+        assert orthogonalise(torch.full((1, 1, 1), size), 5).isfinite().all()

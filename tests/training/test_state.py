@@ -118,3 +118,17 @@ def test_a_state_from_cuda_goes_on_on_a_cpu(tmp_path: Path) -> None:
     save_state(path, made, optimizers(made), draws, {})
     assert torch.equal(read_tensors(path)[0]["random.cuda"], draws[1])
     assert len(load_state(path, made, optimizers(made), CPU)[1]) == 1
+
+
+def test_on_cuda_the_devices_own_state_comes_back_or_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, cpu = model(), random_state(CPU)[0]
+    saved, present = (torch.full((16,), i, dtype=torch.uint8) for i in (1, 2))
+    monkeypatch.setattr("vitft.training.state.random_state", lambda device: [cpu, present])
+    for draws, expected in (([cpu, saved], saved), ([cpu], present)):
+        save_state(tmp_path / "s", made, optimizers(made), draws, {})
+        _, found = load_state(tmp_path / "s", made, optimizers(made), torch.device("cuda"))
+        assert len(found) == 2
+        assert torch.equal(found[0], cpu)
+        assert torch.equal(found[1], expected)

@@ -16,7 +16,7 @@ from vitft.data.images import Images
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
-from vitft.training.step import Step, passes
+from vitft.training.step import Step, add_gradients, passes
 from vitft.training.updates import NotFinite
 
 CPU = torch.device("cpu")
@@ -187,3 +187,12 @@ def test_blocks_of_several_runs_are_not_computed_again(tmp_path: Path) -> None:
     runs = group.runs("run", [data] * 2, [0, 1], [1e-2, 1e-2])
     with pytest.raises(ValueError, match="not compiled, recorded or with checkpoint_blocks"):
         train(runs, group.join)
+
+
+def test_gradients_that_stay_are_contiguous_and_nobody_elses() -> None:
+    weights = {name: torch.nn.Parameter(torch.ones(2, 3)) for name in "ab"}
+    turned, plain = torch.randn(3, 2).T, torch.randn(2, 3)
+    add_gradients(weights, [turned, plain])
+    assert weights["a"].grad.is_contiguous()
+    assert torch.equal(weights["a"].grad, turned)
+    assert weights["b"].grad is plain
