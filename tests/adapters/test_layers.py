@@ -58,6 +58,7 @@ def test_an_update_is_folded_where_there_are_more_tokens_than_the_smaller_side(
     assert tall.folds_update(torch.ones(*shape[:-1], 4)) is expected
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
 def test_an_update_is_not_folded_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = frozen(), torch.ones(9, 6)
     assert layer.folds_update(x)
