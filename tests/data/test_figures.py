@@ -263,3 +263,13 @@ def test_a_spiral_turns_twice_as_it_widens() -> None:
     points = [complex(x, y) for x, y in shapes._spiral()]
     expected = [i / 20 * complex(0, 1) ** (8 * i / 20) for i in range(1, 21)]
     assert points == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["triangle", "square", "bar", "pentagon", "star", "cross"])
+def test_a_ray_through_a_corner_counts_it_once(name: str) -> None:
+    figure: Any = SHAPES[name]
+    heights = torch.tensor([y for _, y in figure.keywords["corners"]])
+    for x in (-3.0, 3.0):
+        assert (figure(torch.full_like(heights, x), heights) > 0).all()
+    centre = torch.zeros(3)
+    assert (figure(centre, torch.tensor([-0.3, 0.3, 0.0])) < 0).all()

@@ -152,3 +152,42 @@ def test_a_worker_ignores_both_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "signal", set_to.__setitem__)
     module._leave_signals(0)
     assert set_to == {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}
+
+
+META = torch.device("meta")
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_images_and_labels_come_on_the_device_asked_for(held: bool, loader: type[Loader]) -> None:
+    images = numbered(4).to(CPU) if held else numbered(4)
+    for batch, labels in images.batches(torch.arange(4), 4, META):
+        assert batch.device == labels.device == META
+        assert (batch.shape, labels.shape) == ((4, 3, 2, 2), (4,))
+    there = numbered(4).to(CPU).to(META)
+    assert there.held is not None
+    assert there.held.device == there.labels.device == META
+    assert there.subset(torch.arange(2)).held.shape == (2, 3, 2, 2)
+    ((batch, _),) = there.batches(torch.arange(4), 4, META)
+    assert batch.device == META
+
+
+def test_memory_is_pinned_where_it_goes_to_cuda(loader: type[Loader]) -> None:
+    moved: list[Any] = []
+
+    class Moving(Tensor):
+        def to(self, device: torch.device, *, non_blocking: bool) -> Tensor:  # type: ignore[override]
+            moved.append((device.type, non_blocking))
+            return self
+
+    images = numbered(4)
+    images.decode = lambda i: torch.zeros(1, 1, 1).as_subclass(Moving)
+    images.labels.cpu = lambda: torch.arange(4).as_subclass(Moving)  # type: ignore[method-assign]
+    list(images.batches(torch.arange(4), 4, torch.device("cuda")))
+    assert loader.made["pin_memory"] is True
+    assert moved == [("cuda", True)] * 2
+
+
+def test_one_image_is_a_set_too() -> None:
+    pixels = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    images = Images(pixels.__getitem__, torch.arange(1)).to(CPU)
+    assert images.held is not None

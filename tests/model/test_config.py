@@ -23,6 +23,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         )
         for name, known in CHOICES.items()
     ),
+    *(
+        (
+            {"n_pos_prefix": n, "n_registers": 2},
+            f"n_pos_prefix={n} is not in 0..3, the tokens before the patches; None: all but the "
+            "registers",
+        )
+        for n in (-1, 4)
+    ),
     (
         {"dim": 12, "n_heads": 8},
         "dim=12 is not divisible by n_heads=8; choose n_heads from [1, 2, 3, 4, 6, 12]",
@@ -67,6 +75,7 @@ def test_what_does_not_fit_is_refused_in_a_whole_sentence(
         {**dict.fromkeys(SIZES, 1)},
         {"n_registers": 0, "n_pos_prefix": 0, "dropout": 0.0},
         {"dropout": 0.999},
+        {"n_pos_prefix": 3, "n_registers": 2},
         {"stem": "conv", "patch_size": 2},
         {"stem": "linear", "patch_size": 1},
         {"dim": 64, "n_heads": 16, "rope_theta": 100.0},

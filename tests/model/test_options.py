@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.conftest import TINY
+from vitft.model.blocks import Attention, FeedForward
 from vitft.model.config import ViTConfig
+from vitft.model.patches import PatchEmbed
+from vitft.model.pooling import reduce_tokens
 from vitft.model.vit import VisionTransformer
 
 State = dict[str, Tensor]
@@ -80,7 +83,9 @@ def embedded(model: VisionTransformer, image: Tensor) -> Tensor:
     registers = [s["registers"][0]] if "registers" in s else []
     if "pos_embedding" not in s:
         return torch.cat([*special, *registers, x])
-    n, table = model.n_pos_prefix, s["pos_embedding"][0]
+    n = len(special) if config.n_pos_prefix is None else config.n_pos_prefix
+    table = s["pos_embedding"][0]
+    assert len(table) == n + config.n_patches
     before = torch.cat([*special, x.new_zeros(0, config.dim)])
     before = torch.cat([before[:n] + table[:n], before[n:]])
     return torch.cat([before, *registers, x + table[n:]])
@@ -199,3 +204,52 @@ def test_a_norm_after_pooling_is_not_in_the_tokens() -> None:
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     features = model.norm(model.tokens(images).mean(dim=1))
     torch.testing.assert_close(model.features(images), features)
+
+
+def expected_names(config: ViTConfig) -> set[str]:
+    """Return the names of the tensors that a model of these options has."""
+
+    def both(*modules: str, bias: bool = True) -> set[str]:
+        return {f"{m}.{t}" for m in modules for t in ("weight", "bias")[: 1 + bias]}
+
+    names = both("head", bias=config.head_bias) | {f"{t}_token" for t in config.special_tokens}
+    names |= {"registers"} if config.n_registers else set()
+    names |= {"pos_embedding"} if config.pos == "learned" else set()
+    names |= {"rope.periods"} if config.rope_theta else set()
+    names |= both("pre_norm") if config.pre_norm else set()
+    names |= both("norm") if config.final_norm != "none" else set()
+    if config.stem == "linear":
+        names |= both("patch_embed", bias=config.patch_bias)
+    else:
+        names |= both(*(f"patch_embed.{m}" for m in ("conv_norm1", "conv_norm2", "conv3")))
+        names |= both("patch_embed.conv1", "patch_embed.conv2", bias=False)
+    if config.pooling == "map":
+        own = [*(f"attn.{w}" for w in ("wq", "wk", "wv", "wo")), "norm", "ffn.w1", "ffn.w2"]
+        names |= both(*(f"map_pool.{m}" for m in own)) | {"map_pool.query"}
+    for i in range(config.n_layers):
+        block, linears = f"blocks.{i}", ["w1", "w2", "w3"][: 2 + config.gated]
+        names |= both(*(f"{block}.attn.{w}" for w in ("wq", "wk", "wv")), bias=config.qkv_bias)
+        names |= both(f"{block}.attn.wo", bias=config.proj_bias)
+        names |= both(f"{block}.norm1", f"{block}.norm2", *(f"{block}.ffn.{w}" for w in linears))
+        names |= {f"{block}.ls{j}.gamma" for j in (1, 2)} if config.layer_scale else set()
+    return names
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_model_has_the_tensors_of_its_options_and_no_others(options: dict[str, Any]) -> None:
+    model = made(options)
+    assert model.state_dict().keys() == expected_names(model.config)
+
+
+def test_parts_by_themselves_have_the_articles_defaults() -> None:
+    attention, x = Attention(dim=8, n_heads=2), torch.randn(2, 3, 8)
+    assert attention.state_dict().keys() == {f"{w}.weight" for w in ("wq", "wk", "wv", "wo")}
+    assert attention(x).shape == (2, 3, 8)
+    ffn = FeedForward(dim=8, hidden_dim=4, dropout=0.0)
+    torch.testing.assert_close(ffn(x), ffn.w2(ACTS["gelu"](ffn.w1(x))))
+    patches = PatchEmbed(patch_size=2, n_channels=1, dim=3)
+    assert patches.bias is not None
+    assert PatchEmbed(patch_size=2, n_channels=1, dim=3, bias=False).bias is None
+    config = ViTConfig(**TINY, pooling="cls+dist")
+    x = torch.randn(2, 6, 16)  # all tokens, where a last block gives two
+    assert torch.equal(reduce_tokens(x, config), torch.cat([x[:, 0], x[:, 1]], dim=1))

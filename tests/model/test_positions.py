@@ -89,6 +89,7 @@ def test_rotary_positions_turn_patches_alone(n_rows: int, n_prefix: int, n_after
     assert torch.equal(rope(x[:, :, :n_prefix]), x[:, :, :n_prefix])
     assert rope(x.float()).dtype == torch.float32
     torch.testing.assert_close(rope(x.float()).double(), found, rtol=0, atol=1e-5)
+    assert rope.to("meta")(x.to("meta")).shape == x.shape
 
 
 def test_rotary_positions_fit_their_model_at_any_size() -> None:
