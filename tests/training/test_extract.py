@@ -112,6 +112,14 @@ def test_features_that_just_fit_are_in_memory_and_others_in_a_file_of_the_folder
     assert (found.held.dtype, found.held.shape) == (torch.float32, (12, 5, 16))
 
 
+def test_features_in_a_file_keep_their_dtype(tmp_path: Path) -> None:
+    model, some = tiny_model().double(), images()
+    held = [extract(model, some, 2, folder=tmp_path, max_bytes=n).held for n in (0, 10**9)]
+    assert held[0] is not None
+    assert held[0].dtype == torch.float64
+    assert torch.equal(*held)
+
+
 @pytest.mark.parametrize(("size", "n_tokens"), [(8, 5), (12, 10)])
 def test_the_bytes_of_features_are_those_of_the_models_present_size(
     size: int, n_tokens: int

@@ -168,6 +168,16 @@ def test_a_run_on_something_else_does_not_go_on(tmp_path: Path, change: str) -> 
         other.restore()
 
 
+def test_a_state_that_does_not_tell_what_it_belongs_to_is_refused(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    run.save()
+    tensors, progress = read_tensors(tmp_path / "state.safetensors")
+    del progress["belongs"]
+    write_tensors(tmp_path / "state.safetensors", tensors, progress)
+    with pytest.raises(ValueError, match="was started on other images, classes or another base"):
+        run.restore()
+
+
 def test_a_run_goes_back_to_all_of_its_progress(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     run.epoch, run.step, run.seconds = 2, 1, 3.5

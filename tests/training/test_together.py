@@ -67,6 +67,7 @@ OPTIONS: list[dict[str, Any]] = [
     {},
     {"accumulate": 3},
     {"label_smoothing": 0.3},
+    {"n_cached": 1},
     {"n_cached": 2},
     {"augmentation": Augmentation(flip=True, shift=2, mixup=0.5)},
 ]
@@ -87,6 +88,7 @@ def test_runs_end_where_each_does_alone(
         assert train(other) == {}
         torch.testing.assert_close(ends(one), ends(other), rtol=0, atol=1e-9)
         assert measured(one) == pytest.approx(measured(other), abs=1e-7)
+        assert all(row["images_per_second"] > 0 for row in one.history)
         assert one.history[-1]["val_accuracy"] == other.history[-1]["val_accuracy"]
         assert [torch.equal(x, y) for x, y in zip(one.draws, other.draws, strict=True)] == [True]
 
@@ -136,6 +138,24 @@ def test_where_every_run_fails_training_does(
         break_at(step, [run], monkeypatch)
     where = f"step {(at[1] - 1) % 3 + 1} of 3 in epoch {(at[1] - 1) // 3 + 1}"
     with pytest.raises(NotFinite, match=f"the gradient is not finite at {where}"):
+        train(runs, group.join)
+
+
+def test_where_the_last_run_fails_at_the_end_of_an_epoch_training_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group, data = Group(tmp_path), images(17)
+    runs = group.runs("run", [data] * 2, [0, 1], [1e-2, 1e-2])
+    break_at(2, runs[:1], monkeypatch)
+    plain = Run.finish_epoch
+
+    def finish(self: Run) -> dict[str, Any]:
+        if self is runs[1]:
+            raise NotFinite("the loss is nan")
+        return plain(self)
+
+    monkeypatch.setattr(Run, "finish_epoch", finish)
+    with pytest.raises(NotFinite, match="^the loss is nan$"):
         train(runs, group.join)
 
 
