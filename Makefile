@@ -13,7 +13,7 @@ test: setup
 # Hours: which small changes of the code the tests do not notice.  make mutants ONLY="adapters.methods.lora*"
 mutants: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutants]' --constraint constraints.txt
-	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 1 $(ONLY)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/mutmut run --max-children 1 $(ONLY)
 	$(BIN)/mutmut results
 
 lint: setup

@@ -104,8 +104,9 @@ def mergeable(model: nn.Module) -> bool:
     Raises:
         ValueError: the model is not adapted, or its adapters are switched off.
     """
+    record = injection(model)
     try:
-        for _ in _merged(unwrapped(model), injection(model)):
+        for _ in _merged(unwrapped(model), record):
             pass
     except ValueError:
         return False

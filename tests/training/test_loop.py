@@ -70,7 +70,7 @@ def test_states_are_saved_by_the_clock_however_short_an_epoch_is(
 
     monkeypatch.setattr(Run, "save", save)
     train(new_run(tmp_path, epochs=12, save_seconds=20.0))  # an epoch takes four ticks of the clock
-    assert places[0], places[-1] == ((0, 0), (12, 0))
+    assert (places[0], places[-1]) == ((0, 0), (12, 0))
     assert 2 <= len(places[1:-1]) <= 4
 
 

@@ -32,12 +32,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: its values are neither those of 8 or 16 bits nor in 0..1.
     """
+    sixteen = image.mode.startswith("I;16")
+    image = image if image.mode == "F" else image.convert("I")  # I;16B has no extrema
     low, high = (float(value) for value in image.getextrema())  # type: ignore[arg-type]
-    deep = image.mode.startswith("I;16") or high > 255
+    deep = sixteen or high > 255
     scale = 1 / 256 if deep else 255 if image.mode == "F" and high <= 1 else 1
     if not 0 <= low <= high < 65536:
         raise ValueError(f"its values, {low:g} to {high:g}, are not those of 8 or 16 bits")
-    image = image if image.mode == "F" else image.convert("I")
     return image.point(lambda value: value * scale + 0).convert("L")
 
 

@@ -57,10 +57,9 @@ class ViTConfig:
     final_norm: str = "before"  # the last layer norm: before the pooling, after it, or none
 
     def __post_init__(self) -> None:
-        may_be_zero = ("n_registers", "n_pos_prefix")
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type is int and value < (field.name not in may_be_zero):
+            if field.type is int and value < (field.name != "n_registers"):
                 raise ValueError(
                     f"{field.name}={value} is not positive; the article's is {field.default}"
                 )
@@ -71,6 +70,11 @@ class ViTConfig:
             raise ValueError(
                 f"dim={self.dim} is not divisible by n_heads={self.n_heads}; "
                 f"choose n_heads from {_divisors(self.dim)}"
+            )
+        if not 0 <= (self.n_pos_prefix or 0) <= self.n_prefix:
+            raise ValueError(
+                f"n_pos_prefix={self.n_pos_prefix} is not in 0..{self.n_prefix}, the tokens before "
+                "the patches; None: all but the registers"
             )
         if self.image_size % self.patch_size:
             raise ValueError(

@@ -29,19 +29,14 @@ def n_parts(device: torch.device, n_images: int) -> int:
     return n_cores * math.ceil(n_images / (MAX_IMAGES * n_cores))
 
 
-def each(
-    function: Callable[..., T], parts: Iterable[tuple[Any, ...]], *, in_turn: bool = False
-) -> Iterator[T]:
+def each(function: Callable[..., T], parts: Iterable[tuple[Any, ...]]) -> Iterator[T]:
     """Yield function(*part) for every part, in their order, computed side by side on the cores.
 
     Autocast, no_grad and their like are a thread's own, so the function has to enter them itself.
-
-    Args:
-        in_turn: one after the other, on all cores.
     """
     waiting, n_cores = deque(parts), torch.get_num_threads()
     n = min(len(waiting), n_cores)
-    if n <= 1 or in_turn:
+    if n <= 1:
         yield from (function(*part) for part in waiting)
         return
     pool = _pool(n, n_cores // n)

@@ -154,7 +154,7 @@ class Step:
         shared = [self._shared_stages(x) for x in inputs]
         groups = zip(self.groups, self.joints, strict=True)
         backward = partial(self._backward_group, shared, targets)
-        list(each(backward, groups, in_turn=self.whole))
+        list(each(backward, groups))
 
     def _shared_stages(self, inputs: Tensor) -> Tensor:
         """Return what the stages that no run trains make of a set's inputs, computed once."""

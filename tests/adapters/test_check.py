@@ -1,0 +1,67 @@
+"""The check by a pass: what it hands on, what it looks at, and what it says."""
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import adapters
+from adapters.check import _devices
+
+
+class Mixed(nn.Module):
+    """Calls only the linears that it is told to, with what it is given by name."""
+
+    def __init__(self, n: int = 9) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(nn.Linear(4, 4) for _ in range(n))
+        self.seen: list[dict[str, Any]] = []
+
+    def forward(self, x: Tensor, *, calls: tuple[int, ...], scale: float = 1.0) -> Tensor:
+        self.seen.append({"calls": calls, "scale": scale, "training": self.training})
+        for i in calls:
+            x = self.linears[i](x) * scale
+        return x
+
+
+def model(n: int = 9) -> Mixed:
+    return adapters.inject(Mixed(n), adapters.LoRAConfig(targets=(r"linears\.\d",), rank=1))
+
+
+def test_a_pass_gets_all_that_it_is_given_in_evaluation_mode() -> None:
+    made = model(2)
+    adapters.check(made, torch.ones(1, 4), calls=(0, 1), scale=2.0)
+    assert made.seen == [{"calls": (0, 1), "scale": 2.0, "training": False}]
+    assert made.training
+
+
+@pytest.mark.parametrize(("n_missed", "more"), [(1, ""), (5, ""), (6, ", ...")])
+def test_up_to_five_that_were_not_called_are_named(n_missed: int, more: str) -> None:
+    made = model()
+    missed = ", ".join(f"linears.{i}" for i in range(min(n_missed, 5)))
+    message = (
+        f"{missed}{more}: never called; ModuleList reads its weight directly or does without it; "
+        "leave it out of targets"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        adapters.check(made, torch.ones(1, 4), calls=range(n_missed, 9))
+    assert not any("forward" in vars(layer) for layer in made.linears)
+
+
+def test_a_layer_computes_in_the_check_what_it_does_without() -> None:
+    made, x = model(2), torch.randn(3, 4)
+    found: list[Tensor] = []
+    made.register_forward_hook(lambda *call: found.append(call[2]))
+    adapters.check(made, x, calls=(0, 1))
+    assert torch.equal(found[0], made(x, calls=(0, 1)))
+
+
+def test_random_numbers_are_kept_on_the_devices_that_hold_parameters() -> None:
+    devices = ["cpu", "cuda:1", "cuda", "cuda:1", "meta"]
+    fake = SimpleNamespace(
+        parameters=lambda: [SimpleNamespace(device=torch.device(name)) for name in devices]
+    )
+    assert _devices(fake) == [0, 1]  # type: ignore[arg-type]
