@@ -69,11 +69,8 @@ def describe_architecture(
     if "head_dist.weight" in tensors:
         options["pooling"] = "cls+dist"
     if dinov3:
-        gated = any(".fc1_g." in key for key in tensors)
-        return "timm-dinov3", options | {"rope_theta": 100.0} | ({"act": "silu"} if gated else {})
-    if is_gated(tensors):
-        return "timm-gated", options | {"act": "silu"}
-    return "timm", options
+        return "timm-dinov3", options | {"rope_theta": 100.0}
+    return ("timm-gated" if is_gated(tensors) else "timm"), options
 
 
 def heads_of(patch: Tensor, heads: Mapping[int, int]) -> int:

@@ -78,16 +78,15 @@ def describe_huggingface(
     own = config if "hidden_size" in config else config.get("vision_config") or {}
     own = own if name in ("clip", "siglip") else config
     act = own.get("hidden_act", kind.act)
-    if any(".gate_proj." in key for key in tensors) and family == "hf-dinov3":
+    gated_dinov3 = family == "hf-dinov3" and any(".gate_proj." in key for key in tensors)
+    if gated_dinov3:  # DINOv2's gates are silu, whatever the config says
         family = "hf-dinov3-gated"
-    elif any(".weights_in." in key or ".gate_proj." in key for key in tensors):
-        act = "silu"  # whatever the config says
     if act not in ACTS:
         raise ValueError(f"hidden_act {act!r} is not covered; there are {', '.join(ACTS)}")
     options: dict[str, Any] = {
         **kind.options,
         "pooling": kind.pooling,
-        "act": ACTS[act],
+        "gate" if gated_dinov3 else "act": ACTS[act],
         "eps": own.get("layer_norm_eps", kind.eps),
         "n_heads": own.get("num_attention_heads", kind.n_heads),
         "image_size": own.get("image_size", 224),

@@ -46,11 +46,8 @@ def describe_original(
         n_heads = (
             heads_of(patch, HEADS_DINOV3) if periods is None else len(patch) // 4 // len(periods)
         )
-        gated = any(key.endswith(".mlp.w3.weight") for key in tensors)
-        options = {"pooling": "cls+mean", "n_heads": n_heads, "rope_theta": 100.0}
-        return "dinov3", options | ({"act": "silu"} if gated else {})
+        return "dinov3", {"pooling": "cls+mean", "n_heads": n_heads, "rope_theta": 100.0}
     if patch is not None and "pos_embed" in tensors and _is_dinov2(tensors):
-        gated = any(key.endswith(".mlp.w12.weight") for key in tensors)
         registers = "register_tokens" in tensors
         return "dinov2", {
             "pooling": "cls+mean",
@@ -58,7 +55,6 @@ def describe_original(
             "n_heads": heads_of(patch, HEADS),
             "pos_resize": "bicubic-antialias" if registers else "bicubic",
             "pos_offset": 0.0 if registers else 0.1,
-            **({"act": "silu"} if gated else {}),
         }
     if patch is not None and _is_plain(tensors):  # DINO, MAE, DeiT
         mean = "fc_norm.weight" in tensors  # as MAE's fine-tuned files

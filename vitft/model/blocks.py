@@ -124,8 +124,8 @@ class Block(nn.Module):
         )
         self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, config.eps)
-        kind = GatedFeedForward if config.gated else FeedForward
-        self.ffn: nn.Module = kind(dim=dim, hidden_dim=hidden_dim, dropout=dropout, act=config.act)
+        kind, act = (GatedFeedForward, config.gate) if config.gated else (FeedForward, config.act)
+        self.ffn: nn.Module = kind(dim=dim, hidden_dim=hidden_dim, dropout=dropout, act=act)
         self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor, n: int | None = None) -> Tensor:

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, fields
 
+ACTS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
 # the values that an option may have; the first is the article's
 CHOICES = {
     "pooling": ("cls", "mean", "cls+mean", "cls+dist", "map"),
     "stem": ("linear", "conv"),
-    "act": ("gelu", "gelu_tanh", "quick_gelu", "silu"),
+    "act": ACTS,
+    "gate": ("silu", *ACTS[:-1]),
     "pos": ("learned", "none"),
     "pos_resize": ("bicubic-antialias", "bicubic", "bilinear-antialias", "bilinear"),
     "final_norm": ("before", "after", "none"),
@@ -40,8 +42,9 @@ class ViTConfig:
     proj_bias: bool = False  # wo has a bias
     patch_bias: bool = True  # the patches' linear has a bias
     head_bias: bool = True  # the head has a bias
-    act: str = "gelu"  # between w1 and w2; "silu" in known gated ViTs
-    gated: bool = False  # w2(act(w1 x) * w3 x) in place of w2(act(w1 x))
+    act: str = "gelu"  # between w1 and w2
+    gated: bool = False  # w2(gate(w1 x) * w3 x) in place of w2(act(w1 x))
+    gate: str = "silu"  # the activation of a gate
     layer_scale: bool = False  # a trained factor for every number after attention and feed-forward
     class_token: bool | None = None  # None: where the pooling reads it
     dist_token: bool = False  # a distillation token beside it, as DeiT's (arXiv:2012.12877)
