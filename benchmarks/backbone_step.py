@@ -59,20 +59,25 @@ def ours(
     return timed(lambda: step([(pixels, labels)]))
 
 
-def theirs(folder: str, pixels: Tensor, labels: Tensor, bf16: bool) -> Callable[[], float]:
-    """Return a function that takes a step of transformers and PEFT; it returns milliseconds."""
+def peft_model(folder: str, n_classes: int) -> nn.Module:
+    """Return a model of transformers for images' classes, adapted by PEFT."""
     import peft
     import transformers
 
     model: nn.Module = transformers.AutoModelForImageClassification.from_pretrained(
-        folder, num_labels=10, ignore_mismatched_sizes=True, dtype=torch.float32
+        folder, num_labels=n_classes, ignore_mismatched_sizes=True, dtype=torch.float32
     )
     there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     targets = [name for name in THEIRS if name in there]
     config = peft.LoraConfig(
         r=8, lora_alpha=16, target_modules=targets, modules_to_save=["classifier"]
     )
-    model = peft.get_peft_model(model, config).train()
+    return peft.get_peft_model(model, config).train()
+
+
+def theirs(folder: str, pixels: Tensor, labels: Tensor, bf16: bool) -> Callable[[], float]:
+    """Return a function that takes a step of transformers and PEFT; it returns milliseconds."""
+    model = peft_model(folder, 10)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-4, fused=True)
     images = (pixels.float() / 255 - 0.45) / 0.22
