@@ -101,7 +101,9 @@ class Loop:
         for run in self.runs:
             key, task, bf16 = id(run.train), run.plan.task, run.plan.bf16
             if key not in found:
+                started = time.perf_counter()
                 found[key] = fit_head(run.model, run.inputs, task, folder=run.folder, bf16=bf16)
+                run.feature_seconds += time.perf_counter() - started
             with torch.no_grad():
                 for parameter, value in zip(run.model.head.parameters(), found[key], strict=True):
                     parameter.copy_(value)

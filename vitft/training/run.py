@@ -40,6 +40,7 @@ class Run:
         inputs, validation_inputs: what the model takes of them now: themselves, or features.
         epoch, step: finished epochs, and steps taken in this one.
         seconds: spent on this epoch's steps, without validation and saving.
+        feature_seconds: spent before the steps, on frozen stages and on the head's start.
         history: a row an epoch, as in metrics.jsonl.
         draws: the random state to go on with.
         totals: (3,) of this epoch: loss, right predictions, images.
