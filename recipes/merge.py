@@ -12,6 +12,7 @@ from recipes.evaluate import ModelOptions, open_model
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.model.checkpoint import load_model, save_model
+from vitft.training.evaluate import suitable_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class MergeOptions(ModelOptions):
 def merge(options: MergeOptions) -> float:
     """Write the merged base; return the largest difference of its logits from the adapted base's.
 
-    Measured on 64 images of uniform noise, from the file as written.
+    Measured on images of uniform noise, 64 or as many as suit their size, from the file as written.
 
     Raises:
         ValueError, OSError: a file is missing, broken or cannot be written, or the method
@@ -34,7 +35,12 @@ def merge(options: MergeOptions) -> float:
     if Path(options.out).exists():
         raise ValueError(f"{options.out} is there already; choose another --out or remove it")
     model = open_model(options.base, options.adapter)
-    shape = (64, model.config.n_channels, model.image_size, model.image_size)
+    shape = (
+        min(64, suitable_batch(model)),
+        model.config.n_channels,
+        model.image_size,
+        model.image_size,
+    )
     images = torch.randint(
         0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
@@ -50,7 +56,7 @@ def run(options: MergeOptions) -> None:
     """Merge and print the largest difference."""
     difference, out = merge(options), shlex.quote(options.out)
     click.echo(f"merged base     {out}")
-    click.echo(f"largest logit difference on 64 images of noise   {difference:.2e}")
+    click.echo(f"largest logit difference on images of noise   {difference:.2e}")
     click.echo(f"use it          vitft predict --base {out} IMAGE")
 
 

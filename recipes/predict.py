@@ -21,9 +21,10 @@ from vitft.data.folders import find_images
 from vitft.data.preprocess import read_image, to_tensor
 from vitft.model.checkpoint import load_model
 from vitft.training.cores import in_parts
+from vitft.training.evaluate import suitable_batch
 
 Classes = dict[str, float]  # probabilities of the most probable, best first
-ROWS = 64  # of a pass: images times adapters
+MAX_ROWS = 64  # of a pass: images times adapters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | Valu
             return logits.softmax(dim=1)
 
     fit = partial(to_tensor, image_size=base.image_size, n_channels=base.config.n_channels)
-    step = max(1, ROWS // n)
+    step = max(1, min(MAX_ROWS, suitable_batch(base)) // n)
     for i in range(0, len(options.image), step):
         paths = options.image[i : i + step]
         read = [_read(path, fit) for path in paths]
