@@ -9,6 +9,7 @@ from adapters.many.arithmetic import combine, diff
 from adapters.many.bank import Bank
 from adapters.many.together import together
 from adapters.methods import METHODS
+from adapters.methods.adapterplus import AdapterPlusConfig
 from adapters.methods.adaptformer import AdaptFormerConfig
 from adapters.methods.bitfit import BitFitConfig
 from adapters.methods.dora import DoRAConfig
@@ -26,6 +27,7 @@ __all__ = [
     "METHODS",
     "AdaptFormerConfig",
     "AdapterConfig",
+    "AdapterPlusConfig",
     "Bank",
     "BitFitConfig",
     "DoRAConfig",

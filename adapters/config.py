@@ -278,6 +278,18 @@ def partless(module: nn.Module, name: str) -> nn.Module:
     return module
 
 
+def block_width(module: nn.Module, name: str, method: str) -> int:
+    """Return the width D of the tokens of a block, by its first layer norm.
+
+    Raises:
+        ValueError: `module` holds Parameters itself, or has no norm that tells the width.
+    """
+    norms = [m for m in partless(module, name).modules() if isinstance(m, nn.LayerNorm)]
+    if not norms:
+        raise ValueError(f"{name!r} has no nn.LayerNorm that tells its width; {method} needs one")
+    return norms[0].normalized_shape[-1]
+
+
 def check_dropout(dropout: float) -> None:
     """Check a share of numbers that are dropped.
 

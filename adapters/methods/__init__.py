@@ -1,6 +1,7 @@
 """The methods by name; a new one is a new file and a line in `METHODS`."""
 
 from adapters.config import AdapterConfig
+from adapters.methods.adapterplus import AdapterPlusConfig
 from adapters.methods.adaptformer import AdaptFormerConfig
 from adapters.methods.bitfit import BitFitConfig
 from adapters.methods.dora import DoRAConfig
@@ -24,5 +25,6 @@ METHODS: dict[str, type[AdapterConfig]] = {
     "bitfit": BitFitConfig,
     "norm": NormConfig,
     "adaptformer": AdaptFormerConfig,
+    "adapterplus": AdapterPlusConfig,
     "vpt": VPTConfig,
 }

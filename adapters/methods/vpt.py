@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.config import AdapterConfig, check_count, check_dropout, option, partless
+from adapters.config import AdapterConfig, block_width, check_count, check_dropout, option
 from adapters.layers import Wrapper, wide
 
 PROMPTED = "VPT adds tokens, but this block"
@@ -97,9 +97,5 @@ class VPTConfig(AdapterConfig):
         Raises:
             ValueError: `module` holds Parameters itself, or has no norm that tells the width.
         """
-        parts = partless(module, name).modules()
-        norms = [part for part in parts if isinstance(part, nn.LayerNorm)]
-        if not norms:
-            raise ValueError(f"{name!r} has no nn.LayerNorm that tells its width; VPT needs one")
-        dim = norms[0].normalized_shape[-1]
+        dim = block_width(module, name, "VPT")
         return PromptedBlock.prompted(module, dim, n_prompts=self.n_prompts, dropout=self.dropout)

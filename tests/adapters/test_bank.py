@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from adapters import Bank, inject, load_adapter, save_adapter
 from tests.adapters.toy import KINDS, X, adapted, config, move, toy
 
-UNSTACKED = ("loha", "lokr", "lokr of thin", "adaptformer", "vpt")
+UNSTACKED = ("loha", "lokr", "lokr of thin", "adaptformer", "adapterplus", "vpt")
 STACKED = [kind for kind in KINDS if kind not in UNSTACKED]
 IMAGES = torch.randn(12, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from adapters import METHODS, DoRAConfig, LoRAConfig, disabled, inject
 from adapters.layers import AdapterLayer
-from tests.adapters.toy import KINDS, X, adapted, config, every_kind, toy
+from tests.adapters.toy import KINDS, WRAPPERS, X, adapted, config, every_kind, toy
 
-LINEAR = [kind for kind in KINDS if kind not in ("norm", "adaptformer", "vpt")]
+LINEAR = [kind for kind in KINDS if kind not in ("norm", *WRAPPERS)]
 on_linears = pytest.mark.parametrize("kind", LINEAR)
 low_rank = pytest.mark.parametrize("kind", ["lora", "dora"])
 

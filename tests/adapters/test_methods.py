@@ -24,6 +24,7 @@ COUNTS = {  # trained numbers in the article's ViT, by the papers' formulas
     "bitfit": L * (H + D + 2 * D),
     "norm": (2 * L + 1) * 2 * D,
     "adaptformer": L * (2 * D * M + M + D),
+    "adapterplus": L * (2 * D * R + R + 2 * D),
     "vpt": L * P * D,
 }
 
@@ -130,6 +131,14 @@ def test_adaptformer_is_its_formula() -> None:
     torch.testing.assert_close(module(x), base(x) + 0.1 * update, rtol=0, atol=1e-12)
 
 
+def test_adapterplus_is_its_formula() -> None:
+    model, x = adapted("adapterplus"), torch.randn(2, 3, 8, dtype=torch.float64)
+    block, z = model.blocks[0], toy().blocks[0](x)
+    hidden = F.gelu(z @ block.down_weight.T + block.down_bias)
+    update = block.channel_scale * (hidden @ block.up_weight.T + block.up_bias)
+    torch.testing.assert_close(block(x), z + update, rtol=0, atol=1e-12)
+
+
 def test_prompts_are_tokens_that_the_block_reads_and_drops() -> None:
     model, x = adapted("vpt"), torch.randn(2, 3, 8, dtype=torch.float64)
     module, base = model.blocks[0], toy().blocks[0]
@@ -179,6 +188,7 @@ def test_converted_starts_keep_the_base_and_save_a_plain_lora_of_twice_the_rank(
         ("adaptformer", {"width": 0}, "width=0 is not a positive integer; 64 is usual"),
         ("adaptformer", {"scale": 0.0}, "scale=0.0 is not positive; 0.1 is usual"),
         ("adaptformer", {"dropout": 1.0}, "dropout=1.0 is not in 0 <= dropout < 1"),
+        ("adapterplus", {"width": 0}, "width=0 is not a positive integer; 8 is usual"),
         ("vpt", {"n_prompts": 0}, "n_prompts=0 is not a positive integer; try 10"),
         ("lora", {"rank_pattern": {"w[": 2}}, "rank_pattern's 'w\\[' is no regular expression"),
         ("vpt", {"dropout": 1.0}, "dropout=1.0 is not in 0 <= dropout < 1"),
@@ -198,6 +208,7 @@ def test_options_out_of_their_range_are_refused(
         ("ssf", "blocks", "'blocks' is a Sequential, not an nn.Linear or nn.LayerNorm"),
         ("adaptformer", "embed", "'embed' is a Linear with weights of its own or none"),
         ("adaptformer", "blocks.0.norm", "'blocks.0.norm' is a LayerNorm with weights of its own"),
+        ("adapterplus", "blocks.0.ffn", "tells its width; Adapter\\+ needs one"),
         ("vpt", "blocks.0.ffn", "'blocks.0.ffn' has no nn.LayerNorm that tells its width"),
     ],
 )

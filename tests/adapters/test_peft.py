@@ -35,7 +35,7 @@ PEFT = {  # kind: PEFT's config, its options
     ),
     "norm": (peft.LNTuningConfig, {"target_modules": ["norm"]}),
 }
-OURS_ALONE = {"ssf", "bitfit", "adaptformer", "vpt"}
+OURS_ALONE = {"ssf", "bitfit", "adaptformer", "adapterplus", "vpt"}
 every_peft = pytest.mark.parametrize("kind", PEFT)
 every_shared = pytest.mark.parametrize("kind", [k for k in KINDS if k not in OURS_ALONE])
 pytestmark = [

@@ -125,6 +125,18 @@ def test_a_bottleneck_starts_silent() -> None:
     assert torch.equal(layer(x), ffn(x))
 
 
+def test_a_bottleneck_behind_a_block_starts_close_to_it() -> None:
+    block = nn.Sequential(nn.LayerNorm(I), nn.Linear(I, I))
+    layer = adapters.AdapterPlusConfig(width=R).adapt(block, "blocks.0")
+    for weight in (layer.down_weight, layer.up_weight):
+        assert 0.019 < weight.detach().abs().max() <= 0.02
+        assert weight.detach().std() == pytest.approx(0.0088, rel=0.1)  # 0.01, cut off at two of it
+    assert torch.equal(layer.channel_scale, torch.ones(I))
+    assert not any(p.any() for p in (layer.down_bias, layer.up_bias))
+    x = torch.randn(3, I)
+    assert 0 < (layer(x) - block(x)).abs().max() < 0.05
+
+
 def test_prompts_are_within_xaviers_bound() -> None:
     block = nn.Sequential(nn.LayerNorm(I), nn.Linear(I, I))
     layer = adapters.VPTConfig(n_prompts=R).adapt(block, "blocks.0")

@@ -9,7 +9,7 @@ from adapters import inject, shared_copy, together
 from adapters.many.parts import FoldedProducts
 from tests.adapters.toy import KINDS, Toy, config, move, toy
 
-UNSTACKED = ("loha", "lokr", "lokr of thin", "adaptformer", "vpt")
+UNSTACKED = ("loha", "lokr", "lokr of thin", "adaptformer", "adapterplus", "vpt")
 STACKED = [kind for kind in KINDS if kind not in UNSTACKED]
 IMAGES = torch.randn(12, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 LABELS = torch.randint(0, 3, (12,), generator=torch.Generator().manual_seed(4))

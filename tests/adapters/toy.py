@@ -57,6 +57,7 @@ TARGETS = {  # of the methods that do not adapt linears only
     "ssf": (*LINEARS, "norm"),
     "bitfit": (*LINEARS, "norm"),
     "adaptformer": ("ffn",),
+    "adapterplus": (r"blocks\.\d",),
     "vpt": (r"blocks\.\d",),
 }
 # every method as it is, and what its options make another function of
@@ -75,7 +76,7 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {method: (method, {}) for meth
     "ia3 of inputs": ("ia3", {"feedforward": ("wv", "ffn.0")}),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
-WRAPPERS = ("adaptformer", "vpt")
+WRAPPERS = ("adaptformer", "adapterplus", "vpt")
 MERGED = [kind for kind in KINDS if kind not in WRAPPERS]
 CONVERTED = ("pissa", "olora", "dora of pissa")
 
