@@ -264,8 +264,8 @@ def plain_linear(module: nn.Module, name: str) -> nn.Linear:
     return linear
 
 
-def partless(module: nn.Module, name: str) -> nn.Module:
-    """Return `module` if all its weights are its parts', so that a `Wrapper` can stand for it.
+def made_of_children(module: nn.Module, name: str) -> nn.Module:
+    """Return `module` if all its weights are its children's, so that a `Wrapper` can stand for it.
 
     Raises:
         ValueError: it holds Parameters or buffers itself, or none at all.
@@ -284,7 +284,7 @@ def block_width(module: nn.Module, name: str, method: str) -> int:
     Raises:
         ValueError: `module` holds Parameters itself, or has no norm that tells the width.
     """
-    norms = [m for m in partless(module, name).modules() if isinstance(m, nn.LayerNorm)]
+    norms = [m for m in made_of_children(module, name).modules() if isinstance(m, nn.LayerNorm)]
     if not norms:
         raise ValueError(f"{name!r} has no nn.LayerNorm that tells its width; {method} needs one")
     return norms[0].normalized_shape[-1]

@@ -1,4 +1,4 @@
-"""Layers that take a base module's place: the base's own Parameters, and some to train.
+"""Layers that take a base module's place: the base's Parameters, and new ones to train.
 
 Each is switched off by `enabled` and knows how to become a module of the base's class again. What
 trains is in float32 or wider, also on a base of 16 bits: its steps are smaller than 16 bits can
@@ -64,14 +64,14 @@ class AdapterLayer(nn.Module):
         raise ValueError(f"{type(self).__name__} cannot be merged; keep it, or eject it")
 
     def exported(self) -> dict[str, Tensor]:
-        """Return the tensors that a file holds of this layer, among others, by their own names."""
+        """Return the layer's tensors by name; a file holds some of them."""
         return self.state_dict()
 
-    def parts(self) -> dict[str, Tensor]:
-        """Return what a bank stacks of this layer, see `adapters.many.stacks`.
+    def terms(self) -> dict[str, Tensor]:
+        """Return the terms of the adapted function that are not the base's, by their names.
 
-        Of y = gain (W (in_gain x) + b a x) + bias for a linear, y = gain normalised(x) + bias for a
-        norm: those that are not the base's.
+        They are gain, in_gain, a, b and bias of y = gain (W (in_gain x) + b a x) + bias for a
+        linear, gain and bias of y = gain normalised(x) + bias for a norm. A bank stacks them.
 
         Raises:
             ValueError: it computes another function.
@@ -117,7 +117,7 @@ class AffineLayer(AdapterLayer):
 
 
 class AdapterLinear(AffineLayer, nn.Linear):
-    """An `nn.Linear` whose weight (O, I) and bias (O,) are the base layer's own Parameters."""
+    """An `nn.Linear` whose weight (O, I) and bias (O,) are the base layer's Parameters."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__(
@@ -148,7 +148,7 @@ class AdapterLinear(AffineLayer, nn.Linear):
 
 
 class AdapterNorm(AffineLayer, nn.LayerNorm):
-    """An `nn.LayerNorm` whose weight and bias (D,) are the base layer's own Parameters."""
+    """An `nn.LayerNorm` whose weight and bias (D,) are the base layer's Parameters."""
 
     def __init__(self, base: nn.LayerNorm) -> None:
         super().__init__(base.normalized_shape, base.eps, bias=base.bias is not None, device="meta")
@@ -162,9 +162,9 @@ class AdapterNorm(AffineLayer, nn.LayerNorm):
 class Wrapper(AdapterLayer):
     """A module that computes more than the base's, and is of the base's class too.
 
-    Make one by `around`. It has the base's attributes, and the base's parts are its parts: one
-    dictionary holds them, so a part that is replaced later is replaced in both. `super().forward`
-    is the base's function.
+    Make one by `around`. It has the base's attributes and children: one dictionary holds the
+    children of both, so a child that is replaced later is replaced in both. `super().forward` is
+    the base's function.
     """
 
     @classmethod
@@ -186,24 +186,24 @@ class Wrapper(AdapterLayer):
         return layer
 
     def __reduce__(self) -> tuple[Any, ...]:  # its class has no name to be found by
-        own, base = type(self).__bases__
-        return _unmixed, (own, base), vars(self)
+        wrapper, base = type(self).__bases__
+        return _unmixed, (wrapper, base), vars(self)
 
 
-def _mixed(own: type[W], base: type[nn.Module]) -> type[W]:
-    """Return the class of wrappers `own` around modules of the class `base`, always the same."""
-    if (own, base) not in _MIXED:
-        names = {"__module__": own.__module__, "__doc__": own.__doc__}
-        _MIXED[own, base] = type(own.__name__, (own, base), names)
-    return _MIXED[own, base]
+def _mixed(wrapper: type[W], base: type[nn.Module]) -> type[W]:
+    """Return the class of these wrappers around modules of the class `base`, always the same."""
+    if (wrapper, base) not in _MIXED:
+        names = {"__module__": wrapper.__module__, "__doc__": wrapper.__doc__}
+        _MIXED[wrapper, base] = type(wrapper.__name__, (wrapper, base), names)
+    return _MIXED[wrapper, base]
 
 
 _MIXED: dict[tuple[type, type], Any] = {}
 
 
-def _unmixed(own: type[W], base: type[nn.Module]) -> W:
+def _unmixed(wrapper: type[W], base: type[nn.Module]) -> W:
     """Return a wrapper without attributes, to be filled from a copy or a pickle."""
-    return object.__new__(_mixed(own, base))
+    return object.__new__(_mixed(wrapper, base))
 
 
 def with_parameters(base: nn.Module, parameters: dict[str, Any]) -> nn.Module:

@@ -21,21 +21,21 @@ from adapters.io import load_adapter
 from adapters.many.stacks import Ids, Stack, StackedHead, StackedLinear, StackedNorm
 from adapters.record import adapter_layer, injection
 
-Slot = dict[str, dict[str, Tensor]]  # an adapter's parts by the name of a module and of a part
+Slot = dict[str, dict[str, Tensor]]  # an adapter's terms, by a module's and a term's name
 
 
 class Bank(nn.Module):
-    """One base and any number of saved adapters, each of a batch's rows with its own.
+    """One base and any number of saved adapters; each row of a batch names its adapter.
 
     LoRA, DoRA, VeRA, (IA)^3, SSF, BitFit and norm tuning can be stacked, in any mixture. Threads
     may ask a bank side by side, but not while one of them loads an adapter.
 
     Args:
         model: the base, which stays what it is; the bank's weights lie in the same memory.
-        folders: saved adapters, for slots 1, 2, ...; they also tell what room the bank needs.
-        n_slots: room for adapters, at least as many as folders, and the base.
-        rank: room for the ranks of low-rank updates, at least the folders'.
-        n_classes: room for classes, at least the folders' and the base's.
+        folders: saved adapters, for slots 1, 2, ...; the bank is made for their sizes.
+        n_slots: adapters that it can hold, and the base; at least as many as folders.
+        rank: the largest rank that it can hold, at least the folders'.
+        n_classes: the most classes that it can hold, at least the folders' and the base's.
         head: name of the module that gives logits (B, n_classes).
 
     Attributes:
@@ -70,19 +70,19 @@ class Bank(nn.Module):
         loaded = [self._read(folder) for folder in folders]
         if self.preprocessing is not None:
             object.__setattr__(self.model, "preprocessing", self.preprocessing)
-        rooms: dict[str, dict[str, torch.Size]] = {}
+        shapes: dict[str, dict[str, torch.Size]] = {}  # the largest, by module and term
         for slot, _ in loaded:
-            for name, parts in slot.items():
-                for key, part in parts.items():
-                    shape = rooms.setdefault(name, {}).get(key, part.shape)
-                    size = torch.Size(max(n) for n in zip(shape, part.shape, strict=True))
-                    rooms[name][key] = size
-        own = plain_linear(self.model.get_submodule(head), head)
-        most = rooms.get(head, {}).get("weight", own.weight.shape)[0]
-        most = max(most, own.out_features, n_classes)
-        rooms[head] = {"weight": torch.Size([most, own.in_features]), "bias": torch.Size([most])}
-        for name, room in rooms.items():
-            self._stack(name, room, rank)
+            for name, terms in slot.items():
+                for key, term in terms.items():
+                    shape = shapes.setdefault(name, {}).get(key, term.shape)
+                    size = torch.Size(max(n) for n in zip(shape, term.shape, strict=True))
+                    shapes[name][key] = size
+        base = plain_linear(self.model.get_submodule(head), head)
+        most = shapes.get(head, {}).get("weight", base.weight.shape)[0]
+        most = max(most, base.out_features, n_classes)
+        shapes[head] = {"weight": torch.Size([most, base.in_features]), "bias": torch.Size([most])}
+        for name, largest in shapes.items():
+            self._stack(name, largest, rank)
         for i, (slot, classes) in enumerate(loaded, start=1):
             self._put(i, slot, classes)
 
@@ -110,40 +110,42 @@ class Bank(nn.Module):
 
         Raises:
             FileNotFoundError, ValueError: as for `load_adapter`; there is no such slot, or no room
-                for its parts, rank or classes. The slot then holds what it held.
+                for its terms, rank or classes. The slot then holds what it held.
         """
         if not 1 <= slot < self.n_slots:
             raise ValueError(f"{slot=} is not in 1 <= slot < {self.n_slots}; 0 is the base")
         self._put(slot, *self._read(folder))
 
-    def _stack(self, name: str, parts: dict[str, torch.Size], rank: int) -> None:
-        """Put a stack with room for these parts in the place of a module."""
+    def _stack(self, name: str, terms: dict[str, torch.Size], rank: int) -> None:
+        """Put a stack for terms of these shapes in the place of a module."""
         base = plain(self.model.get_submodule(name), name, nn.Linear, nn.LayerNorm)
         if isinstance(base, nn.Linear):
             stack: Stack = StackedHead(base) if name == self.head else StackedLinear(base)
         else:
             assert isinstance(base, nn.LayerNorm)
             stack = StackedNorm(base)
-        if "a" in parts and rank > parts["a"][0]:
-            parts |= {"a": torch.Size([rank, parts["a"][1]])}
-            parts |= {"b": torch.Size([parts["b"][0], rank])}
-        if "gain" in parts and base.bias is not None:  # the bias stands outside the gain
-            parts |= {"bias": base.bias.shape}
-        stack.add(self.ids, self.n_slots, parts)
+        if "a" in terms and rank > terms["a"][0]:
+            terms |= {"a": torch.Size([rank, terms["a"][1]])}
+            terms |= {"b": torch.Size([terms["b"][0], rank])}
+        if "gain" in terms and base.bias is not None:  # the bias stands outside the gain
+            terms |= {"bias": base.bias.shape}
+        stack.add(self.ids, self.n_slots, terms)
         self.model.set_submodule(name, stack.eval())
 
     def _read(self, folder: str | os.PathLike[str]) -> tuple[Slot, tuple[str, ...]]:
-        """Return an adapter's parts, by module, and its classes, all checked by `load_adapter`."""
+        """Return an adapter's terms, by module, and its classes, all checked by `load_adapter`."""
         known = self.fingerprint if read_adapter(folder).trained == (self.head,) else None
         adapted = load_adapter(shared_copy(self.base), folder, fingerprint=known)
         record = injection(adapted)
-        own = getattr(adapted, "preprocessing", None)
-        if own != (self.preprocessing or own):
-            raise ValueError(f"{folder} takes images prepared as {own}, not {self.preprocessing}")
-        self.preprocessing = own
+        record_of_images = getattr(adapted, "preprocessing", None)
+        if record_of_images != (self.preprocessing or record_of_images):
+            raise ValueError(
+                f"{folder} takes images prepared as {record_of_images}, not {self.preprocessing}"
+            )
+        self.preprocessing = record_of_images
         if others := sorted(record.trained.keys() - {self.head}):
             raise ValueError(f"{folder}: {others[0]!r} trained too; a bank stacks only the head")
-        slot = {name: adapter_layer(adapted, name).parts() for name in record.adapted}
+        slot = {name: adapter_layer(adapted, name).terms() for name in record.adapted}
         if self.head in record.trained:
             head = plain_linear(adapted.get_submodule(self.head), self.head)
             slot[self.head] = {"weight": head.weight} | (

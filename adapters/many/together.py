@@ -1,9 +1,9 @@
 """K adapted copies of one base in, one model out that computes, and trains, all of them at once.
 
-The batch holds a part of equal size for each, one after the other. A linear that they adapt makes
+The batch holds as many rows for each, one member after the other. A linear that they adapt makes
 one batched product, with W + scale B A of each, so K adapters cost K times the base's operations
-but only one pass; see `adapters.layers.AdapterLayer.parts` for the function of a layer. What trains
-are the copies' own Parameters: each can be saved, merged and used by itself.
+but only one pass; see `adapters.layers.AdapterLayer.terms` for the function of a layer. What trains
+are the copies' Parameters: each copy can be saved, merged and used by itself.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from adapters.config import plain, plain_linear
 from adapters.identity import shared_copy
 from adapters.layers import AdapterLayer
-from adapters.many.parts import linear, norm
+from adapters.many.terms import linear, norm
 from adapters.record import injection
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 class Joint(nn.Module):
-    """A linear or norm for K members: x (K * T, I) in, each member's rows by its own parts.
+    """A linear or norm for K members: x (K * T, I) in, each member's rows by that member's terms.
 
     Args:
         base: the base's module.
@@ -39,21 +39,21 @@ class Joint(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what each member makes of its rows."""
-        own = [m.parts() if isinstance(m, AdapterLayer) else {} for m in self.members]
-        parts = {key: self._stacked(own, key) for key in sorted({key for p in own for key in p})}
-        rows = x.reshape(len(own), -1, x.shape[-1])  # (K, T, I)
+        each = [m.terms() if isinstance(m, AdapterLayer) else {} for m in self.members]
+        terms = {key: self._stacked(each, key) for key in sorted({key for t in each for key in t})}
+        rows = x.reshape(len(each), -1, x.shape[-1])  # (K, T, I)
         if isinstance(self.base, nn.Linear):
-            y = linear(rows, self.base, parts, fold=True)
+            y = linear(rows, self.base, terms, fold=True)
             return y.view(*x.shape[:-1], self.base.out_features)
-        return norm(rows, self.base, parts).view(x.shape)
+        return norm(rows, self.base, terms).view(x.shape)
 
-    def _stacked(self, own: Sequence[dict[str, Tensor]], key: str) -> Tensor:
-        """Return one part of all members, the base's where a member has none."""
-        first = next(part[key] for part in own if key in part)
+    def _stacked(self, each: Sequence[dict[str, Tensor]], key: str) -> Tensor:
+        """Return one term of all members, the base's where a member has none."""
+        first = next(terms[key] for terms in each if key in terms)
         if key in ("a", "b"):  # of a smaller rank, or of none: zeros
-            rank = max(part[key].shape[key == "b"] for part in own if key in part)
+            rank = max(terms[key].shape[key == "b"] for terms in each if key in terms)
             none = first.new_zeros((0, first.shape[1]) if key == "a" else (len(first), 0))
-            factors = [part.get(key, none) for part in own]
+            factors = [terms.get(key, none) for terms in each]
             if key == "a":
                 return torch.stack([F.pad(a, (0, 0, 0, rank - len(a))) for a in factors])
             return torch.stack([F.pad(b, (0, rank - b.shape[1])) for b in factors])
@@ -62,7 +62,7 @@ class Joint(nn.Module):
             default = self.base.bias.to(first.dtype)
         if key == "gain" and isinstance(self.base, nn.LayerNorm):
             default = self.base.weight.to(first.dtype)
-        return torch.stack([part.get(key, default) for part in own])[:, None]
+        return torch.stack([terms.get(key, default) for terms in each])[:, None]
 
 
 class JointHead(nn.Module):
@@ -107,11 +107,11 @@ def together(base: Model, members: Sequence[nn.Module], head: str = "head") -> M
     for name in sorted({name for record in records for name in record.adapted}):
         module = plain(joint.get_submodule(name), name, nn.Linear, nn.LayerNorm)
         assert isinstance(module, nn.Linear | nn.LayerNorm)
-        own = [member.get_submodule(name) for member in members]
-        for layer, record in zip(own, records, strict=True):
+        layers = [member.get_submodule(name) for member in members]
+        for layer, record in zip(layers, records, strict=True):
             if name in record.adapted:
-                cast(AdapterLayer, layer).parts()  # says now if it can't be stacked
-        joint.set_submodule(name, Joint(module, own))
+                cast(AdapterLayer, layer).terms()  # says now if it can't be stacked
+        joint.set_submodule(name, Joint(module, layers))
     heads = [plain_linear(member.get_submodule(head), head) for member in members]
     joint.set_submodule(head, JointHead(heads))
     return joint.train(members[0].training)

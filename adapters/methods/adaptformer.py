@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.config import AdapterConfig, check_count, check_dropout, option, partless
+from adapters.config import AdapterConfig, check_count, check_dropout, made_of_children, option
 from adapters.layers import Wrapper, cast_to, wide
 
 
@@ -93,7 +93,9 @@ class AdaptFormerConfig(AdapterConfig):
             ValueError: `module` holds Parameters itself, or its first linear does not read as many
                 numbers as its last one gives.
         """
-        linears = [part for part in partless(module, name).modules() if isinstance(part, nn.Linear)]
+        linears = [
+            part for part in made_of_children(module, name).modules() if isinstance(part, nn.Linear)
+        ]
         if not linears or linears[0].in_features != linears[-1].out_features:
             raise ValueError(
                 f"{name!r} is no feed-forward, whose output is as wide as its input; "

@@ -21,8 +21,8 @@ class TunedBias(AffineLayer):
         bias = self.tuned_bias.to(self.bias.dtype) if self.enabled else self.bias
         return self.compute(x, self.weight, bias)
 
-    def parts(self) -> dict[str, Tensor]:
-        """Return what a bank stacks of this layer."""
+    def terms(self) -> dict[str, Tensor]:
+        """Return the terms that are not the base's."""
         return {"bias": self.tuned_bias}
 
     def adapted_bias(self) -> Tensor:

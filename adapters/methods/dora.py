@@ -36,9 +36,9 @@ class DoRALinear(LoRALinear):
             y = c * z
         return (y if self.bias is None else y + self.bias).to(z.dtype)
 
-    def parts(self) -> dict[str, Tensor]:
-        """Return what a bank stacks of this layer."""
-        return super().parts() | {"gain": self.magnitude / self.row_norm()}
+    def terms(self) -> dict[str, Tensor]:
+        """Return the terms that are not the base's."""
+        return super().terms() | {"gain": self.magnitude / self.row_norm()}
 
     @torch.no_grad()
     def row_norm(self) -> Tensor:

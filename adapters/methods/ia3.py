@@ -30,8 +30,8 @@ class IA3Linear(AdapterLinear):
         y = F.linear(x, self.weight, self.bias)
         return (y * self.factors[:, 0]).to(y.dtype) if self.enabled else y
 
-    def parts(self) -> dict[str, Tensor]:
-        """Return what a bank stacks of this layer."""
+    def terms(self) -> dict[str, Tensor]:
+        """Return the terms that are not the base's."""
         bias = self.adapted_bias()
         return {"gain": self.factors[:, 0]} | ({} if bias is None else {"bias": bias})
 
@@ -58,8 +58,8 @@ class IA3Input(AdapterLinear):
         x = (x * self.factors[0]).to(x.dtype) if self.enabled else x
         return F.linear(x, self.weight, self.bias)
 
-    def parts(self) -> dict[str, Tensor]:
-        """Return what a bank stacks of this layer."""
+    def terms(self) -> dict[str, Tensor]:
+        """Return the terms that are not the base's."""
         return {"in_gain": self.factors[0]}
 
     def adapted_weight(self) -> Tensor:

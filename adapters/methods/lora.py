@@ -97,8 +97,8 @@ class LowRankLinear(AdapterLinear):
         a, b = self.factors()
         return F.linear(F.linear(cast_to(x, a), a), self.scale * b)
 
-    def parts(self) -> dict[str, Tensor]:
-        """Return what a bank stacks of this layer."""
+    def terms(self) -> dict[str, Tensor]:
+        """Return the terms that are not the base's."""
         a, b = self.factors()
         return {"a": a, "b": self.scale * b}
 

@@ -25,8 +25,8 @@ class TunedNorm(AdapterNorm):
         tuned, bias = self.tuned_weight.to(self.weight.dtype), self.tuned_bias
         return self.compute(x, tuned, None if bias is None else bias.to(tuned.dtype))
 
-    def parts(self) -> dict[str, Tensor]:
-        """Return what a bank stacks of this layer."""
+    def terms(self) -> dict[str, Tensor]:
+        """Return the terms that are not the base's."""
         bias = self.adapted_bias()
         return {"gain": self.tuned_weight} | ({} if bias is None else {"bias": bias})
 

@@ -24,8 +24,8 @@ class ScaleAndShift(AffineLayer):
             return y
         return torch.addcmul(self.beta, y.to(self.beta.dtype), self.gamma).to(y.dtype)
 
-    def parts(self) -> dict[str, Tensor]:
-        """Return what a bank stacks of this layer."""
+    def terms(self) -> dict[str, Tensor]:
+        """Return the terms that are not the base's."""
         if self.weight.ndim == 1:  # a norm, whose gain is its weight
             return {"gain": self.adapted_weight(), "bias": self.adapted_bias()}
         return {"gain": self.gamma, "bias": self.adapted_bias()}

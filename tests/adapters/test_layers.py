@@ -139,7 +139,7 @@ def test_what_a_layer_cannot_do_it_says() -> None:
     with refused("AdapterLayer cannot be merged; keep it, or eject it"):
         AdapterLayer().merged(nn.Linear(1, 1))
     with refused("AdapterLayer cannot be stacked in a bank; load it alone"):
-        AdapterLayer().parts()
+        AdapterLayer().terms()
     layer = METHODS["ssf"](targets=("x",)).adapt(nn.Linear(2, 2, bias=False), "x")
     message = (
         "SSFLinear cannot be merged: the base's module has no bias to hold its shift; "

@@ -16,8 +16,8 @@ from adapters.config import (
     check_count,
     check_dropout,
     computes_as,
+    made_of_children,
     option,
-    partless,
     plain,
     plain_linear,
 )
@@ -116,7 +116,7 @@ def test_a_module_that_computes_what_its_class_does_is_plain(dtype: torch.dtype)
 
 def test_only_a_module_made_of_others_is_wrapped() -> None:
     module = nn.Sequential(nn.Linear(2, 2))
-    assert partless(module, "x") is module
+    assert made_of_children(module, "x") is module
     own, buffered = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))
     own.weight = nn.Parameter(torch.ones(1))
     buffered.register_buffer("b", torch.ones(1))
@@ -126,7 +126,7 @@ def test_only_a_module_made_of_others_is_wrapped() -> None:
             "wrapped"
         )
         with refused(message):
-            partless(other, "x")
+            made_of_children(other, "x")
 
 
 def test_counts_and_shares_have_their_ranges() -> None:

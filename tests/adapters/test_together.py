@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters import inject, shared_copy, together
-from adapters.many.parts import FoldedProducts
+from adapters.many.terms import FoldedProducts
 from tests.adapters.toy import KINDS, Toy, config, move, toy
 
 UNSTACKED = ("loha", "lokr", "lokr of thin", "adaptformer", "adapterplus", "vpt")

@@ -1,7 +1,7 @@
-"""The function that banks and joint passes compute: each of K adapters with its own parts.
+"""The function that banks and joint passes compute: x of K adapters in, y by the terms of each out.
 
 y = gain (W (in_gain x) + B A x) + bias for a linear, y = gain normalised(x) + bias for a norm. W
-and the norm are the base's, the same for all K; a part that an adapter does not have is the base's.
+and the norm are the base's, the same for all K; a term that an adapter does not have is the base's.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adapters.layers import keeps_small_updates
 
-Parts = Mapping[str, Tensor]  # a (K, R, I), b (K, O, R); gain, in_gain, bias (K, 1, D)
+Terms = Mapping[str, Tensor]  # a (K, R, I), b (K, O, R); gain, in_gain, bias (K, 1, D)
 
 
 def products(x: Tensor, weights: Tensor) -> Tensor:
@@ -51,38 +51,38 @@ class FoldedProducts(torch.autograd.Function):
         return grad_x, None, grad_a, grad_b
 
 
-def linear(x: Tensor, base: nn.Linear, parts: Parts, *, fold: bool = False) -> Tensor:
+def linear(x: Tensor, base: nn.Linear, terms: Terms, *, fold: bool = False) -> Tensor:
     """Return gain (W (in_gain x) + B A x) + bias, (K, T, O) for x (K, T, I).
 
     Args:
         x: what each of K reads.
-        base: holds W, and the bias of those that have none of their own.
-        parts: of each of K.
+        base: holds W, and the bias where the terms have none.
+        terms: of each of K.
         fold: add B A to W before it meets x, where the sum keeps it; it pays for many tokens.
     """
-    outside = "gain" in parts or "bias" in parts  # no gain scales the bias
+    outside = "gain" in terms or "bias" in terms  # no gain scales the bias
     bias: Tensor | None = None if outside else base.bias
-    x = scaled(x, parts.get("in_gain"))
-    if "a" not in parts:
+    x = scaled(x, terms.get("in_gain"))
+    if "a" not in terms:
         y = F.linear(x, base.weight, bias)
     elif fold and keeps_small_updates(x):
-        y = FoldedProducts.apply(x, base.weight, parts["a"], parts["b"])  # type: ignore[no-untyped-call]
+        y = FoldedProducts.apply(x, base.weight, terms["a"], terms["b"])  # type: ignore[no-untyped-call]
         y = y if bias is None else y + bias
     else:
         y = F.linear(x, base.weight, bias)
-        hidden = torch.bmm(x, parts["a"].mT.to(x.dtype)).to(y.dtype)  # (K, T, R)
+        hidden = torch.bmm(x, terms["a"].mT.to(x.dtype)).to(y.dtype)  # (K, T, R)
         # in place: another tensor as large as y costs a third of this
-        y = y.baddbmm_(hidden, parts["b"].mT.to(y.dtype))
-    y = scaled(y, parts.get("gain"))
-    bias = parts.get("bias", base.bias) if outside else None
+        y = y.baddbmm_(hidden, terms["b"].mT.to(y.dtype))
+    y = scaled(y, terms.get("gain"))
+    bias = terms.get("bias", base.bias) if outside else None
     return y if bias is None else y + bias.to(y.dtype)
 
 
-def norm(x: Tensor, base: nn.LayerNorm, parts: Parts) -> Tensor:
+def norm(x: Tensor, base: nn.LayerNorm, terms: Terms) -> Tensor:
     """Return gain normalised(x) + bias, (K, ..., D) for x (K, ..., D)."""
     y = F.layer_norm(x, base.normalized_shape, None, None, base.eps)
-    y = scaled(y, parts.get("gain", base.weight))
-    bias = parts.get("bias", base.bias)
+    y = scaled(y, terms.get("gain", base.weight))
+    bias = terms.get("bias", base.bias)
     return y if bias is None else y + bias.to(y.dtype)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters import disabled, inject, shared_copy, together
-from adapters.many.parts import FoldedProducts, linear, norm, products, scaled
+from adapters.many.terms import FoldedProducts, linear, norm, products, scaled
 from adapters.many.together import Joint, JointHead
 from tests.adapters.toy import X, config, move, toy
 
@@ -28,17 +28,17 @@ def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, dtype=dtype)
 
 
-def formula(x: Tensor, base: nn.Linear, parts: dict[str, Tensor]) -> Tensor:
+def formula(x: Tensor, base: nn.Linear, terms: dict[str, Tensor]) -> Tensor:
     """Return what the docstring of `linear` says, for each of K."""
     rows = []
     for i, one in enumerate(x):
-        part = {name: tensor[i] for name, tensor in parts.items()}
-        inner = one * part.get("in_gain", 1)
+        term = {name: tensor[i] for name, tensor in terms.items()}
+        inner = one * term.get("in_gain", 1)
         y = inner @ base.weight.T
-        if "a" in part:
-            y = y + inner @ part["a"].T @ part["b"].T
-        y = y * part.get("gain", 1)
-        bias = part.get("bias", base.bias)
+        if "a" in term:
+            y = y + inner @ term["a"].T @ term["b"].T
+        y = y * term.get("gain", 1)
+        bias = term.get("bias", base.bias)
         rows.append(y if bias is None else y + bias)
     return torch.stack(rows)
 
@@ -50,11 +50,11 @@ def test_a_linear_is_its_formula_with_any_parts(
     names: tuple[str, ...], has_bias: bool, fold: bool
 ) -> None:
     base, x = nn.Linear(I, O, bias=has_bias).double(), random(K, T, I)
-    parts = {name: random(*SHAPES[name]) for name in names}
-    before = {name: tensor.clone() for name, tensor in parts.items()}
-    found = linear(x, base, parts, fold=fold)
-    torch.testing.assert_close(found, formula(x, base, parts), rtol=0, atol=1e-12)
-    assert all(torch.equal(parts[name], tensor) for name, tensor in before.items())
+    terms = {name: random(*SHAPES[name]) for name in names}
+    before = {name: tensor.clone() for name, tensor in terms.items()}
+    found = linear(x, base, terms, fold=fold)
+    torch.testing.assert_close(found, formula(x, base, terms), rtol=0, atol=1e-12)
+    assert all(torch.equal(terms[name], tensor) for name, tensor in before.items())
 
 
 @pytest.mark.parametrize("names", [(), ("gain",), ("bias",), ("gain", "bias")], ids=",".join)
@@ -62,10 +62,10 @@ def test_a_norm_is_its_formula_with_any_parts(names: tuple[str, ...]) -> None:
     base, x = nn.LayerNorm(O, eps=0.3).double(), random(K, 2, T, O)
     nn.init.normal_(base.weight)
     nn.init.normal_(base.bias)
-    parts = {name: random(K, 1, 1, O) for name in names}
+    terms = {name: random(K, 1, 1, O) for name in names}
     plain = F.layer_norm(x, (O,), None, None, 0.3)
-    expected = plain * parts.get("gain", base.weight) + parts.get("bias", base.bias)
-    torch.testing.assert_close(norm(x, base, parts), expected)
+    expected = plain * terms.get("gain", base.weight) + terms.get("bias", base.bias)
+    torch.testing.assert_close(norm(x, base, terms), expected)
     bare = nn.LayerNorm(O, bias=False).double()
     plain = F.layer_norm(x, (O,))
     torch.testing.assert_close(norm(x, bare, {}), plain)
@@ -75,18 +75,18 @@ def test_a_norm_is_its_formula_with_any_parts(names: tuple[str, ...]) -> None:
 
 def test_parts_in_float32_are_taken_in_the_dtype_of_what_they_meet() -> None:
     base, x = nn.Linear(I, O).bfloat16(), random(K, T, I, dtype=torch.bfloat16)
-    parts = {name: random(*shape, dtype=torch.float32) for name, shape in SHAPES.items()}
+    terms = {name: random(*shape, dtype=torch.float32) for name, shape in SHAPES.items()}
     for fold in (True, False):  # 16 bits cannot hold the sum, so it is never folded
-        found = linear(x, base, parts, fold=fold)
+        found = linear(x, base, terms, fold=fold)
         assert found.dtype == torch.bfloat16
-        expected = formula(x.double(), base.double(), {n: p.double() for n, p in parts.items()})
+        expected = formula(x.double(), base.double(), {n: p.double() for n, p in terms.items()})
         base.bfloat16()
         torch.testing.assert_close(found.double(), expected, rtol=0.1, atol=0.2)
     layer = nn.LayerNorm(O).bfloat16()
     y = random(K, T, O, dtype=torch.bfloat16)
-    assert norm(y, layer, {"gain": parts["gain"], "bias": parts["bias"]}).dtype == torch.bfloat16
+    assert norm(y, layer, {"gain": terms["gain"], "bias": terms["bias"]}).dtype == torch.bfloat16
     assert scaled(y, None) is y
-    assert scaled(y, parts["gain"]).dtype == torch.bfloat16
+    assert scaled(y, terms["gain"]).dtype == torch.bfloat16
 
 
 def test_products_are_those_of_each_with_and_without_gradients() -> None:
@@ -146,7 +146,7 @@ def test_joint_layers_keep_the_shape_of_a_batch(shape: tuple[int, ...]) -> None:
 def test_every_member_has_its_own_head(bias: bool) -> None:
     heads = [nn.Linear(8, 3, bias=bias).double() for _ in range(3)]
     joint, x = JointHead(heads), random(6, 8)
-    expected = torch.cat([head(part) for head, part in zip(heads, x.chunk(3), strict=True)])
+    expected = torch.cat([head(term) for head, term in zip(heads, x.chunk(3), strict=True)])
     torch.testing.assert_close(joint(x), expected)
     assert not list(joint.parameters())
 
