@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,15 @@ import torch
 from torch import nn
 
 from adapters.layers import AdapterLayer
+from adapters.patterns import matcher
 
+# the type of a field -> what its values may be, and what that is called
+TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "a whole number"),
+    float: ((float, int), "a number"),
+    bool: ((bool,), "true or false"),
+    str: ((str,), "a text"),
+}
 # the linears of vitft's blocks; "w3" where the feed-forward is gated
 LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 
@@ -29,7 +36,8 @@ class AdapterConfig(ABC):
     """The options of a method; a subclass adds its own and says how PEFT spells them.
 
     Raises:
-        ValueError: `targets` is empty, or one string; or `layers` are not numbers.
+        ValueError: an option is of another type than its field; `targets` is empty, or one string;
+            or `layers` are not numbers.
     """
 
     # exact names of modules, dotted suffixes ("wq", "attn.wq"), or regular expressions that match
@@ -42,7 +50,8 @@ class AdapterConfig(ABC):
     peft_defaults: ClassVar[dict[str, Any]] = {}  # what PEFT takes for an option left out
     peft_tensors: ClassVar[dict[str, str]]  # a layer's own parameter -> PEFT's suffix
     by_whole_names: ClassVar[bool] = False  # whether PEFT's options speak of whole names
-    sizes: ClassVar[tuple[str, ...]] = ()  # options that no tensor of a file falls short of
+    # an option that a tensor's shape must agree with -> PEFT's suffix of that tensor, and its side
+    sizes: ClassVar[Mapping[str, tuple[str, int]]] = {}
     peft_ignored: ClassVar[frozenset[str]] = frozenset(  # PEFT's keys that change no function
         {
             "auto_mapping",
@@ -56,6 +65,12 @@ class AdapterConfig(ABC):
     )
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, (types, words) = getattr(self, field.name), TYPES.get(field.type, ((), ""))
+            if types and (
+                not isinstance(value, types) or isinstance(value, bool) > (bool in types)
+            ):
+                raise ValueError(f"{field.name}={value!r} is not {words}")
         if isinstance(self.targets, str):
             raise ValueError(f"targets={self.targets!r} is one string; write ({self.targets!r},)")
         object.__setattr__(self, "targets", tuple(self.targets))
@@ -87,6 +102,10 @@ class AdapterConfig(ABC):
             ValueError: the method does not adapt one of them.
         """
         return {name: self.adapt(module, name) for name, module in modules.items()}
+
+    def size(self, option: str, name: str) -> Any:
+        """Return the value of one of `sizes` for the module called `name`."""
+        return getattr(self, option)
 
     def lr_factors(self) -> dict[str, float]:
         """Return what to multiply the learning rate by, for a layer's own parameters by name."""
@@ -170,7 +189,6 @@ class RankConfig(AdapterConfig):
         "alpha_pattern": "alpha_pattern",
     }
     peft_defaults = {"r": 8, "alpha": 8, "rank_pattern": {}, "alpha_pattern": {}}
-    sizes: ClassVar[tuple[str, ...]] = ("rank", "rank_pattern")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -178,11 +196,9 @@ class RankConfig(AdapterConfig):
             object.__setattr__(self, name, dict(getattr(self, name) or {}))
             for key in getattr(self, name):
                 try:
-                    re.compile(key)
-                except re.error as error:
-                    raise ValueError(
-                        f"{name}'s {key!r} is no regular expression: {error}"
-                    ) from error
+                    matcher(key)
+                except ValueError as error:
+                    raise ValueError(f"{name}'s {error}") from error
         for rank in (self.rank, *self.rank_pattern.values()):
             check_count("rank", rank, "4 to 32 are usual")
         for alpha in (self.alpha, *self.alpha_pattern.values()):
@@ -194,6 +210,10 @@ class RankConfig(AdapterConfig):
         ranks, alphas = self.rank_pattern, self.alpha_pattern
         rank = next((ranks[key] for key in ranks if _ends(name, key)), self.rank)
         return rank, next((alphas[key] for key in alphas if _ends(name, key)), self.alpha)
+
+    def size(self, option: str, name: str) -> Any:
+        """Return the rank of the module called `name`."""
+        return self.rank_and_alpha(name)[0] if option == "rank" else super().size(option, name)
 
     def adapt_all(self, modules: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
         """Return the layers to put in the places of `modules`, by name.
@@ -306,9 +326,9 @@ def check_count(name: str, value: object, usual: str) -> None:
     Raises:
         ValueError: it is no positive integer.
     """
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:
         raise ValueError(f"{name}={value!r} is not a positive integer; {usual}")
 
 
 def _ends(name: str, pattern: str) -> bool:
-    return re.match(rf"(.*\.)?({pattern})$", name) is not None
+    return matcher(rf"(.*\.)?({pattern})")(name)

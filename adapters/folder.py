@@ -84,6 +84,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
     try:
         with safe_open(Path(folder, TENSORS), framework="pt") as file:
             ours = json.loads((file.metadata() or {}).get("adapters", "{}"))
+            _check_metadata(ours)
             tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
         return AdapterFolder(
             config=config,
@@ -95,8 +96,34 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
             preprocessing=ours.get("preprocessing"),
             trained=tuple(ours["trained"]) if "trained" in ours else None,
         )
-    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+    except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{Path(folder, TENSORS)} is broken: {error}") from error
+
+
+METADATA: dict[str, type] = {
+    "base_fingerprint": str,
+    "classes": list,
+    "method": str,
+    "options": dict,
+    "preprocessing": dict,
+    "trained": list,
+}
+
+
+def _check_metadata(ours: Any) -> None:
+    """Check the types of what the tensors' metadata tells.
+
+    Raises:
+        ValueError: one is another.
+    """
+    if not isinstance(ours, dict):
+        raise ValueError(f"its metadata is {ours!r}, not a dictionary")
+    for key, kind in METADATA.items():
+        value = ours.get(key)
+        of_names = kind is not list or all(isinstance(name, str) for name in value or ())
+        if key in ours and not (isinstance(value, kind) and of_names):
+            names = "a list of names" if kind is list else f"a {kind.__name__}"
+            raise ValueError(f"{key} in its metadata is {value!r}, not {names}")
 
 
 def _check_names(config: Mapping[str, Any]) -> None:

@@ -104,13 +104,13 @@ def load_adapter(
         raise ValueError(f"{where / CONFIG}: {error}") from error
     try:
         _fill(model, saved)
+        if saved.preprocessing is not None and hasattr(model, "preprocessing"):
+            object.__setattr__(model, "preprocessing", saved.preprocessing)
     except Exception as error:
         eject(model)
         raise ValueError(f"{where / TENSORS}: {error}") from error
     if saved.classes is not None:
         set_classes(model, saved.classes)
-    if saved.preprocessing is not None and hasattr(model, "preprocessing"):
-        object.__setattr__(model, "preprocessing", saved.preprocessing)
     if train:
         return model
     injection(model).modes = modes

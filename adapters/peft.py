@@ -4,8 +4,6 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import entry_points
-from re import _constants as kinds  # type: ignore[attr-defined]
-from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
 from torch import nn
@@ -13,7 +11,8 @@ from torch import nn
 from adapters.config import AdapterConfig
 from adapters.folder import CHOOSING, LAYERS, PREFIX, AdapterFolder
 from adapters.methods import METHODS
-from adapters.targets import ends, named_modules
+from adapters.patterns import matcher
+from adapters.targets import ends, named_modules, select
 
 LINEAR = "LINEAR"  # peft_type where only modules_to_save trained; PEFT has no such method
 ENTRY_POINTS = "vitft.adapters"  # the group by which installed packages offer methods
@@ -46,7 +45,7 @@ def read_config(
         config = replace(config, **saved.options)
     except (TypeError, OverflowError, RuntimeError, AttributeError) as error:
         raise ValueError(f"an option has a value of the wrong type: {error}") from error
-    _check_sizes(config, saved)
+    _check_sizes(model, config, trained, saved)
     return config, trained
 
 
@@ -122,19 +121,17 @@ def peft_targets(
         ValueError: there is none, or a pattern is no regular expression or could take forever.
     """
     targets, excluded = written.get("target_modules") or (), written.get("exclude_modules")
-    numbers, lists = written.get(LAYERS), written.get("layers_pattern")
+    numbers = written.get(LAYERS)
     numbers = {numbers} if isinstance(numbers, int) else {*(numbers or ())}
-    lists = [lists] if isinstance(lists, str) else lists
-    # of several, the first that matches a name counts
-    numbered = [_safe(rf"(?:^|.*?\.){one}\.(\d+)\.") for one in lists or ()] or [
-        re.compile(r".*?\.[^.]*\.(\d+)\.")
-    ]
+    patterns = written.get("layers_pattern") or [r".*\.[^.]*"]
+    patterns = [patterns] if isinstance(patterns, str) else patterns
 
     def chosen(name: str) -> bool:
         if isinstance(targets, str) or name in targets or not numbers:
             return True
-        found = next((place for one in numbered if (place := one.match(name))), None)
-        return found is not None and int(found[1]) in numbers
+        # of several patterns, the first that fits a name counts
+        found = next((n for one in patterns if (n := _layer(name, one)) is not None), None)
+        return found in numbers
 
     hits = [name for name in named_modules(model) if _any(name, targets)]
     names = [name for name in hits if chosen(name) and not _any(name, excluded or ())]
@@ -155,53 +152,39 @@ def by_names(written: Mapping[str, Any], targets: Sequence[str]) -> dict[str, An
 def _any(name: str, wanted: str | Collection[str]) -> bool:
     """Return whether a name ends in one of `wanted`, or is matched by it where it is a pattern."""
     if isinstance(wanted, str):
-        return _safe(wanted).fullmatch(name) is not None
+        return matcher(wanted)(name)
     return any(ends(name, one) for one in wanted)
+
+
+def _layer(name: str, pattern: str) -> int | None:
+    """Return the number that follows what `pattern` matches, None where nothing does."""
+    before = matcher(rf"(?:.*\.)?{pattern}")
+    numbers = re.finditer(r"\.(\d+)(?=\.)", name)
+    return next((int(n[1]) for n in numbers if before(name[: n.start()])), None)
 
 
 def _within(name: str, outer: str) -> bool:
     return name == outer or name.startswith(f"{outer}.")
 
 
-def _check_sizes(config: AdapterConfig, saved: AdapterFolder) -> None:
-    """Check, before anything is allocated, that no size exceeds what the file's tensors have.
+def _check_sizes(
+    model: nn.Module, config: AdapterConfig, trained: Collection[str], saved: AdapterFolder
+) -> None:
+    """Check, before anything is allocated, every size of every module against the file's tensors.
 
     Raises:
-        ValueError: one does.
+        ValueError: one differs, or its tensor is missing.
     """
-    largest = max((size for t in saved.tensors.values() for size in t.shape), default=0)
-    for name in config.sizes:
-        value = getattr(config, name)
-        for size in value.values() if isinstance(value, Mapping) else [value]:
-            if size > largest:
-                raise ValueError(f"{name}={size} does not fit the file, whose tensors are smaller")
-
-
-def _safe(pattern: str) -> re.Pattern[str]:
-    """Return a file's pattern compiled, if no name can keep it busy.
-
-    Raises:
-        ValueError: it is no regular expression, or repeats what repeats, which can take forever.
-    """
-    try:
-        parsed, compiled = parser.parse(pattern), re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-    if _repeats(parsed, inside=False):
-        raise ValueError(f"{pattern!r} repeats what repeats, which can take forever; list names")
-    return compiled
-
-
-def _repeats(parsed: Any, *, inside: bool) -> bool:
-    """Return whether something that repeats without bound stands inside such a thing."""
-    for kind, argument in parsed:
-        many = kind in (kinds.MAX_REPEAT, kinds.MIN_REPEAT) and argument[1] > 16
-        if many and inside:
-            return True
-        for part in argument if isinstance(argument, (tuple, list)) else [argument]:
-            for branch in part if isinstance(part, list) else [part]:
-                if isinstance(branch, parser.SubPattern) and _repeats(
-                    branch, inside=inside or many
-                ):
-                    return True
-    return False
+    modules = named_modules(model)
+    adapted = {name for wanted in config.targets for name in select(modules, wanted)}
+    adapted = {name for name in adapted if not any(_within(name, outer) for outer in trained)}
+    for option, (suffix, side) in config.sizes.items():
+        for name in sorted(adapted):
+            key, size = f"{PREFIX}{name}.{suffix}", config.size(option, name)
+            if key not in saved.tensors:
+                raise ValueError(f"tensor {key} is missing")
+            shape = [*saved.tensors[key].shape]
+            if len(shape) <= side or shape[side] != size:
+                raise ValueError(
+                    f"{option} is {size} for {name!r}, but tensor {key} has shape {shape}"
+                )

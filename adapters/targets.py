@@ -11,6 +11,8 @@ from typing import cast
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from adapters.patterns import matcher
+
 # These read their children's weights without calling the children.
 BYPASSING = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 NUMBER = re.compile(r"(?:^|[._])(\d+)(?=\.|$)")  # as in "blocks.4." and "encoder_layer_4."
@@ -49,7 +51,7 @@ def select(names: Collection[str], wanted: str) -> list[str]:
     Where there is none, those that it matches whole, as a regular expression.
     """
     by_name = [name for name in names if ends(name, wanted)]
-    return by_name or [name for name in names if _pattern(wanted).fullmatch(name)]
+    return by_name or [name for name in names if matcher(wanted)(name)]
 
 
 def ends(name: str, wanted: str) -> bool:
@@ -181,14 +183,6 @@ def refuse_statistics(model: nn.Module, trained: Mapping[str, nn.Module]) -> Non
                 f"{name!r} keeps running statistics, which training changes though the base is "
                 "frozen; name it in trainable"
             )
-
-
-@cache
-def _pattern(wanted: str) -> re.Pattern[str]:
-    try:
-        return re.compile(wanted)
-    except re.error as error:
-        raise ValueError(f"{wanted!r} is no name, and no regular expression: {error}") from error
 
 
 def _block_numbers(names: Iterable[str]) -> dict[str, int]:

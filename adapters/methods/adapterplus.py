@@ -71,7 +71,7 @@ class AdapterPlusConfig(AdapterConfig):
     width: int = option(8, "hidden numbers of the bottleneck")
 
     peft_marks = {"peft_type": "ADAPTER_PLUS"}
-    sizes = ("width",)
+    sizes = {"width": ("adapter_down.weight", 0)}
     peft_options = AdapterConfig.peft_options | {"width": "width"}
     peft_tensors = {
         "down_weight": "adapter_down.weight",

@@ -66,7 +66,7 @@ class AdaptFormerConfig(AdapterConfig):
     dropout: float = option(0.0, "of the bottleneck's hidden numbers, in training only")
 
     peft_marks = {"peft_type": "ADAPTFORMER"}
-    sizes = ("width",)
+    sizes = {"width": ("adaptformer_down.weight", 0)}
     peft_options = AdapterConfig.peft_options | {
         "width": "width",
         "scale": "scale",

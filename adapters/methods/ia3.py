@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adapters.config import AdapterConfig, option, plain_linear
 from adapters.layers import AdapterLayer, AdapterLinear, wide
+from adapters.patterns import matcher
 from adapters.targets import ends, select
 
 
@@ -130,7 +131,7 @@ class IA3Config(AdapterConfig):
         inputs = [
             name
             for name in targets
-            if (re.fullmatch(wanted, name) if isinstance(wanted, str) else _ends(name, wanted))
+            if (matcher(wanted)(name) if isinstance(wanted, str) else _ends(name, wanted))
         ]
         return super().from_peft({**written, "feedforward_modules": inputs})
 

@@ -63,6 +63,7 @@ class LoHaConfig(RankConfig):
     """
 
     peft_marks = {"peft_type": "LOHA"}
+    sizes = {"rank": ("hada_w1_b", 0)}
     peft_tensors = {"a1": "hada_w1_b", "b1": "hada_w1_a", "a2": "hada_w2_b", "b2": "hada_w2_a"}
     peft_ignored = RankConfig.peft_ignored | {"init_weights"}
 

@@ -72,7 +72,7 @@ class LoKrConfig(RankConfig):
     decompose_factor: int = option(-1, "rows and columns of the first factor; -1: near the root")
 
     peft_marks = {"peft_type": "LOKR"}
-    sizes = ()  # a large rank makes whole matrices, no larger ones
+    sizes = {}  # a rank above a side makes no thin factors
     peft_options = RankConfig.peft_options | {
         "decompose_both": "decompose_both",
         "decompose_factor": "decompose_factor",

@@ -168,6 +168,7 @@ class LoRAConfig(RankConfig):
         "lora_dropout": 0.0,
         "use_rslora": False,
     }
+    sizes = {"rank": ("lora_A.weight", 0)}
     peft_tensors = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
     peft_ignored = RankConfig.peft_ignored | {
         "corda_config",

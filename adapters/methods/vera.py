@@ -69,7 +69,7 @@ class VeRAConfig(AdapterConfig):
     save_projection: bool = option(True, "keep the random matrices in the file")
 
     peft_marks = {"peft_type": "VERA"}
-    sizes = ("rank",)
+    sizes = {"rank": ("vera_lambda_d", 0)}
     peft_options = AdapterConfig.peft_options | {
         "rank": "r",
         "dropout": "vera_dropout",
@@ -91,6 +91,8 @@ class VeRAConfig(AdapterConfig):
         super().__post_init__()
         check_count("rank", self.rank, "256 is usual")
         check_dropout(self.dropout)
+        if not abs(self.d_initial) < math.inf:
+            raise ValueError(f"d_initial={self.d_initial!r} is not finite; 0.1 is usual")
         if not 0 <= self.projection_seed < 2**63:
             raise ValueError(f"projection_seed={self.projection_seed} is not in 0 <= seed < 2**63")
 
@@ -114,7 +116,7 @@ class VeRAConfig(AdapterConfig):
             seed=self.projection_seed,
             like=next(iter(linears.values())).weight,
         )
-        options: dict[str, Any] = {"d_initial": self.d_initial, "dropout": self.dropout}
+        options: dict[str, Any] = {"d_initial": float(self.d_initial), "dropout": self.dropout}
         return {name: VeRALinear(base, projections, **options) for name, base in linears.items()}
 
     def adapt(self, module: nn.Module, name: str) -> VeRALinear:

@@ -82,7 +82,7 @@ class VPTConfig(AdapterConfig):
     dropout: float = option(0.0, "of the prompts, in training only")
 
     peft_marks = {"peft_type": "VPT"}
-    sizes = ("n_prompts",)
+    sizes = {"n_prompts": ("vpt_prompts", 1)}
     peft_options = AdapterConfig.peft_options | {"n_prompts": "n_prompts", "dropout": "dropout"}
     peft_tensors = {"prompts": "vpt_prompts"}
 

@@ -165,7 +165,7 @@ def test_dora_takes_the_norm_for_a_constant() -> None:
     ("options", "message"),
     [
         ({"rank": 0}, "rank=0 is not a positive integer"),
-        ({"rank": 2.5}, "rank=2.5 is not a positive integer"),
+        ({"rank": 2.5}, "rank=2.5 is not a whole number"),
         ({"alpha": 0}, "alpha=0 is not positive"),
         ({"alpha": float("nan")}, "alpha=nan is not positive"),
         ({"dropout": 1.0}, "dropout=1.0 is not in 0 <= dropout < 1"),

@@ -70,7 +70,7 @@ def test_a_target_can_be_a_pattern_for_a_whole_name() -> None:
 
     assert names(r"blocks\.1\..*w[qv]") == ["blocks.1.attn.wq", "blocks.1.attn.wv"]
     assert names(r".*\.w.", "embed")[0] == "embed"
-    with pytest.raises(ValueError, match=r"'\*wq' is no name, and no regular expression"):
+    with pytest.raises(ValueError, match=r"'\*wq' is no regular expression"):
         names("*wq")
     with pytest.raises(
         ValueError, match="'blocks.0.attn.wq' lies inside 'blocks.0', which is a tar"

@@ -108,12 +108,18 @@ class VisionTransformer(nn.Module):
 
     @preprocessing.setter
     def preprocessing(self, record: Mapping[str, Any]) -> None:
-        self.resize(int(record["image_size"]))
-        mean, std = (tuple(float(x) for x in record[name]) for name in ("mean", "std"))
+        try:
+            image_size = int(record["image_size"])
+            mean, std = (tuple(float(x) for x in record[name]) for name in ("mean", "std"))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"preprocessing={record!r} is not image_size, mean and std: {error}"
+            ) from error
         if not len(mean) == len(std) == self.config.n_channels:
             raise ValueError(
                 f"mean={mean} and std={std} are not for {self.config.n_channels} channels"
             )
+        self.resize(image_size)
         self.mean, self.std = mean, std
 
     def positions(self) -> Tensor:
