@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import nn
 
+from adapters.folder import FREE
 from adapters.layers import AdapterLayer
 from adapters.patterns import matcher
 
@@ -52,17 +53,8 @@ class AdapterConfig(ABC):
     by_whole_names: ClassVar[bool] = False  # whether PEFT's options speak of whole names
     # an option that a tensor's shape must agree with -> PEFT's suffix of that tensor, and its side
     sizes: ClassVar[Mapping[str, tuple[str, int]]] = {}
-    peft_ignored: ClassVar[frozenset[str]] = frozenset(  # PEFT's keys that change no function
-        {
-            "auto_mapping",
-            "base_model_name_or_path",
-            "inference_mode",
-            "modules_to_save",
-            "peft_version",
-            "revision",
-            "task_type",
-        }
-    )
+    # PEFT's keys that change no function
+    peft_ignored: ClassVar[frozenset[str]] = FREE | {"modules_to_save"}
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -4,7 +4,7 @@
 and of the modules that trained with it. What PEFT has no place for is JSON in one metadata entry,
 `adapters` (safetensors writes several in random order): `base_fingerprint`; `classes`, where
 `model.classes` is a tuple of names; `method`, `options`, `preprocessing` and `trained`, see
-`AdapterFolder`.
+`AdapterFolder`; and `config`, what the other file of this save says of the function.
 """
 
 import json
@@ -24,6 +24,17 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 CHOOSING = ("target_modules", "exclude_modules", "layers_pattern")  # beside LAYERS, by names
 LAYERS = "layers_to_transform"  # by numbers
+# entries of an adapter_config.json that change nothing of what is computed
+FREE = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "peft_version",
+        "revision",
+        "task_type",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,7 @@ class AdapterFolder:
             "options": dict(self.options) or None,
             "preprocessing": self.preprocessing,
             "trained": self.trained,
+            "config": _meaning(self.config),
         }
         ours = {key: value for key, value in ours.items() if value is not None}
         metadata = {"adapters": json.dumps(ours, sort_keys=True)}
@@ -86,6 +98,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
             ours = json.loads((file.metadata() or {}).get("adapters", "{}"))
             _check_metadata(ours)
             tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+        _check_one_save(config, ours)
         return AdapterFolder(
             config=config,
             tensors=tensors,
@@ -100,9 +113,32 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
         raise ValueError(f"{Path(folder, TENSORS)} is broken: {error}") from error
 
 
+def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of an adapter_config.json that tell the function."""
+    return {k: v for k, v in config.items() if k not in FREE and v is not None}
+
+
+def _check_one_save(config: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Check that a crash has not left the files of two saves together.
+
+    Raises:
+        ValueError: they differ in an entry that tells the function.
+    """
+    if "config" not in ours:  # PEFT's, or of vitft 0.1
+        return
+    here, saved = _meaning(config), ours["config"]
+    for key in sorted(here.keys() | saved.keys()):
+        if here.get(key) != saved.get(key):
+            raise ValueError(
+                f"it was saved with {key}={saved.get(key)!r}, but {CONFIG} says "
+                f"{here.get(key)!r}; they are of two saves, or edited: save the adapter again"
+            )
+
+
 METADATA: dict[str, type] = {
     "base_fingerprint": str,
     "classes": list,
+    "config": dict,
     "method": str,
     "options": dict,
     "preprocessing": dict,

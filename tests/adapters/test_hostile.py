@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from adapters import METHODS, inject, load_adapter, save_adapter
+from adapters import METHODS, LoRAConfig, inject, load_adapter, save_adapter
 from adapters.folder import CONFIG, TENSORS
 from tests.adapters.toy import config, toy
 from tests.conftest import TINY
@@ -24,10 +24,12 @@ ODD: list[Any] = [
 
 
 def saved(method: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Save an adapter; return its config and what stands in the tensors' metadata."""
+    """Save an adapter as vitft 0.1 did; return its config, and the tensors' metadata."""
     save_adapter(inject(toy(), config(method), trainable=("head",)), folder)
     with safe_open(folder / TENSORS, framework="pt") as file:
         metadata = json.loads(file.metadata()["adapters"])
+    del metadata["config"]
+    save_file(load_file(folder / TENSORS), folder / TENSORS, {"adapters": json.dumps(metadata)})
     return json.loads((folder / CONFIG).read_text()), metadata
 
 
@@ -62,7 +64,7 @@ def test_an_odd_value_of_the_metadata_loads_or_is_named(method: str, tmp_path: P
     _, metadata = saved(method, tmp_path)
     tensors = load_file(tmp_path / TENSORS)
     refused = 0
-    for key in [*metadata, "options", "preprocessing", "classes"]:
+    for key in [*metadata, "options", "preprocessing", "classes", "config"]:
         for value in [*ODD, {"rank": 3}, {"nothing": 1}]:
             text = json.dumps(metadata | {key: value})
             save_file(tensors, tmp_path / TENSORS, {"adapters": text})
@@ -118,3 +120,21 @@ def test_a_damaged_record_of_preprocessing_leaves_the_base_as_it_was(
         load_adapter(base, tmp_path)
     assert (base.preprocessing, [name for name, _ in base.named_modules()]) == before
     assert "_injection" not in vars(base)
+
+
+@pytest.mark.parametrize("first", [{"alpha": 4.0}, {"targets": ("wq", "wk")}, {"use_rslora": True}])
+def test_files_of_two_saves_are_never_taken_together(first: dict[str, Any], tmp_path: Path) -> None:
+    for name, options in (("old", first), ("new", {})):
+        model = inject(toy(), LoRAConfig(**{"targets": ("wq",), "rank": 2} | options))
+        save_adapter(model, tmp_path / name)
+    (tmp_path / "old" / CONFIG).replace(tmp_path / "new" / CONFIG)
+    with pytest.raises(ValueError, match=r"it was saved with .*, but adapter_config.json says .*"):
+        load_adapter(toy(), tmp_path / "new")
+
+
+def test_what_changes_no_function_may_be_edited_by_hand(tmp_path: Path) -> None:
+    save_adapter(inject(toy(), LoRAConfig(targets=("wq",)), trainable=("head",)), tmp_path)
+    written = json.loads((tmp_path / CONFIG).read_text())
+    edits = {"base_model_name_or_path": "mine", "inference_mode": True, "peft_version": "0.18"}
+    (tmp_path / CONFIG).write_text(json.dumps(written | edits))
+    load_adapter(toy(), tmp_path)

@@ -41,8 +41,13 @@ A = "base_model.model.blocks.0.attn.wq.lora_A.weight"
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
-    written = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps(written | changes))
+    """Change what an adapter_config.json says, as if it had been saved so."""
+    written = json.loads((folder / CONFIG).read_text()) | changes
+    (folder / CONFIG).write_text(json.dumps(written))
+    with safe_open(folder / TENSORS, framework="pt") as file:
+        metadata = json.loads(file.metadata()["adapters"])
+    del metadata["config"]
+    save_file(load_file(folder / TENSORS), folder / TENSORS, {"adapters": json.dumps(metadata)})
 
 
 def edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
