@@ -148,3 +148,42 @@ def test_which_of_the_targets_multiply_inputs_is_told_by_their_ends() -> None:
     )
     inputs = {name for name, m in model.items() if m.factors.shape[0] == 1}
     assert inputs == {f"blocks.{i}.{n}" for i in (0, 1) for n in ("attn.wv", "ffn.0")}
+
+
+@pytest.mark.parametrize("method", ["norm", "ssf", "bitfit"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_norm_starts_at_the_base_and_is_wide(method: str, dtype: torch.dtype) -> None:
+    base = nn.LayerNorm(8, eps=0.2, dtype=dtype)
+    nn.init.normal_(base.weight)
+    nn.init.normal_(base.bias)
+    module, x = layer(method, base), torch.randn(3, 8, dtype=dtype)
+    torch.testing.assert_close(module(x), base(x))
+    assert module(x).dtype == dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {p.dtype for p in own(module).values()} == {wide}
+    before = base(x)
+    with torch.no_grad():
+        for p in own(module).values():
+            p.add_(1.0)
+    assert not torch.allclose(module(x), before)
+    torch.testing.assert_close(module.merged(base)(x), module(x), rtol=0.02, atol=0.02)
+    module.enabled = False
+    assert torch.equal(module(x), before)
+    assert torch.equal(base(x), before)  # what trains is a copy
+    with pytest.raises(ValueError, match="^'x' is a GELU, not an nn."):
+        layer(method, nn.GELU())
+
+
+def test_tuned_norms_are_their_formula() -> None:
+    for bias in (True, False):
+        module = layer("norm", nn.LayerNorm(8, bias=bias))
+        nn.init.normal_(module.tuned_weight)
+        if bias:
+            nn.init.normal_(module.tuned_bias)
+        x = torch.randn(3, 8)
+        expected = nn.functional.layer_norm(x, (8,), module.tuned_weight, module.tuned_bias)
+        torch.testing.assert_close(module(x), expected)
+        parts = module.parts()
+        assert parts["gain"] is module.tuned_weight
+        assert parts.keys() == ({"gain", "bias"} if bias else {"gain"})
+        torch.testing.assert_close(module.adapted_weight(), module.tuned_weight)
