@@ -23,7 +23,7 @@ class Mixed(nn.Module):
     def forward(self, x: Tensor, *, calls: tuple[int, ...], scale: float = 1.0) -> Tensor:
         self.seen.append({"calls": calls, "scale": scale, "training": self.training})
         for i in calls:
-            x = self.linears[i](x) * scale
+            x = self.linears[i](x=x) * scale
         return x
 
 

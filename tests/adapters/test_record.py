@@ -169,7 +169,7 @@ def test_a_fingerprint_tells_names_shapes_values_and_nothing_else() -> None:
         return made
 
     first = fingerprint(model())
-    assert re.fullmatch("[0-9a-f]{16}", first)
+    assert first == "209605969848e2c4"  # which stands in saved adapters
     assert fingerprint(model().half()) == fingerprint(model().double()) == first
     others = [model(a=torch.full((3, 2), 2.0)), model(a=torch.ones(2, 3)), nn.Linear(2, 3)]
     counted = model()

@@ -122,6 +122,9 @@ def test_the_folded_product_gives_only_the_gradients_that_are_wanted() -> None:
 
 def test_members_that_lack_a_part_have_the_bases() -> None:
     base = toy()
+    for block in base.blocks:
+        nn.init.normal_(block.norm.weight)
+        nn.init.normal_(block.norm.bias)
     kinds = ("lora", "ssf", "ia3", "bitfit", "norm", "dora", "ia3 of inputs")
     models = []
     for kind in kinds:

@@ -116,3 +116,68 @@ def test_modules_that_do_not_fit_are_refused_in_a_whole_sentence(
 ) -> None:
     with refused(message):
         METHODS[method]().adapt(module, "x")
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        *(
+            ("adaptformer", {"width": n}, f"width={n!r} is not a positive integer; 64 is usual")
+            for n in (0, 1.5)
+        ),
+        *(
+            ("adaptformer", {"scale": x}, f"scale={x!r} is not positive; 0.1 is usual")
+            for x in (0, -1.0, math.inf)
+        ),
+        ("vpt", {"n_prompts": 0}, "n_prompts=0 is not a positive integer; try 10"),
+        *(
+            (method, {"dropout": 1}, "dropout=1 is not in 0 <= dropout < 1; 0 is off")
+            for method in ("vpt", "adaptformer")
+        ),
+    ],
+)
+def test_options_out_of_their_range_are_refused_in_a_whole_sentence(
+    method: str, options: dict[str, Any], message: str
+) -> None:
+    with refused(message):
+        METHODS[method](**options)
+
+
+class Asking(nn.Sequential):
+    """A feed-forward that takes more than its tokens."""
+
+    def forward(self, x: Tensor, add: float, *, times: float) -> Tensor:
+        return (super().forward(x) + add) * times
+
+
+def test_a_bottleneck_is_its_formula_and_hands_on_what_its_base_takes() -> None:
+    base, x = Asking(nn.Linear(8, 9), nn.Linear(9, 8)), torch.randn(2, 3, 8)
+    layer = METHODS["adaptformer"](width=4, scale=0.5).adapt(base, "ffn")
+    for p in layer.parameters(recurse=False):
+        nn.init.normal_(p)
+    hidden = (x @ layer.down_weight.T + layer.down_bias).clamp(min=0)
+    update = 0.5 * (hidden @ layer.up_weight.T + layer.up_bias)
+    torch.testing.assert_close(layer(x, 1.0, times=2.0), base(x, 1.0, times=2.0) + update)
+    low = layer.bfloat16()
+    assert low(x.bfloat16(), 1.0, times=2.0).dtype == torch.bfloat16
+
+
+def test_prompts_drop_out_in_training_only_and_fit_a_base_of_16_bits() -> None:
+    block = toy().blocks[0]
+    layer = METHODS["vpt"](n_prompts=3, dropout=0.5).adapt(block, "b").eval()
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    expected = block(torch.cat([x, layer.prompts.expand(2, -1, -1)], dim=1))[:, :3]
+    torch.testing.assert_close(layer(x), expected)
+    low = METHODS["vpt"](n_prompts=3).adapt(toy().blocks[0].bfloat16(), "b")
+    assert low.prompts.dtype == torch.float32
+    assert low(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_module_with_weights_of_its_own_is_refused_by_its_name() -> None:
+    for method in ("vpt", "adaptformer"):
+        message = (
+            "'x' is a Linear with weights of its own or none; only a module made of others is "
+            "wrapped"
+        )
+        with refused(message):
+            METHODS[method]().adapt(nn.Linear(2, 2), "x")

@@ -97,6 +97,7 @@ def test_only_bf16_computes_in_bfloat16(tiny: VisionTransformer, bf16: bool) -> 
     model, data = tiny.float(), images(4)
     dtype = torch.bfloat16 if bf16 else torch.float32
     assert compute(model, data.held, bf16=bf16).dtype == dtype
+    assert compute(model, data.held).dtype == torch.float32
     assert evaluate(model, data, bf16=bf16).probabilities.dtype == torch.float32
     default = evaluate(model, data).probabilities
     assert torch.equal(evaluate(model, data, bf16=bf16).probabilities, default) is not bf16

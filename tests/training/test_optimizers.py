@@ -31,6 +31,7 @@ def groups_of(model: nn.Module, **options: Any) -> dict[str, tuple[str, Any]]:
         for group in optimizer.param_groups:
             for p in group["params"]:
                 own = tuple(group[key] for key in ("lr", "weight_decay", "lr_factor"))
+                assert type(own[0]) is float  # a tensor only where a step is recorded
                 found[names[id(p)]] = (type(optimizer).__name__, own)
     return found
 
@@ -162,7 +163,12 @@ def test_multistep_divides_by_ten_after_80_and_130_of_150_epochs() -> None:
     epochs = range(150)
     found = [lr_factor("multistep", epoch / 150, warmup=0.0) for epoch in epochs]
     assert found == pytest.approx([1.0] * 80 + [0.1] * 50 + [0.01] * 20)
+    found = [lr_factor("multistep", epoch / 150, warmup=0.0) for epoch in (79.99, 129.99)]
+    assert found == pytest.approx([1.0, 0.1])
     assert lr_factor("multistep", 0.05, warmup=0.1) == pytest.approx(0.5)
+    message = "^unknown schedule 'x'; choose from cosine, linear, multistep, constant$"
+    with pytest.raises(ValueError, match=message):
+        lr_factor("x", 0.0, warmup=0.0)
 
 
 def test_muon_keeps_its_defaults_the_direction_of_momentum_and_the_dtype() -> None:

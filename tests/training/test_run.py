@@ -15,6 +15,7 @@ from vitft.training.evaluate import evaluate
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
+from vitft.training.task import SingleLabel
 from vitft.training.updates import NotFinite
 
 CPU = torch.device("cpu")
@@ -213,3 +214,42 @@ def test_a_run_computes_in_bfloat16_where_its_plan_says_so(tmp_path: Path) -> No
     for bf16, dtype in ((False, torch.float32), (True, torch.bfloat16)):
         with new_run(tmp_path, bf16=bf16).autocast():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_a_new_run_has_come_nowhere(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    assert (run.epoch, run.step, run.seconds, run.feature_seconds) == (0, 0, 0.0, 0.0)
+    assert run.history == []
+    assert run.totals.tolist() == [0.0] * 3
+    message = "^recorded=True is for CUDA; the model is on cpu$"
+    with pytest.raises(ValueError, match=message):
+        new_run(tmp_path, recorded=True)
+
+
+def test_an_epoch_is_validated_by_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def noted(*inputs: Any, **named: Any) -> Any:
+        asked.append((inputs, named))
+        return evaluate(*inputs, **named)
+
+    monkeypatch.setattr("vitft.training.run.evaluate", noted)
+    task = SingleLabel()
+    run = new_run(tmp_path, task=task, bf16=True, epochs=1)
+    train(run)
+    assert asked == [((run.model, run.validation), {"task": task, "bf16": True})]
+    assert asked[0][1]["task"] is task
+
+
+def test_only_a_cpu_is_waited_for_before_a_step(tmp_path: Path) -> None:
+    for kind, waits in (("cpu", True), ("cuda", False)):
+        run = new_run(tmp_path)
+        run.device = torch.device(kind)
+        for p in run.trainable.values():
+            p.grad = torch.full_like(p, torch.nan)
+        if waits:
+            with pytest.raises(NotFinite):
+                run.update()
+            assert all(p.isfinite().all() for p in run.trainable.values())
+        else:
+            run.update()  # which the end of the epoch finds out

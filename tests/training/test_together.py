@@ -205,8 +205,27 @@ def test_runs_that_stand_elsewhere_are_refused(
 def test_blocks_of_several_runs_are_not_computed_again(tmp_path: Path) -> None:
     group, data = Group(tmp_path, checkpoint_blocks=True), images(17)
     runs = group.runs("run", [data] * 2, [0, 1], [1e-2, 1e-2])
-    with pytest.raises(ValueError, match="not compiled, recorded or with checkpoint_blocks"):
+    message = "^several runs train not compiled, recorded or with checkpoint_blocks$"
+    with pytest.raises(ValueError, match=message):
         train(runs, group.join)
+
+
+def test_runs_that_are_not_alike_are_refused_in_whole_sentences(tmp_path: Path) -> None:
+    group, data = Group(tmp_path), images(17)
+    runs = group.runs("run", [data] * 2, [0, 1], [1e-2, 1e-2])
+    with pytest.raises(ValueError, match="^there is no run to train$"):
+        train([], group.join)
+    with pytest.raises(ValueError, match="^2 runs need join, which makes one model of theirs$"):
+        train(runs)
+    runs[1].step = 1
+    message = "^runs that train together stand at one step, on sets of equal size$"
+    with pytest.raises(ValueError, match=message):
+        train(runs, group.join)
+    group.options = {"clip": 0.5}
+    other = group.runs("other", [data], [0], [1e-2])
+    message = "^plans of runs that train together differ in lr and seed only$"
+    with pytest.raises(ValueError, match=message):
+        train([runs[0], *other], group.join)
 
 
 def test_gradients_that_stay_are_contiguous_and_nobody_elses() -> None:

@@ -125,3 +125,19 @@ def test_other_parameters_than_at_first_are_refused_with_the_way_out() -> None:
         change()
         with pytest.raises(ValueError, match=message):
             made.check_same(model)
+
+
+def test_steps_are_counted_in_whole_numbers_on_the_device_that_computes() -> None:
+    steps = FiniteSteps(torch.device("meta"))
+    assert steps.finite.is_meta
+    assert steps.count.is_meta
+    assert (steps.finite.dtype, steps.count.dtype) == (torch.bool, torch.int64)
+    with torch.device("meta"):
+        model = Two()
+    assert updates(model).steps.count.is_meta
+
+
+def test_a_recorded_plan_has_rates_that_a_recording_reads() -> None:
+    for recorded in (False, True):
+        groups = updates(Two(), recorded=recorded).optimizers[0].param_groups
+        assert all(torch.is_tensor(group["lr"]) is recorded for group in groups)

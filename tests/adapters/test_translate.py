@@ -1,0 +1,108 @@
+"""Folders of another library's model under the names of the converted one."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adapters.folder import PREFIX, AdapterFolder
+from adapters.translate import translated
+
+NAMES = {
+    "encoder.0.qkv": ("blocks.0.wq", "blocks.0.wk", "blocks.0.wv"),
+    "encoder.0.fc": ("blocks.0.w1",),
+    "classifier": ("head",),
+}
+
+
+class Converted(nn.Module):
+    """Has its own names for the library's modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        own = ["wq", "wk", "wv", "w1"]
+        self.blocks = nn.ModuleList([nn.ModuleDict({n: nn.Linear(2, 2) for n in own})])
+        self.head = nn.Linear(2, 2)
+
+    def translate(self, name: str) -> tuple[str, ...]:
+        return NAMES.get(name, ())
+
+
+def folder(tensors: dict[str, Tensor], **config: Any) -> AdapterFolder:
+    written = {
+        "peft_type": "LORA",
+        "r": 1,
+        "target_modules": ["qkv"],
+        "layers_pattern": "x",
+    } | config
+    named = {PREFIX + name: tensor for name, tensor in tensors.items()}
+    return AdapterFolder(config=written, tensors=named, fingerprint=None, classes=None)
+
+
+A, B = torch.randn(1, 2), torch.arange(6.0).view(6, 1)
+LORA = {"encoder.0.qkv.lora_A.weight": A, "encoder.0.qkv.lora_B.weight": B}
+WHOLE = {"classifier.weight": torch.ones(2, 2), "classifier.bias": torch.zeros(2)}
+
+
+def test_fused_updates_give_each_module_its_rows() -> None:
+    found = translated(folder(LORA | WHOLE, layers_to_transform=[0]), Converted())
+    expected = {"head.weight": WHOLE["classifier.weight"], "head.bias": WHOLE["classifier.bias"]}
+    for i, name in enumerate(("wq", "wk", "wv")):
+        expected[f"blocks.0.{name}.lora_A.weight"] = A
+        expected[f"blocks.0.{name}.lora_B.weight"] = B[2 * i : 2 * i + 2]
+    assert found.tensors.keys() == {PREFIX + name for name in expected}
+    for name, tensor in expected.items():
+        assert torch.equal(found.tensors[PREFIX + name], tensor)
+    assert found.trained == ("head",)
+    assert found.config == {
+        "peft_type": "LORA",
+        "r": 1,
+        "target_modules": [f"blocks.0.{name}" for name in ("wq", "wk", "wv")],
+        "modules_to_save": ["head"],
+        "task_type": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("suffix", "tensor"),
+    [("lora_magnitude_vector", torch.arange(6.0)), ("ia3_l", torch.arange(6.0).view(6, 1))],
+)
+def test_vectors_of_outputs_are_cut_and_those_of_one_module_kept(
+    suffix: str, tensor: Tensor
+) -> None:
+    tensors = {f"encoder.0.qkv.{suffix}": tensor, f"encoder.0.fc.{suffix}": tensor}
+    found = translated(folder(tensors), Converted())
+    for i, name in enumerate(("wq", "wk", "wv")):
+        part = found.tensors[f"{PREFIX}blocks.0.{name}.{suffix}"]
+        assert torch.equal(part, tensor[2 * i : 2 * i + 2])
+    assert torch.equal(found.tensors[f"{PREFIX}blocks.0.w1.{suffix}"], tensor)
+    assert found.config["modules_to_save"] is None
+    assert found.trained == ()
+
+
+def test_a_folder_that_needs_no_translation_is_given_as_it_is() -> None:
+    model = Converted()
+    ours = {"blocks.0.wq.lora_A.weight": A, "blocks.0.wq.lora_B.weight": B[:2]}
+    for saved in (folder(ours), folder({}), folder(WHOLE)):
+        assert translated(saved, model) is saved
+    vectors = folder({"blocks.0.wq.ia3_l": B[:2]})
+    assert translated(vectors, model) is vectors
+    plain = folder(LORA)
+    assert translated(plain, nn.Linear(2, 2)) is plain  # which translates nothing
+    written = AdapterFolder(
+        config={}, tensors=plain.tensors, fingerprint=None, classes=None, method="lora"
+    )
+    assert translated(written, model) is written
+
+
+def test_what_has_no_counterpart_is_refused_by_name() -> None:
+    for name in ("encoder.9.qkv.lora_A.weight", "encoder.0.qkv.lora_E.weight", "qkv"):
+        message = f"^tensor {PREFIX}{name} has no counterpart in the converted model$"
+        with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+            translated(folder(LORA | {name: A}), Converted())
+    for key in ("rank_pattern", "alpha_pattern"):
+        message = f"^{key}={{'qkv': 2}} speaks of names that the conversion changed$"
+        with pytest.raises(ValueError, match=message):
+            translated(folder(LORA, **{key: {"qkv": 2}}), Converted())
+    assert translated(folder(LORA, rank_pattern={}), Converted()).trained == ()
