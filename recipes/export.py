@@ -1,6 +1,8 @@
 """Write a base for another library: `vitft export --base BASE --format onnx --out FILE`."""
 
 import shlex
+import shutil
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from vitft.families.write import check_hf, check_timm, write_source
 from vitft.model.vit import VisionTransformer
 
 FORMATS = ("hf", "timm", "onnx")
-MOST = 1e-3  # a difference of outputs above which an export is an error
+MOST = 1e-4  # a difference of outputs above which an export is an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +53,20 @@ def export(options: ExportOptions) -> float:
         model = at_size(model, model.image_size)
     generator = torch.Generator().manual_seed(0)
     shape = (3, model.config.n_channels, model.image_size, model.image_size)
-    difference = write_and_check(
-        model, out, options.format, torch.randn(shape, generator=generator)
-    )
-    if not difference < MOST:
-        raise ValueError(f"{out} was written, but its outputs differ by {difference:.1e}")
+    images = torch.randn(shape, generator=generator)
+    unfinished = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    try:
+        difference = write_and_check(model, unfinished, options.format, images)
+        if not difference < MOST:
+            raise ValueError(
+                f"{options.format}'s outputs differ by {difference:.1e}, over {MOST:g}; nothing "
+                "was written"
+            )
+        unfinished.rename(out)
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        unfinished.unlink(missing_ok=True)
     return difference
 
 

@@ -1,34 +1,44 @@
 """What is written for other libraries gives our logits there, and comes back as it was."""
 
+import copy
 import json
+from functools import partial
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import adapters
+import recipes.export
 from tests.conftest import Run
-from tests.families.sources import hf_model, timm_model
-from vitft import load_model
-from vitft.families.write import their_tensors
+from tests.families.sources import HF, TIMM, hf_model, timm_model
+from vitft import VisionTransformer, load_model, save_model
+from vitft.families.onnx import write_onnx
+from vitft.families.write import their_tensors, write_source
 
 
-@pytest.mark.parametrize(
-    "name", ["vit of classes", "dinov2", "dinov2 giant", "dinov3", "clip", "siglip"]
-)
+@pytest.mark.parametrize("name", HF)
 def test_the_way_back_to_transformers_is_exact(name: str, vitft: Run, tmp_path: Path) -> None:
     hf_model(name, tmp_path / "source")
     vitft("convert", tmp_path / "source", "--out", tmp_path / "base.safetensors")
     flags = ["--base", tmp_path / "base.safetensors", "--format=hf", "--out", tmp_path / "back"]
     assert "largest difference" in vitft("export", *flags).stdout
     before, after = (load_file(tmp_path / n / "model.safetensors") for n in ("source", "back"))
-    needed = {k for k in before if "mask_token" not in k and "pooler" not in k}
+    lost = (
+        "mask_token",
+        "pooler",
+        "decoder",
+        "classifier.bias" if name == "deit of classes" else "-",
+    )
+    needed = {k for k in before if not any(part in k for part in lost)}
     assert needed <= after.keys()
     assert all(torch.equal(before[key], after[key]) for key in needed)
 
 
-@pytest.mark.parametrize("name", ["vit", "dinov2", "siglip"])
+@pytest.mark.parametrize("name", TIMM)
 def test_the_way_back_to_timm_is_exact(name: str, vitft: Run, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     timm_model(name, tmp_path / "source")
@@ -36,7 +46,8 @@ def test_the_way_back_to_timm_is_exact(name: str, vitft: Run, tmp_path: Path) ->
     vitft("export", *flags)
     before, after = (load_file(tmp_path / n / "model.safetensors") for n in ("source", "back"))
     assert before.keys() == after.keys()
-    assert all(torch.equal(before[key], after[key]) for key in before)
+    lost = ("head.bias", "head_dist.bias") if name == "deit distilled" else ()
+    assert all(torch.equal(before[key], after[key]) for key in before if key not in lost)
 
 
 def test_16_bits_come_back_in_16_bits(tmp_path: Path) -> None:
@@ -71,3 +82,81 @@ def test_what_cannot_be_exported_says_so(vitft: Run, tmp_path: Path) -> None:
     done = vitft("export", *flags, "--format=hf", code=2)
     assert "was not converted from a folder of hf; export it as onnx" in done.stderr
     assert "unknown format 'tf'" in vitft("export", *flags, "--format=tf", code=2).stderr
+
+
+@torch.no_grad()
+def test_16_bits_are_kept_only_where_they_are_exact(vitft: Run, tmp_path: Path) -> None:
+    model = hf_model("dinov2", tmp_path / "source").bfloat16()
+    model.save_pretrained(tmp_path / "source")
+    flags = ["--image-size", 48, "--out", tmp_path / "base.safetensors"]
+    vitft("convert", tmp_path / "source", *flags)
+    flags = ["--base", tmp_path / "base.safetensors", "--format=hf", "--out", tmp_path / "back"]
+    assert float(vitft("export", *flags).stdout.split()[-1]) < 1e-5
+    kinds = {k: t.dtype for k, t in load_file(tmp_path / "back" / "model.safetensors").items()}
+    wide = [key for key, kind in kinds.items() if kind == torch.float32]
+    assert wide == ["embeddings.position_embeddings"]
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("kind", ["hf", "onnx"])
+def test_what_does_not_agree_leaves_nothing_behind(
+    kind: str, vitft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf_model("dinov2", tmp_path / "source")
+    plain = recipes.export.write_and_check
+
+    def broken(model: VisionTransformer, out: Path, kind: str, images: torch.Tensor) -> float:
+        other = copy.deepcopy(model)
+        other.blocks[0].ffn.w1.weight.mul_(1.5)
+        write = write_onnx if kind == "onnx" else partial(write_source, library=kind)
+        monkeypatch.setattr(recipes.export, "write_onnx", lambda _, path: write(other, path))
+        monkeypatch.setattr(recipes.export, "write_source", lambda _, path, __: write(other, path))
+        return plain(model, out, kind, images)
+
+    monkeypatch.setattr(recipes.export, "write_and_check", broken)
+    flags = ["--base", tmp_path / "source", f"--format={kind}", "--out", tmp_path / "out"]
+    assert "outputs differ by" in vitft("export", *flags, code=2).stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("name", ["dinov2 registers", "dinov3", "siglip", "vit of classes"])
+@torch.no_grad()
+def test_onnx_gives_logits_or_the_features_of_a_base_without_a_head(
+    name: str, vitft: Run, tmp_path: Path
+) -> None:
+    hf_model(name, tmp_path / "source")
+    out = tmp_path / "out.onnx"
+    vitft("export", "--base", tmp_path / "source", "--format=onnx", "--out", out)
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    model, x = load_model(tmp_path / "source"), torch.randn(5, 3, 32, 32)
+    (found,) = session.run(None, {"images": x.numpy()})
+    has_head = name == "vit of classes"
+    assert session.get_outputs()[0].name == ("logits" if has_head else "features")
+    expected = model(x) if has_head else model.features(x)
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_mae_tuned_for_classes_becomes_a_vit_of_transformers(vitft: Run, tmp_path: Path) -> None:
+    hf_model("mae", tmp_path / "source")
+    model = load_model(tmp_path / "source")
+    model.new_head(("a", "b"))
+    model.head.weight.normal_()
+    save_model(model, tmp_path / "base.safetensors")
+    flags = ["--base", tmp_path / "base.safetensors", "--format=hf", "--out", tmp_path / "back"]
+    assert float(vitft("export", *flags).stdout.split()[-1]) < 1e-4
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["architectures"] == ["ViTForImageClassification"]
+
+
+def test_the_processor_of_an_export_prepares_images_as_we_do(vitft: Run, tmp_path: Path) -> None:
+    import transformers
+
+    hf_model("dinov2", tmp_path / "source")
+    flags = ["--base", tmp_path / "source", "--format=hf", "--out", tmp_path / "back"]
+    vitft("export", *flags)
+    pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "back")
+    found = processor(Image.fromarray(pixels.numpy()), return_tensors="pt")["pixel_values"]
+    expected = load_model(tmp_path / "source").normalize(pixels.permute(2, 0, 1)[None].float())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

@@ -1,15 +1,36 @@
-"""A model in, an ONNX file with a free batch out; takes normalised images, gives logits."""
+"""A model in, an ONNX file with a free batch out: normalised images to logits.
+
+Of a base without a head it gives the features.
+"""
 
 import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitft.files import write_bytes
 from vitft.model.vit import VisionTransformer
 
 OPSET = 18
+
+
+class Features(nn.Module):
+    """What the head of a model reads, (B, D or 2 D), as a model."""
+
+    def __init__(self, model: VisionTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features of normalised images (B, C, height, width)."""
+        return self.model.features(images)
+
+
+def exported(model: VisionTransformer) -> tuple[nn.Module, str]:
+    """Return what is written of a model, and the name of its output: "logits" or "features"."""
+    has_head = bool(model.head.weight.any())
+    return (model, "logits") if has_head else (Features(model), "features")
 
 
 def write_onnx(model: VisionTransformer, path: Path) -> None:
@@ -24,17 +45,18 @@ def write_onnx(model: VisionTransformer, path: Path) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ValueError("ONNX needs onnx and onnxscript; install vitft[onnx]") from error
+    computed, output = exported(model)
     size = model.image_size
     images = torch.zeros(2, model.config.n_channels, size, size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
         program = torch.onnx.export(
-            model,
+            computed,
             (images,),
             dynamo=True,
             opset_version=OPSET,
             input_names=["images"],
-            output_names=["logits"],
+            output_names=[output],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             verbose=False,
         )
@@ -43,7 +65,7 @@ def write_onnx(model: VisionTransformer, path: Path) -> None:
 
 
 def check_onnx(model: VisionTransformer, path: Path, images: Tensor) -> float:
-    """Return the largest difference of ONNX Runtime's logits, for one image and for all.
+    """Return the largest difference of ONNX Runtime's output, for one image and for all.
 
     Raises:
         ValueError: the package onnxruntime is missing.
@@ -53,8 +75,8 @@ def check_onnx(model: VisionTransformer, path: Path, images: Tensor) -> float:
     except ImportError as error:
         raise ValueError("the export is checked by onnxruntime; install vitft[onnx]") from error
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    worst = 0.0
+    worst, (computed, _) = 0.0, exported(model)
     for some in (images[:1], images):
-        (logits,) = session.run(None, {"images": some.numpy()})
-        worst = max(worst, float((model(some) - torch.from_numpy(logits)).abs().max()))
+        (found,) = session.run(None, {"images": some.numpy()})
+        worst = max(worst, float((computed(some) - torch.from_numpy(found)).abs().max()))
     return worst

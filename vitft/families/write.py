@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from vitft.data.sources import import_torchvision
 from vitft.families.rename import translate
 from vitft.files import write_bytes, write_json
 from vitft.model.vit import VisionTransformer
@@ -50,28 +51,50 @@ def write_source(model: VisionTransformer, folder: Path, library: str) -> None:
     tensors = their_tensors(model)
     if "head.weight" not in {name for key in tensors for name in translate(key, family)}:
         tensors, config = _with_head(model, tensors, config, library)
+    if config.get("architectures") == ["ViTMAEForPreTraining"]:  # its decoder is not in our base
+        config["architectures"] = ["ViTMAEModel"]
     config |= _named(model, library, config)
+    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+    for key in ("dtype", "torch_dtype"):  # what a library computes in, if not told otherwise
+        if key in config:
+            config[key] = kinds.pop() if len(kinds) == 1 else "float32"
+            kinds = {config[key]}
     write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
     write_json(folder / "config.json", config)
     write_json(folder / "preprocessor_config.json", _processor(model))
 
 
 def their_tensors(model: VisionTransformer) -> dict[str, Tensor]:
-    """Return the tensors as the source has them: names, shapes, dtypes; the unused as zeros."""
-    family, own = str(model.facts["family"]), model.state_dict()
+    """Return the tensors as the source has them: names, shapes, and dtypes where they are exact.
+
+    Of those that our base does not hold, mask tokens are zeros; pools and decoders, which no output
+    of ours needs, are left out.
+    """
+    family, ours = str(model.facts["family"]), model.state_dict() | _two_heads(model)
     found: dict[str, Tensor] = {}
     for key, (dtype, *shape) in model.facts["layout"].items():
         names = translate(key, family)
         kind = getattr(torch, dtype)
-        if names and all(name in own for name in names):
-            tensor = torch.cat([own[name] for name in names])
-            is_head = names == ("head.weight",)
-            found[key] = (
-                tensor.to(kind) if is_head else tensor.reshape(_shape(shape, tensor)).to(kind)
-            )
-        elif not names:
+        if names and all(name in ours for name in names):
+            tensor = torch.cat([ours[name] for name in names])
+            if not names[0].startswith("head"):  # which may have other classes now
+                tensor = tensor.reshape(_shape(shape, tensor))
+            exact = torch.equal(tensor.to(kind).to(tensor.dtype), tensor)
+            found[key] = tensor.to(kind) if exact else tensor
+        elif key.endswith("mask_token"):
             found[key] = torch.zeros(shape, dtype=kind)
     return {key: tensor.detach().contiguous().clone() for key, tensor in found.items()}
+
+
+def _two_heads(model: VisionTransformer) -> dict[str, Tensor]:
+    """Return the heads of class and distillation token whose logits' mean is the one head's."""
+    if model.config.pooling != "cls+dist":
+        return {}
+    weights = (2 * model.head.weight).chunk(2, dim=1)
+    found = dict(zip(("head.weight", "head_dist.weight"), weights, strict=True))
+    if model.head.bias is not None:
+        found |= {"head.bias": model.head.bias, "head_dist.bias": model.head.bias}
+    return found
 
 
 def _shape(shape: list[int], tensor: Tensor) -> list[int]:
@@ -90,13 +113,16 @@ def _with_head(
     if library == "timm":
         return tensors | {f"head.{name}": tensor for name, tensor in head.items()}, config
     kind = str(config["model_type"])
+    if kind == "vit_mae":  # a ViT like others, once it has learned
+        kind, config = "vit", config | {"model_type": "vit"}
+        tensors = {key: t for key, t in tensors.items() if "mask_token" not in key}
     if kind not in CLASSIFIERS:
         raise ValueError(
             f"transformers has no class for images' classes on {kind!r} that computes this; "
             "export it as onnx instead"
         )
     prefix, name = CLASSIFIERS[kind]
-    renamed = {f"{prefix}{key}": t for key, t in tensors.items()}
+    renamed = {f"{prefix}{key.removeprefix(prefix)}": t for key, t in tensors.items()}
     renamed |= {f"classifier.{key}": t for key, t in head.items()}
     return renamed, config | {"architectures": [name]}
 
@@ -134,7 +160,12 @@ def check_hf(model: VisionTransformer, folder: Path, images: Tensor) -> float:
     transformers = _import("transformers")
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
     theirs = getattr(transformers, architecture).from_pretrained(folder, dtype=torch.float32)
-    options = {} if "dino" in architecture.lower() else {"interpolate_pos_encoding": True}
+    options: dict[str, Any] = {}
+    if "dino" not in architecture.lower():
+        options["interpolate_pos_encoding"] = True
+    if theirs.config.model_type == "vit_mae":  # hides no patch, and leaves them in their order
+        theirs.config.mask_ratio, n = 0.0, model.config.n_patches
+        options |= {"noise": torch.arange(n, dtype=images.dtype).expand(len(images), n)}
     found = theirs.eval()(images, **options)
     logits = getattr(found, "logits", getattr(found, "image_embeds", None))
     if logits is None:
@@ -166,6 +197,7 @@ def check_timm(model: VisionTransformer, folder: Path, images: Tensor) -> float:
 
 
 def _import(name: str) -> Any:
+    import_torchvision()  # first, where its operators do not fit torch: the library gives up
     try:
         return __import__(name)
     except ImportError as error:
