@@ -200,8 +200,8 @@ class RankConfig(AdapterConfig):
     def rank_and_alpha(self, name: str) -> tuple[int, float]:
         """Return the rank and alpha of the module called `name`."""
         ranks, alphas = self.rank_pattern, self.alpha_pattern
-        rank = next((ranks[key] for key in ranks if _ends(name, key)), self.rank)
-        return rank, next((alphas[key] for key in alphas if _ends(name, key)), self.alpha)
+        rank = next((ranks[key] for key in ranks if ends_by_pattern(name, key)), self.rank)
+        return rank, next((alphas[key] for key in alphas if ends_by_pattern(name, key)), self.alpha)
 
     def size(self, option: str, name: str) -> Any:
         """Return the rank of the module called `name`."""
@@ -214,7 +214,7 @@ class RankConfig(AdapterConfig):
             ValueError: the method does not adapt one of them, or a pattern matches none.
         """
         for key in (*self.rank_pattern, *self.alpha_pattern):
-            if not any(_ends(name, key) for name in modules):
+            if not any(ends_by_pattern(name, key) for name in modules):
                 raise ValueError(f"pattern {key!r} matches none of the targets {[*modules]}")
         return super().adapt_all(modules)
 
@@ -322,5 +322,6 @@ def check_count(name: str, value: object, usual: str) -> None:
         raise ValueError(f"{name}={value!r} is not a positive integer; {usual}")
 
 
-def _ends(name: str, pattern: str) -> bool:
+def ends_by_pattern(name: str, pattern: str) -> bool:
+    """Return whether a regular expression matches a name's end, from a dot or the name's start."""
     return matcher(rf"(.*\.)?({pattern})")(name)

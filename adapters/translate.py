@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from adapters.config import ends_by_pattern
 from adapters.folder import CHOOSING, LAYERS, PREFIX, AdapterFolder
 
 # suffixes of PEFT's tensors -> the side along which outputs lie; None: the same for all modules
@@ -34,11 +35,11 @@ def translated(saved: AdapterFolder, model: nn.Module) -> AdapterFolder:
     names = [key.removeprefix(PREFIX) for key in saved.tensors]
     if translate is None or saved.method is not None or not names:
         return saved
-    ours = [name for name in names if _adapts(name)]
-    if not ours or any(name.rsplit(".", n)[0] in own for name in ours for n in (1, 2)):
+    theirs = {module for name in names if (module := _adapted(name))}
+    if not theirs or theirs & own:
         return saved
     tensors: dict[str, Tensor] = {}
-    adapted: dict[str, None] = {}
+    adapted: dict[str, str] = {}  # ours -> theirs
     trained: dict[str, None] = {}
     for name, (key, tensor) in zip(names, saved.tensors.items(), strict=True):
         modules, suffix = _split(name, translate)
@@ -46,17 +47,20 @@ def translated(saved: AdapterFolder, model: nn.Module) -> AdapterFolder:
             raise ValueError(f"tensor {key} has no counterpart in the converted model")
         side = SIDES[suffix]
         parts = [tensor] * len(modules) if side is None else tensor.chunk(len(modules), dim=side)
-        found = trained if suffix in ("weight", "bias") else adapted
         for module, part in zip(modules, parts, strict=True):
             tensors[f"{PREFIX}{module}.{suffix}"] = part
-            found[module] = None
-    config = _config(saved.config, [*adapted], [*trained])
+            if suffix in ("weight", "bias"):
+                trained[module] = None
+            else:
+                adapted[module] = name.removesuffix(f".{suffix}")
+    config = _config(saved.config, adapted, [*trained])
     return replace(saved, config=config, tensors=tensors, trained=tuple(trained))
 
 
-def _adapts(name: str) -> bool:
-    """Return whether a tensor is an adapter's, not one of a module that trained whole."""
-    return any(name.endswith(f".{suffix}") for suffix in SIDES if suffix not in ("weight", "bias"))
+def _adapted(name: str) -> str:
+    """Return the module that an adapter's tensor belongs to, "" for one of a trained module."""
+    suffixes = (suffix for suffix in SIDES if suffix not in ("weight", "bias"))
+    return next((name.removesuffix(f".{s}") for s in suffixes if name.endswith(f".{s}")), "")
 
 
 def _split(name: str, translate: Any) -> tuple[tuple[str, ...], str]:
@@ -68,15 +72,22 @@ def _split(name: str, translate: Any) -> tuple[tuple[str, ...], str]:
     return (), ""
 
 
-def _config(written: dict[str, Any], adapted: list[str], trained: list[str]) -> dict[str, Any]:
-    """Return an adapter_config.json's entries with our names.
+def _config(written: dict[str, Any], adapted: dict[str, str], trained: list[str]) -> dict[str, Any]:
+    """Return an adapter_config.json's entries with our names; patterns become one entry a module.
 
-    Raises:
-        ValueError: it has patterns, which speak of the library's names.
+    Args:
+        written: the entries.
+        adapted: our name of each adapted module -> theirs.
+        trained: our names of the modules that trained besides.
     """
-    for key in ("rank_pattern", "alpha_pattern"):
-        if written.get(key):
-            raise ValueError(f"{key}={written[key]!r} speaks of names that the conversion changed")
     kept = {key: value for key, value in written.items() if key not in (*CHOOSING, LAYERS)}
-    names = {"target_modules": adapted, "modules_to_save": trained or None}
+    for option in ("rank_pattern", "alpha_pattern"):
+        patterns = written.get(option)
+        if isinstance(patterns, dict):  # else its reader says what is wrong
+            first = {
+                module: next((v for key, v in patterns.items() if ends_by_pattern(name, key)), None)
+                for module, name in adapted.items()
+            }
+            kept[option] = {module: v for module, v in first.items() if v is not None}
+    names = {"target_modules": [*adapted], "modules_to_save": trained or None}
     return kept | names | {"task_type": None}

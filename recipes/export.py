@@ -12,22 +12,30 @@ import torch
 import adapters
 from recipes.convert import at_size
 from recipes.evaluate import ModelOptions, open_model
+from recipes.shared.peft_folder import write_peft
 from vitft.command import options as cli
 from vitft.command.options import option
+from vitft.families.check import difference as library_difference
 from vitft.families.onnx import OPSET, check_onnx, write_onnx
-from vitft.families.write import check_hf, check_timm, write_source
+from vitft.families.write import write_source
 from vitft.model.vit import VisionTransformer
 
-FORMATS = ("hf", "timm", "onnx")
+FORMATS = ("hf", "timm", "onnx", "peft-hf", "peft-timm")
 MOST = 1e-4  # a difference of outputs above which an export is an error
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(ModelOptions):
-    """Write a base, with an adapter baked in, as a folder or file that another library loads."""
+    """Write a base, with an adapter baked in, as a folder or file that another library loads.
+
+    Or write the adapter alone, as a folder that PEFT loads on the source library's model.
+    """
 
     adapter: str | None = option(None, "Folder of an adapter for that base.")
-    format: str = option(help="hf or timm, for a base converted from there, or onnx.")
+    format: str = option(
+        help="hf or timm, for a base converted from there; onnx; peft-hf or peft-timm, for an "
+        "adapter on such a base."
+    )
     out: str = option(help="The folder, or the .onnx file, to write.")
 
 
@@ -47,9 +55,12 @@ def export(options: ExportOptions) -> float:
     if out.exists():
         raise ValueError(f"{out} is there already; choose another --out or remove it")
     model = open_model(options.base, options.adapter)
-    if options.adapter is not None:
+    alone = options.format.startswith("peft-")
+    if alone and options.adapter is None:
+        raise ValueError(f"--format {options.format} writes an adapter; name one by --adapter")
+    if options.adapter is not None and not alone:
         adapters.merge(model)
-    if model.image_size != model.config.image_size:
+    if not alone and model.image_size != model.config.image_size:
         model = at_size(model, model.image_size)
     generator = torch.Generator().manual_seed(0)
     shape = (3, model.config.n_channels, model.image_size, model.image_size)
@@ -75,8 +86,10 @@ def write_and_check(model: VisionTransformer, out: Path, kind: str, images: torc
     if kind == "onnx":
         write_onnx(model, out)
         return check_onnx(model, out, images)
+    if kind.startswith("peft-"):
+        return write_peft(model, out, kind.removeprefix("peft-"), images)
     write_source(model, out, kind)
-    return (check_hf if kind == "hf" else check_timm)(model, out, images)
+    return library_difference(model, out, kind, images)
 
 
 def run(options: ExportOptions) -> None:

@@ -135,11 +135,11 @@ def test_an_option_has_its_help_and_a_default_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("method", ["ssf", "norm", "ia3"])
-def test_parts_leave_out_a_bias_that_is_not_there(method: str) -> None:
+def test_terms_leave_out_a_bias_that_is_not_there(method: str) -> None:
     base = nn.LayerNorm(8, bias=False) if method == "norm" else nn.Linear(8, 8, bias=False)
-    parts = layer(method, base).parts()
-    assert all(isinstance(part, Tensor) for part in parts.values())
-    assert ("bias" in parts) is (method == "ssf")
+    terms = layer(method, base).terms()
+    assert all(isinstance(term, Tensor) for term in terms.values())
+    assert ("bias" in terms) is (method == "ssf")
 
 
 def test_which_of_the_targets_multiply_inputs_is_told_by_their_ends() -> None:
@@ -183,7 +183,7 @@ def test_tuned_norms_are_their_formula() -> None:
         x = torch.randn(3, 8)
         expected = nn.functional.layer_norm(x, (8,), module.tuned_weight, module.tuned_bias)
         torch.testing.assert_close(module(x), expected)
-        parts = module.parts()
-        assert parts["gain"] is module.tuned_weight
-        assert parts.keys() == ({"gain", "bias"} if bias else {"gain"})
+        terms = module.terms()
+        assert terms["gain"] is module.tuned_weight
+        assert terms.keys() == ({"gain", "bias"} if bias else {"gain"})
         torch.testing.assert_close(module.adapted_weight(), module.tuned_weight)

@@ -41,9 +41,9 @@ def test_a_bank_has_room_for_its_folders_or_more(tmp_path: Path) -> None:
         assert bank.classes[:3] == [("a", "b", "c")] * 3
     for rank, room in ((0, 4), (3, 4), (6, 6)):
         bank = Bank(toy(), folders, rank=rank)
-        rooms = bank.model.blocks[0].attn.wq.rooms()
-        assert rooms["a"].shape == (3, room, 8)
-        assert rooms["b"].shape == (3, 8, room)
+        stacks = bank.model.blocks[0].attn.wq.stacks()
+        assert stacks["a"].shape == (3, room, 8)
+        assert stacks["b"].shape == (3, 8, room)
     for n_classes, room in ((0, 3), (2, 3), (7, 7)):
         bank = Bank(toy(), folders, n_classes=n_classes)
         assert bank(X, torch.tensor([0, 2])).shape == (2, room)
@@ -130,7 +130,7 @@ def test_a_stack_starts_as_the_base_and_keeps_what_a_slot_lacks() -> None:
         stack = kind(base)
         own = {"in_gain": torch.Size([4])} if kind is StackedLinear else {}
         stack.add(ids, 3, room | own)
-        assert stack.rooms().keys() == {*room, *own}
+        assert stack.stacks().keys() == {*room, *own}
         ids.rows = torch.tensor([0, 2])
         torch.testing.assert_close(stack(x), base(x))
         torch.testing.assert_close(stack(x[:, :1]), base(x[:, :1]))

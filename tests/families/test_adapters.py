@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import adapters
+from tests.conftest import Run
 from tests.families.sources import hf_model, save, timm_model
-from vitft import load_model
+from vitft import VisionTransformer, load_model
 
 X = torch.randn(2, 3, 32, 32)
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -84,3 +85,63 @@ def test_what_has_no_counterpart_is_named(tmp_path: Path) -> None:
     tuned(model, tmp_path / "a", target_modules=["q_proj", "pooler.dense"])
     with pytest.raises(ValueError, match=r"pooler\.dense\.lora_A\.weight has no counterpart"):
         adapters.load_adapter(load_model(tmp_path / "base"), tmp_path / "a")
+
+
+def ours(source: Path, folder: Path, config: adapters.AdapterConfig) -> VisionTransformer:
+    """Return a converted base with a random adapter and head, the adapter saved to the folder."""
+    model = load_model(source)
+    model.new_head(("a", "b", "c"))
+    adapters.inject(model, config, trainable=("head",))
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p) * 0.2)
+    adapters.save_adapter(model, folder)
+    return model
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        adapters.LoRAConfig(rank=2, alpha=7),
+        adapters.LoRAConfig(rank=3, use_rslora=True, rank_pattern={"wv": 1, "blocks.1.*": 2}),
+        adapters.LoRAConfig(rank=2, targets=("wq", "wv", "w2"), init="pissa"),
+        adapters.DoRAConfig(rank=2, targets=("wq", "wv", "w1")),
+        adapters.VeRAConfig(rank=4),
+    ],
+)
+@pytest.mark.parametrize(
+    "name", ["vit of classes", "dinov2", "dinov2 registers", "dinov2 giant", "ijepa", "timm"]
+)
+def test_our_adapter_goes_to_peft_on_the_sources_model(
+    name: str, config: adapters.AdapterConfig, vitft: Run, tmp_path: Path
+) -> None:
+    library = "timm" if name == "timm" else "hf"
+    (tmp_path / "base").mkdir()
+    timm_model("vit", tmp_path / "base") if name == "timm" else hf_model(name, tmp_path / "base")
+    model = ours(tmp_path / "base", tmp_path / "a", config)
+    flags = ["--base", tmp_path / "base", "--adapter", tmp_path / "a", "--out", tmp_path / "out"]
+    done = vitft("export", *flags, f"--format=peft-{library}")
+    assert float(done.stdout.split()[-1]) < 1e-4
+    again = adapters.load_adapter(load_model(tmp_path / "base"), tmp_path / "out")
+    torch.testing.assert_close(again(X), model(X), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("vit", adapters.SSFConfig(targets=("w1",)), "is a SSFLinear, which PEFT has not"),
+        ("dinov3", adapters.LoRAConfig(), "no class for images' classes on 'dinov3_vit'"),
+        ("vit", None, "writes an adapter; name one by --adapter"),
+    ],
+)
+def test_what_peft_has_no_form_for_is_named(
+    name: str, config: adapters.AdapterConfig | None, message: str, vitft: Run, tmp_path: Path
+) -> None:
+    hf_model(name, tmp_path / "base")
+    flags = ["--base", tmp_path / "base", "--format=peft-hf", "--out", tmp_path / "out"]
+    if config:
+        ours(tmp_path / "base", tmp_path / "a", config)
+        flags += ["--adapter", tmp_path / "a"]
+    assert message in vitft("export", *flags, code=2).stderr
+    assert not (tmp_path / "out").exists()

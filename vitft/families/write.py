@@ -4,8 +4,6 @@ A converted base remembers its source's config and the names, shapes and dtypes 
 the way back is exact: what was not trained is bit for bit what it was.
 """
 
-import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from vitft.data.sources import import_torchvision
 from vitft.families.rename import translate
 from vitft.files import write_bytes, write_json
 from vitft.model.vit import VisionTransformer
@@ -153,52 +150,3 @@ def _processor(model: VisionTransformer) -> dict[str, Any]:
         "image_mean": [*model.mean],
         "image_std": [*model.std],
     }
-
-
-def check_hf(model: VisionTransformer, folder: Path, images: Tensor) -> float:
-    """Return the largest difference of transformers' output for the folder from the model's."""
-    transformers = _import("transformers")
-    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
-    theirs = getattr(transformers, architecture).from_pretrained(folder, dtype=torch.float32)
-    options: dict[str, Any] = {}
-    if "dino" not in architecture.lower():
-        options["interpolate_pos_encoding"] = True
-    if theirs.config.model_type == "vit_mae":  # hides no patch, and leaves them in their order
-        theirs.config.mask_ratio, n = 0.0, model.config.n_patches
-        options |= {"noise": torch.arange(n, dtype=images.dtype).expand(len(images), n)}
-    found = theirs.eval()(images, **options)
-    logits = getattr(found, "logits", getattr(found, "image_embeds", None))
-    if logits is None:
-        return float((model.tokens(images) - found.last_hidden_state).abs().max())
-    return float((model(images) - logits).abs().max())
-
-
-def check_timm(model: VisionTransformer, folder: Path, images: Tensor) -> float:
-    """Return the largest difference of timm's output for the folder from the model's."""
-    timm = _import("timm")
-    config = json.loads((folder / "config.json").read_text())
-    sizes = {
-        "patch_size": model.config.patch_size,
-        "embed_dim": model.config.dim,
-        "depth": model.config.n_layers,
-        "num_heads": model.config.n_heads,
-    }
-    arguments = sizes | dict(config["model_args"]) | {"global_pool": config["global_pool"]}
-    theirs = timm.create_model(
-        re.sub(r"\..*", "", config["architecture"]),
-        num_classes=config["num_classes"],
-        checkpoint_path=str(folder / "model.safetensors"),
-        **arguments,
-    )
-    found = theirs.eval()(images)
-    return float(
-        ((model(images) if config["num_classes"] else model.features(images)) - found).abs().max()
-    )
-
-
-def _import(name: str) -> Any:
-    import_torchvision()  # first, where its operators do not fit torch: the library gives up
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise ValueError(f"the export is checked by {name}; install it") from error

@@ -1,0 +1,124 @@
+"""An adapter of a converted base in, a folder that PEFT loads on the source library's model out.
+
+It is a plain LoRA or DoRA there, whatever its scale was called: alpha / r is 1, and B holds the
+scale. Where several of our linears are one of theirs, as with fused queries, keys and values, the
+ranks add up: A holds theirs one below the other, B has a block for each.
+"""
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import adapters
+from adapters.folder import PREFIX, AdapterFolder
+from adapters.methods.dora import DoRALinear
+from adapters.record import adapter_layer, injection
+from vitft.data.sources import import_torchvision
+from vitft.families.check import load, output
+from vitft.families.write import write_source
+from vitft.model.vit import VisionTransformer
+
+
+def write_peft(model: VisionTransformer, out: Path, library: str, images: Tensor) -> float:
+    """Write the folder and return how far PEFT's logits differ from the model's on these images.
+
+    Args:
+        model: the converted base with its adapter.
+        out: the folder to write.
+        library: "hf" or "timm".
+        images: normalised (B, C, height, width).
+
+    Raises:
+        ValueError: PEFT has no such method, or a part of the adapter has no counterpart.
+    """
+    import_torchvision()  # first, where its operators do not fit torch: PEFT gives up
+    try:
+        import peft
+    except ImportError as error:
+        raise ValueError("the export is checked by peft; install it") from error
+    expected = model(images)
+    theirs = source_model(model, library)
+    peft_folder(model, theirs).save(out)
+    found = output(peft.PeftModel.from_pretrained(theirs, str(out)).eval(), images)
+    return float((found - expected).abs().max())
+
+
+def source_model(model: VisionTransformer, library: str) -> nn.Module:
+    """Return the library's model of the base, with a head for the adapter's classes.
+
+    Raises:
+        ValueError: the base comes from elsewhere, or the library has no class for its head.
+    """
+    base = adapters.shared_copy(model)
+    adapters.eject(base)
+    base.new_head(model.classes)
+    base.head.weight.copy_(model.head.weight)
+    with tempfile.TemporaryDirectory() as folder:
+        write_source(base, Path(folder), library)
+        return load(Path(folder), library, base)
+
+
+def peft_folder(model: VisionTransformer, theirs: nn.Module) -> AdapterFolder:
+    """Return the adapter under the names of the library's model.
+
+    Raises:
+        ValueError: PEFT has no such method, or a part of the adapter has no counterpart.
+    """
+    record = injection(model)
+    adapted = {name: adapter_layer(model, name) for name in record.adapted}
+    names = {name: model.translate(name) for name, m in theirs.named_modules()}
+    linears = {name: ours for name, ours in names.items() if adapted.keys() & {*ours}}
+    if missing := sorted(adapted.keys() - {one for ours in linears.values() for one in ours}):
+        raise ValueError(f"{missing[0]!r} has no counterpart that PEFT adapts; leave it out")
+    if others := sorted(record.trained.keys() - {"head"}):
+        raise ValueError(f"{others[0]!r} trained too, which PEFT's folder has no place for")
+    is_dora = any(isinstance(layer, DoRALinear) for layer in adapted.values())
+    tensors: dict[str, Tensor] = {}
+    for name, ours in linears.items():
+        tensors |= {f"{PREFIX}{name}.{k}": t for k, t in _joined(model, ours, is_dora).items()}
+    ranks = {n: len(tensors[f"{PREFIX}{n}.lora_A.weight"]) for n in linears}
+    usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
+    unusual = {name: rank for name, rank in ranks.items() if rank != usual}
+    heads = [name for name, ours in names.items() if ours == ("head",)]
+    for key, tensor in model.head.state_dict().items():
+        tensors[f"{PREFIX}{heads[0]}.{key}"] = tensor
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": unusual,
+        "alpha_pattern": unusual,
+        "target_modules": [*linears],
+        "modules_to_save": heads[:1],
+        "use_dora": is_dora,
+    }
+    return AdapterFolder(config=config, tensors=tensors, fingerprint=None, classes=None)
+
+
+def _joined(model: VisionTransformer, ours: tuple[str, ...], is_dora: bool) -> dict[str, Tensor]:
+    """Return PEFT's tensors of the linear that holds several of ours, one below the other.
+
+    Raises:
+        ValueError: one is adapted by another method than LoRA or DoRA.
+    """
+    a, b, lengths = [], [], []
+    for name in ours:
+        layer = model.get_submodule(name)
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        terms: dict[str, Tensor] = {}
+        if isinstance(layer, adapters.layers.AdapterLayer):
+            terms = layer.terms()
+        if unknown := sorted(terms.keys() - {"a", "b", *["gain"] * is_dora}):
+            kind = type(layer).__name__
+            raise ValueError(f"{name!r} is a {kind}, which PEFT has not ({unknown[0]}); merge it")
+        a.append(terms.get("a", weight.new_zeros(0, weight.shape[1])))
+        b.append(terms.get("b", weight.new_zeros(weight.shape[0], 0)))
+        plain = torch.linalg.vector_norm(weight, dim=1)
+        lengths.append(layer.magnitude if isinstance(layer, DoRALinear) else plain)
+    found = {"lora_A.weight": torch.cat(a), "lora_B.weight": torch.block_diag(*b)}
+    return found | ({"lora_magnitude_vector": torch.cat(lengths)} if is_dora else {})
