@@ -126,6 +126,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     type=click.Path(exists=True, path_type=Path),
     help="A result to take them from.",
 )
+@click.option("--middles", default="", help="The middle rate of three: full=1e-4;ssf=3e-3.")
 @click.option("--lr", type=float, help="The learning rate of all of them; none is searched for.")
 @click.option("--seeds", default=3, show_default=True, help="How many, from 0.")
 @click.option("--jobs", default=1, show_default=True, help="Ways at a time, sharing the cores.")
@@ -139,6 +140,7 @@ def main(
     ways: str,
     rates: int,
     rates_from: Path | None,
+    middles: str,
     lr: float | None,
     seeds: int,
     jobs: int,
@@ -154,6 +156,7 @@ def main(
     if jobs > 1:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
 
+    usual = RATES | {way: float(rate) for way, _, rate in _pairs(middles)}
     chosen: dict[str, float] = {}
     if lr is not None:
         chosen = dict.fromkeys(ways.split(";"), lr)
@@ -162,7 +165,7 @@ def main(
         chosen = {row["way"]: row["lr"] for row in earlier}
 
     def row(way: str) -> dict[str, Any]:
-        middle = chosen.get(way, RATES.get(way, 3e-3))
+        middle = chosen.get(way, usual.get(way, 3e-3))
         around = [middle] if rates == 1 or way in chosen else [middle / 3, middle, middle * 3]
         lrs = [float(f"{rate:g}") for rate in around]  # as the command line has them
         found = tune(way, lrs, seeds, runs / way, given)
@@ -175,6 +178,10 @@ def main(
     facts |= {"rates_from": rates_from.name} if rates_from else {}
     path = write_result(name, rows, **facts)
     click.echo(f"{table(rows, COLUMNS)}\n\n{path}")
+
+
+def _pairs(text: str) -> list[tuple[str, str, str]]:
+    return [pair.partition("=") for pair in text.split(";") if pair]
 
 
 if __name__ == "__main__":
