@@ -1,6 +1,7 @@
 """What a method's own tensors start from: shapes, dtypes, bounds; and one layer by itself."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from adapters import METHODS
 from adapters.config import option
+from adapters.methods.lokr import factorise
 from adapters.methods.starts import INITS
 from tests.adapters.toy import config, toy
 
@@ -187,3 +189,47 @@ def test_tuned_norms_are_their_formula() -> None:
         assert terms["gain"] is module.tuned_weight
         assert terms.keys() == ({"gain", "bias"} if bias else {"gain"})
         torch.testing.assert_close(module.adapted_weight(), module.tuned_weight)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        *(
+            (
+                "lokr",
+                {"decompose_factor": n},
+                f"decompose_factor={n} is neither positive nor -1; -1 factorises near the square "
+                "root",
+            )
+            for n in (0, -2)
+        ),
+        *(
+            ("vera", {"projection_seed": n}, f"projection_seed={n} is not in 0 <= seed < 2**63")
+            for n in (-1, 2**63)
+        ),
+        (
+            "lora",
+            {"init": "x"},
+            "init='x' is unknown; choose from kaiming, gaussian, pissa, olora",
+        ),
+    ],
+)
+def test_options_of_methods_are_refused_in_a_whole_sentence(
+    method: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        METHODS[method](**options)
+
+
+def test_options_on_the_edge_of_their_range_are_taken() -> None:
+    assert METHODS["lokr"](decompose_factor=1).decompose_factor == 1
+    assert METHODS["vera"](projection_seed=2**63 - 1).projection_seed == 2**63 - 1
+    module = layer("lora", nn.Linear(6, 4), rank=4, init="pissa")
+    assert len(module.lora_a) == 4
+    with pytest.raises(ValueError, match=r"^rank=5 exceeds the smaller side of 'x', \(4, 6\)"):
+        layer("lora", nn.Linear(6, 4), rank=5, init="pissa")
+
+
+@pytest.mark.parametrize(("size", "factor", "first"), [(35, 4, 1), (35, -1, 5), (36, 5, 4)])
+def test_a_factor_that_does_not_divide_bounds_the_first(size: int, factor: int, first: int) -> None:
+    assert factorise(size, factor) == (first, size // first)
