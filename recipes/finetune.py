@@ -28,7 +28,7 @@ from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.data.augment import Augmentation
 from vitft.data.sources import load_data
-from vitft.model.checkpoint import find_base, load_model, save_model
+from vitft.model.checkpoint import find_base, is_known_backbone, load_model, save_model
 from vitft.model.vit import VisionTransformer
 from vitft.training.features import feature_bytes, n_frozen
 from vitft.training.plan import Plan
@@ -148,7 +148,8 @@ def resolve(
     given = {name: getattr(options, name) for name in ("targets", "layers", *method_options())}
     config = make_config(options.adapter, given)
     if options.lr is None:
-        options = replace(options, lr=default_lr(options.adapter))
+        is_known = is_known_backbone(options.base)
+        options = replace(options, lr=default_lr(options.adapter, known_backbone=is_known))
     plan = replace(make_plan(options, device), probe_head=options.head_start == "probe")
     if config is not None:
         own = [field.name for field in fields(config) if "help" in field.metadata]

@@ -63,13 +63,27 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: the file is no safetensors, is cut short, or its metadata is no JSON.
     """
+    return _read(path, tensors=True)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Return the metadata alone, without reading the tensors.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `read_tensors`.
+    """
+    return _read(path, tensors=False)[1]
+
+
+def _read(path: str | Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("vitft", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            names = file.keys() if tensors else ()  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in names}, metadata
     except SafetensorError as error:
         raise ValueError(
             f"{path} is no whole safetensors file ({error}); download or save it again"

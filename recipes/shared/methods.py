@@ -14,9 +14,12 @@ from vitft.command.options import option
 
 BASELINES = {"linear": "only the new head", "full": "everything"}
 # near the best with 20 images a class, see docs/adapters.md: of these, and of the others
-LR = {"lora": 3e-3, "dora": 3e-3, "loha": 1e-2, "lokr": 1e-2, "full": 3e-4}
+LR = {"lora": 3e-3, "dora": 3e-3, "loha": 1e-2, "lokr": 1e-2, "full": 1e-3}
 LR_OTHERS = 3e-2
-LR_DEFAULT = f"[default: {', '.join(f'{n} {lr:g}' for n, lr in LR.items())}, others {LR_OTHERS:g}]"
+LR_DEFAULT = (
+    f"[default: {', '.join(f'{n} {lr:g}' for n, lr in LR.items())}, others {LR_OTHERS:g}; a third on "
+    "a known backbone]"
+)
 
 
 def names() -> list[str]:
@@ -24,9 +27,13 @@ def names() -> list[str]:
     return [*adapters.METHODS, *BASELINES]
 
 
-def default_lr(name: str) -> float:
-    """Return the highest learning rate of a method or baseline where none is given."""
-    return LR.get(name, LR_OTHERS)
+def default_lr(name: str, *, known_backbone: bool) -> float:
+    """Return the highest learning rate of a method or baseline where none is given.
+
+    The large pretrained ViTs of other libraries want smaller ones than the base that ships.
+    """
+    lr = LR.get(name, LR_OTHERS)
+    return float(f"{lr / 3:.1g}") if known_backbone else lr
 
 
 @cache

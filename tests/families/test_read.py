@@ -34,6 +34,18 @@ def test_a_converted_file_is_what_was_converted(vitft: Run, tmp_path: Path) -> N
     assert told["source"]["checksum"] == load_model(tmp_path / "source").facts["checksum"]
 
 
+def test_the_default_rate_is_a_known_backbones(vitft: Run, folder: Path, tmp_path: Path) -> None:
+    hf_model("dinov2", tmp_path / "source")
+    vitft("convert", tmp_path / "source", "--out", tmp_path / "base.safetensors")
+    rates = {}
+    for base in (tmp_path / "source", tmp_path / "base.safetensors", "cifar10"):
+        flags = ["--adapter=lora", "--rank=1", "--epochs=1", "--limit=3", "--batch-size=3"]
+        out = tmp_path / f"run {len(rates)}"
+        vitft("finetune", *flags, "--base", base, "--data", folder, "--out", out)
+        rates[str(base)] = json.loads((out / "config.json").read_text())["lr"]
+    assert [*rates.values()] == [1e-3, 1e-3, 3e-3]
+
+
 @pytest.mark.parametrize("name", ["dinov2", "dinov3", "vit"])
 def test_positions_are_resized_for_good(name: str, vitft: Run, tmp_path: Path) -> None:
     hf_model(name, tmp_path / "source")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vitft.files import read_tensors, write_tensors
+from vitft.files import read_metadata, read_tensors, write_tensors
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 
@@ -118,6 +118,22 @@ def find_base(name: str | Path) -> Path:
     raise FileNotFoundError(
         f"there is no base {name}: neither a file, nor a run's folder, nor a bundled base ({known})"
     )
+
+
+def is_known_backbone(source: str | Path) -> bool:
+    """Return whether a base is another library's, or was converted from one.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `load_model`.
+    """
+    from vitft.families.fetch import is_name
+
+    if is_name(source):
+        return True
+    path = find_base(source)
+    if path.is_dir() or is_foreign(path):
+        return True
+    return "family" in (read_metadata(path).get("facts") or {})
 
 
 def is_library_folder(folder: Path) -> bool:
