@@ -8,7 +8,7 @@ demo: setup
 	$(BIN)/python -m recipes.demo
 
 test: setup
-	$(BIN)/python -m pytest -q -n auto
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n auto
 
 # Hours: which small changes of the code the tests do not notice.  make mutants ONLY="adapters.methods.lora*"
 mutants: setup

@@ -16,10 +16,8 @@ BASELINES = {"linear": "only the new head", "full": "everything"}
 # near the best with 20 images a class, see docs/adapters.md: of these, and of the others
 LR = {"lora": 3e-3, "dora": 3e-3, "loha": 1e-2, "lokr": 1e-2, "full": 1e-3}
 LR_OTHERS = 3e-2
-LR_DEFAULT = (
-    f"[default: {', '.join(f'{n} {lr:g}' for n, lr in LR.items())}, others {LR_OTHERS:g}; a third on "
-    "a known backbone]"
-)
+_LISTED = ", ".join(f"{name} {lr:g}" for name, lr in LR.items())
+LR_DEFAULT = f"[default: {_LISTED}, others {LR_OTHERS:g}; a third on a known backbone]"
 
 
 def names() -> list[str]:
