@@ -98,8 +98,10 @@ def parse_layers(layers: tuple[str, ...]) -> tuple[int, ...]:
     """Return the numbers that parts such as "0" and "4-5" name.
 
     Raises:
-        ValueError: a part is neither a number nor a range.
+        ValueError: there is no part, or one is neither a number nor a range.
     """
+    if not layers:
+        raise ValueError("--layers is empty; leave it out to adapt all")
     numbers: list[int] = []
     for part in layers:
         low, _, high = part.partition("-")

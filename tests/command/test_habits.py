@@ -94,3 +94,14 @@ def test_an_empty_value_is_a_value(vitft: Run, folder: Path, base: Path, tmp_pat
         for name in ("none", "default")
     ]
     assert written == [[], ["w2"]]
+
+
+@pytest.mark.parametrize("flag", ["--out", "--base", "--data", "--device", "--layers"])
+def test_an_empty_text_is_no_value(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path, flag: str
+) -> None:
+    given = {"--base": base, "--data": folder, "--out": tmp_path / "out"} | {flag: ""}
+    words = [word for pair in given.items() for word in pair]
+    answer = vitft("finetune", "--adapter=lora", *words, code=2)
+    assert f"Error: {flag} is empty; " in answer.stderr
+    assert not list(tmp_path.glob("out/*.safetensors"))

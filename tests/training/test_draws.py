@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from tests.conftest import TINY
 from vitft import VisionTransformer, ViTConfig
 from vitft.training.draws import (
-    first_random_stage,
+    first_varying_stage,
     random_state,
     seeded_state,
     set_random_state,
 )
+from vitft.training.features import n_frozen
 
 CPU = torch.device("cpu")
 
@@ -33,18 +34,16 @@ def test_a_seeds_state_is_that_of_manual_seed_and_the_present_one_stays() -> Non
     assert torch.equal(torch.get_rng_state(), made[0])
 
 
-class Counting(nn.Module):
-    """Counts its calls in a buffer, and says what it was given."""
+class Seeing(nn.Module):
+    """Says what it was given."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
         self.seen: list[Tensor] = []
-        self.register_buffer("count", torch.zeros(()))
 
     def forward(self, x: Tensor, n: int | None = None) -> Tensor:
         self.seen.append(x)
-        self.count += 1
         return self.inner(x) if n is None else self.inner(x, n=n)
 
 
@@ -58,13 +57,12 @@ def test_the_first_stage_that_draws_is_found_and_nothing_changes(where: int) -> 
         model.blocks[where - 1].ffn = dropped(model.blocks[where - 1].ffn, nn.Dropout(0.5))
     elif where == 3:
         model.norm = dropped(model.norm, nn.Dropout(0.5))
-    model.blocks[0] = Counting(model.blocks[0])
+    model.blocks[0] = Seeing(model.blocks[0])
     model.blocks[0].inner.train()
     before, modes = torch.get_rng_state(), [m.training for m in model.modules()]
-    assert first_random_stage(model) == (where if where < 4 else 5)
+    assert first_varying_stage(model) == (where if where < 4 else 5)
     assert torch.equal(torch.get_rng_state(), before)
     assert [m.training for m in model.modules()] == modes
-    assert model.blocks[0].count == 0
     assert not any(x.requires_grad for x in model.blocks[0].seen)
     assert len(model.blocks[0].seen) == (where > 0)
 
@@ -72,9 +70,9 @@ def test_the_first_stage_that_draws_is_found_and_nothing_changes(where: int) -> 
 def test_a_model_of_any_channels_size_and_device_is_looked_at() -> None:
     model = VisionTransformer(ViTConfig(**TINY | {"n_channels": 1}, dropout=0.0)).bfloat16()
     model.resize(12)
-    assert first_random_stage(model) == 5
+    assert first_varying_stage(model) == 5
     with torch.device("meta"):
-        assert first_random_stage(VisionTransformer(ViTConfig(**TINY, dropout=0.0))) == 5
+        assert first_varying_stage(VisionTransformer(ViTConfig(**TINY, dropout=0.0))) == 5
 
 
 def test_on_cuda_the_devices_own_numbers_belong_to_the_state(
@@ -91,3 +89,23 @@ def test_on_cuda_the_devices_own_numbers_belong_to_the_state(
     set_random_state([cpu, own], cuda)
     assert torch.equal(cpu, torch.get_rng_state())
     assert put == [(own, cuda)]
+
+
+class Normed(nn.Module):
+    """Batch norm of what another module gives, by tokens."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.norm = inner, nn.BatchNorm1d(TINY["dim"], affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.inner(x).transpose(1, 2)).transpose(1, 2)
+
+
+def test_a_stage_that_changes_a_buffer_varies_and_is_left_as_it_was() -> None:
+    model = VisionTransformer(ViTConfig(**TINY, dropout=0.0))
+    model.requires_grad_(False)
+    model.blocks[1].norm1 = norm = Normed(model.blocks[1].norm1)
+    assert first_varying_stage(model) == n_frozen(model) == 2
+    assert not norm.norm.running_mean.any()
+    assert norm.norm.num_batches_tracked == 0

@@ -2,7 +2,7 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import adapters
 from tests.conftest import TINY
+from tests.training.test_draws import Normed
 from vitft import VisionTransformer, ViTConfig
 from vitft.data.augment import Augmentation
 from vitft.data.images import Images
@@ -23,6 +24,7 @@ from vitft.training.plan import Plan
 from vitft.training.run import Run
 from vitft.training.step import Step
 from vitft.training.stop import Interrupted
+from vitft.training.updates import NotFinite
 
 CPU = torch.device("cpu")
 
@@ -193,11 +195,11 @@ def test_smaller_images_come_first(tmp_path: Path) -> None:
     assert [short.image_size(epoch, 8) for epoch in range(2)] == [4, 8]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+def test_a_model_that_is_not_finite_does_not_begin(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     nn.init.constant_(run.model.head.weight, float("nan"))
     with pytest.raises(
-        ValueError, match="not finite at step 1 of 3 in epoch 1, at .* try a smaller --lr"
+        NotFinite, match="^'head.weight' is not finite before the first step; mend the base$"
     ):
         train(run)
 
@@ -233,3 +235,64 @@ def _signals_are_put_back() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     yield
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_that_broke_off_goes_on_from_its_state_as_if_it_had_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = new_run(tmp_path / "whole"), new_run(tmp_path / "broken")
+    broken.model(torch.rand(2, 3, 8, 8)).sum().backward()  # somebody else's gradients
+    train(whole)
+    for value, error in ((torch.nan, NotFinite), (1.0, RuntimeError)):
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "update", breaking(Run.update, 4, value))
+            with pytest.raises(error):
+                train(broken)
+        assert all(p.grad is None for p in broken.model.parameters())
+        broken.restore()
+    train(broken)
+    assert all(torch.equal(value, weights(broken)[name]) for name, value in weights(whole).items())
+
+
+def breaking(plain: Callable[[Run], None], at: int, factor: float) -> Callable[[Run], None]:
+    """Return an update whose gradients are times `factor` at a call, and which stops there."""
+    calls = itertools.count(1)
+
+    def update(run: Run) -> None:
+        if stops := next(calls) == at:
+            next(iter(run.trainable.values())).grad.mul_(factor)  # type: ignore[union-attr]
+        if stops and factor == 1:
+            raise RuntimeError("something else")
+        plain(run)
+
+    return update
+
+
+def test_a_weight_that_is_not_finite_never_overwrites_a_good_state(tmp_path: Path) -> None:
+    run = new_run(tmp_path, lr=1e38, warmup=0.0, weight_decay=0.0, save_seconds=1e-9)
+    with pytest.raises(NotFinite, match="not finite after step 1 of 3 in epoch 1, at learning"):
+        train(run)
+    saved, _ = read_tensors(tmp_path / "state.safetensors")
+    assert all(value.isfinite().all() for value in saved.values() if value.is_floating_point())
+
+
+def test_the_random_numbers_of_others_go_on_as_if_nothing_was_trained(tmp_path: Path) -> None:
+    run = new_run(tmp_path, epochs=1)
+    before = torch.get_rng_state()
+    train(run)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_buffers_that_training_changes_are_in_the_state(tmp_path: Path) -> None:
+    def normed(n: int) -> Run:
+        run = new_run(tmp_path, epochs=n, schedule="constant", warmup=0.0)
+        run.model.patch_embed = nn.Sequential(run.model.patch_embed, Normed(nn.Identity()))
+        return Run(run.model, run.train, run.validation, run.plan, tmp_path)
+
+    run = normed(1)
+    train(run)
+    other = normed(2)
+    other.restore()
+    assert other.model.patch_embed[1].norm.num_batches_tracked == 3
+    before, after = (r.model.patch_embed[1].norm.running_var for r in (run, other))
+    assert torch.equal(before, after)

@@ -117,13 +117,13 @@ def test_a_loss_or_weight_that_is_not_finite_ends_an_epoch_with_a_remedy(
 ) -> None:
     run = new_run(tmp_path, **options)
     broken(run, **values)
-    message = (
-        rf"^the loss is {values.get('loss', 1.0)} in epoch 1, or a weight is no longer finite; "
-        rf"try {remedy}$"
-    )
-    with pytest.raises(NotFinite, match=message):
-        run.finish_epoch()
-    assert not (tmp_path / "metrics.jsonl").exists()
+    what = "the loss is not finite up to" if "loss" in values else "'cls_token' is not finite after"
+    message = rf"^{what} step 3 of 3 in epoch 1, at learning rate [\d.e-]+; try {remedy}$"
+    run.step = 3
+    for finish in (run.save, run.finish_epoch):
+        with pytest.raises(NotFinite, match=message):
+            finish()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gradient_that_is_not_finite_says_where_at_what_rate_and_what_to_try(

@@ -16,7 +16,7 @@ from vitft import VisionTransformer, ViTConfig
 from vitft.data.augment import Augmentation
 from vitft.data.images import Images
 from vitft.files import read_tensors
-from vitft.training.draws import first_random_stage
+from vitft.training.draws import first_varying_stage
 from vitft.training.evaluate import evaluate, suitable_batch
 from vitft.training.loop import train
 from vitft.training.plan import Plan
@@ -194,7 +194,7 @@ def test_any_random_module_gives_one_result_with_any_number_of_threads(
         model = tiny_model()
         model.blocks[1].ffn = nn.Sequential(module, model.blocks[1].ffn)
         before = torch.get_rng_state()
-        assert first_random_stage(model) == 2
+        assert first_varying_stage(model) == 2
         assert torch.equal(torch.get_rng_state(), before)
         train(new_run(model, tmp_path, batch_size=32))
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))

@@ -128,6 +128,27 @@ def break_at(step: int, runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Run, "update", update)
 
 
+def test_a_run_whose_weight_alone_is_not_finite_keeps_its_last_good_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group, data = Group(tmp_path, save_seconds=1e-9), images(17)
+    runs = group.runs("run", [data] * 2, [0, 1], [1e-2, 1e-2])
+    plain = Run.update
+
+    def update(self: Run) -> None:
+        plain(self)
+        if self is runs[1] and (self.epoch, self.step) == (0, 1):
+            with torch.no_grad():
+                next(iter(self.trainable.values())).fill_(torch.inf)
+
+    monkeypatch.setattr(Run, "update", update)
+    assert [*train(runs, group.join)] == [runs[1]]
+    assert len(runs[0].history) == 2
+    runs[1].restore()
+    assert (runs[1].epoch, runs[1].step) == (0, 1)
+    assert ends(runs[1]).isfinite().all()
+
+
 @pytest.mark.parametrize("at", [[2, 2], [2, 3], [2, 5]])
 def test_where_every_run_fails_training_does(
     tmp_path: Path, at: list[int], monkeypatch: pytest.MonkeyPatch

@@ -33,7 +33,7 @@ def test_the_first_step_that_is_not_finite_is_known(failing: int) -> None:
         steps.note(torch.tensor(torch.inf if i in (failing, 5) else 1.0))
         assert steps.first_failed() == (2 + failing - 1 if i >= failing else None)
     steps.restart(0)
-    assert steps.first_failed() == 0  # what was not finite once stays so
+    assert steps.first_failed() is None  # a run that went back to a good state goes on
 
 
 def test_restarting_counts_anew() -> None:

@@ -47,6 +47,10 @@ def command(
     def callback(**given: Any) -> None:
         source = click.get_current_context().get_parameter_source
         given = {key: v for key, v in given.items() if source(key) is not ParameterSource.DEFAULT}
+        for name, value in given.items():
+            if isinstance(value, str) and not value.strip():
+                flag = "--" + name.replace("_", "-")
+                raise click.UsageError(f"{flag} is empty; give it a value or leave it out")
         run(resolve(options, given, presets or {}))
 
     types = typing.get_type_hints(options)

@@ -1,4 +1,4 @@
-"""The random numbers of a run: their state, and which stages of a model draw any."""
+"""The random numbers of a run: their state, and which stages of a model vary by them."""
 
 from collections.abc import Sequence
 
@@ -33,11 +33,12 @@ def seeded_state(seed: int, device: torch.device) -> list[Tensor]:
 
 
 @torch.no_grad()
-def first_random_stage(model: VisionTransformer) -> int:
-    """Return the first stage that draws random numbers in training; their number if none does.
+def first_varying_stage(model: VisionTransformer) -> int:
+    """Return the first stage that is not the same in every pass of training; their number if none.
 
-    Found by a pass of two black images, so that it holds for any module: dropout of every kind, of
-    paths and in attention, too. The model and the random state stay what they are.
+    It draws random numbers, or changes a buffer, as batch norm does. Found by a pass of two black
+    images, so that it holds for any module: dropout of every kind, of paths and in attention, too.
+    The model and the random state stay what they are.
     """
     device = model.head.weight.device
     before, buffers = random_state(device), [(b, b.clone()) for b in model.buffers()]
@@ -49,8 +50,8 @@ def first_random_stage(model: VisionTransformer) -> int:
             model.train()
             for i, stage in enumerate(model.stages()):
                 x = stage(x)
-                now = random_state(device)
-                if not all(map(torch.equal, before, now)):
+                drew = not all(map(torch.equal, before, random_state(device)))
+                if drew or not all(torch.equal(b, value) for b, value in buffers):
                     return i
             return len(model.stages())
         finally:

@@ -13,21 +13,21 @@ from tqdm import tqdm
 
 from vitft.data.images import MAX_BYTES, Images
 from vitft.model.vit import VisionTransformer
-from vitft.training.draws import first_random_stage
+from vitft.training.draws import first_varying_stage
 from vitft.training.evaluate import compute, evaluating, suitable_batch
 
 
 def n_frozen(model: VisionTransformer) -> int:
     """Return how many of the first stages compute in training what they compute in evaluation.
 
-    They have no parameter that trains, and draw no random numbers.
+    They have no parameter that trains, draw no random numbers and change no buffer.
     """
     n_blocks = len(model.blocks)
     stage = {"norm.": n_blocks + 1, "map_pool.": n_blocks + 1, "head.": n_blocks + 2}
     stage |= {f"blocks.{i}.": i + 1 for i in range(n_blocks)}
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     firsts = [next((stage[s] for s in stage if name.startswith(s)), 0) for name in trained]
-    return min([first_random_stage(model), *firsts])
+    return min([first_varying_stage(model), *firsts])
 
 
 def feature_bytes(model: VisionTransformer, n_stages: int) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vitft.data.images import Images
+from vitft.training.draws import random_state, set_random_state
 from vitft.training.features import extract, n_frozen
 from vitft.training.probe import fit_head
 from vitft.training.run import Run
@@ -31,7 +32,8 @@ def train(runs: Run | Sequence[Run], join: Join | None = None) -> dict[Run, str]
     """Train to the end; return the runs that failed, with the reason.
 
     One run fails by an error. Of several, a run that fails is left out while the others go on. The
-    models keep what they learned, and are otherwise left as they were: modes and image size.
+    models keep what they learned, and are otherwise left as they were: modes and image size. So is
+    the global random state.
 
     Args:
         runs: one run, or several whose plans differ in learning rate and seed only, on sets of
@@ -212,13 +214,21 @@ def epoch_line(row: dict[str, Any]) -> str:
 
 @contextmanager
 def _left_as_they_were(runs: Sequence[Run]) -> Iterator[None]:
-    """Give the runs' models their modes and image size back, and the runs their images."""
+    """Give the runs' models their modes and size back, the runs their images, and the random state.
+
+    Gradients that stand in the parameters before or, where a step broke off, after are dropped.
+    """
+    draws = random_state(runs[0].device)
     modes = [(module, module.training) for run in runs for module in run.model.modules()]
     sizes = [(run.model, run.model.image_size) for run in runs]
+    for run in runs:
+        run.updates.drop_gradients()
     try:
         yield
     finally:
+        set_random_state(draws, runs[0].device)
         for run in runs:
+            run.updates.drop_gradients()
             run.inputs, run.validation_inputs = run.train, run.validation
         for module, mode in modes:
             module.training = mode

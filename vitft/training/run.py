@@ -77,7 +77,7 @@ class Run:
         """Write what `restore` needs, whole or not at all; never a state that is not finite.
 
         Raises:
-            NotFinite: a step was not finite; what was saved before stays.
+            NotFinite: a step, the loss or a weight is not; what was saved before stays.
             OSError: the folder cannot be written to.
         """
         self.check_finite()
@@ -127,7 +127,7 @@ class Run:
         """
         norm = self.updates.note_gradients()
         if self.device.type == "cpu":
-            self.check_finite()
+            self.check_steps()
         self.updates.step(norm)
 
     def autocast(self) -> torch.autocast:
@@ -135,21 +135,38 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.bf16)
 
     def check_finite(self) -> None:
-        """Check that every step so far was finite; this waits for the device.
+        """Check that every step so far, the loss and the weights are finite; waits for the device.
+
+        Raises:
+            NotFinite: one is not; says which, where, at what rate, and what to try.
+        """
+        self.check_steps()
+        if not self.totals[0].isfinite():
+            raise self._not_finite("the loss is not finite up to", self.step - 1)
+        for name, parameter in self.trainable.items():
+            if not parameter.isfinite().all():
+                if self.epoch == self.step == 0:
+                    raise NotFinite(f"{name!r} is not finite before the first step; mend the base")
+                raise self._not_finite(f"{name!r} is not finite after", self.step - 1)
+
+    def check_steps(self) -> None:
+        """Check that the gradient of every step so far was finite; this waits for the device.
 
         Raises:
             NotFinite: one was not; says which, at what rate, and what to try.
         """
         if (step := self.updates.steps.first_failed()) is not None:
-            raise NotFinite(
-                f"the gradient is not finite at step {step + 1} of {self.steps_per_epoch} in epoch "
-                f"{self.epoch + 1}, at learning rate {self.lr(step):.3g}; try {self._remedy()}"
-            )
+            raise self._not_finite("the gradient is not finite at", step)
 
-    def _remedy(self) -> str:
+    def _not_finite(self, what: str, step: int) -> NotFinite:
+        """Return the error for what was found at a step of this epoch, from 0."""
         tries = [f"a smaller --lr than {self.plan.lr:g}"]
         tries += [] if self.plan.clip else ["--clip 1"]
-        return " or ".join(tries + (["--precision fp32"] if self.plan.bf16 else []))
+        tries += ["--precision fp32"] if self.plan.bf16 else []
+        return NotFinite(
+            f"{what} step {step + 1} of {self.steps_per_epoch} in epoch {self.epoch + 1}, at "
+            f"learning rate {self.lr(step):.3g}; try {' or '.join(tries)}"
+        )
 
     def finish_epoch(self) -> dict[str, Any]:
         """Validate, write the epoch's line of metrics.jsonl, and return it.
@@ -159,11 +176,6 @@ class Run:
         """
         self.check_finite()
         loss, n_images = (self.totals[0] / self.totals[2]).item(), int(self.totals[2])
-        if not (math.isfinite(loss) and all(p.isfinite().all() for p in self.trainable.values())):
-            raise NotFinite(
-                f"the loss is {loss} in epoch {self.epoch + 1}, or a weight is no longer finite; "
-                f"try {self._remedy()}"
-            )
         result = None
         if len(self.validation_inputs):
             result = evaluate(

@@ -1,4 +1,4 @@
-"""The state of a run as one file: trained tensors, optimizers, random state and progress."""
+"""The state of a run as one file: tensors, optimizers, random state and progress."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,12 +25,13 @@ def save_state(
 
     Args:
         path: the file.
-        model: its trained parameters are saved; frozen ones come from the base.
+        model: its trained parameters and its buffers are saved; the rest comes from the base.
         optimizers: their state is saved, their options are not.
         draws: the random state, as `random_state` gives it.
         progress: how far the run has come, as JSON can hold it.
     """
     tensors = {f"model.{name}": value for name, value in _trained(model).items()}
+    tensors |= {f"buffer.{name}": value for name, value in _buffers(model).items()}
     for i, optimizer in enumerate(optimizers):
         for j, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{j}.{name}": value for name, value in values.items()}
@@ -67,6 +68,8 @@ def load_state(
     with torch.no_grad():
         for name, value in saved.items():
             trained[name].copy_(value)
+        for name, buffer in _buffers(model).items():
+            buffer.copy_(tensors.get(f"buffer.{name}", buffer))
     return progress, draws
 
 
@@ -87,3 +90,9 @@ def _load_optimizers(
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return what modules keep beside their parameters, such as batch norm's statistics."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {k: v for k, v in model.state_dict().items() if k not in parameters}

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitft.model.vit import VisionTransformer
 from vitft.training.cores import each, in_parts, n_parts
-from vitft.training.draws import first_random_stage, random_state, set_random_state
+from vitft.training.draws import first_varying_stage, random_state, set_random_state
 from vitft.training.evaluate import resample
 from vitft.training.features import n_frozen
 from vitft.training.graphs import Recorded
@@ -63,7 +63,7 @@ class Step:
         sets = list(dict.fromkeys(keys))
         self.set_of = [sets.index(key) for key in keys]
         self.leaders = [runs[keys.index(key)] for key in sets]
-        self.whole = first_random_stage(first.model) < len(first.model.stages())
+        self.whole = first_varying_stage(first.model) < len(first.model.stages())
         self.shared = self.stage  # the first stage that is not the same for all
         if not self.alone:
             self.shared = max(self.stage, min(n_frozen(run.model) for run in runs))

@@ -20,8 +20,9 @@ class FiniteSteps:
         self.start = 0
 
     def restart(self, step: int) -> None:
-        """Count from this step of an epoch on."""
+        """Count from this step of an epoch on, where all is finite."""
         self.start = step
+        self.finite.fill_(True)
         self.count.zero_()
 
     def note(self, norm: Tensor) -> None:
@@ -78,6 +79,11 @@ class Updates:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
+
+    def drop_gradients(self) -> None:
+        """Drop gradients that no step will take, so that none is added to the next step's."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     def set_lr(self, lr: float) -> None:
         """Give the optimizers a learning rate."""
