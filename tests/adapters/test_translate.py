@@ -101,8 +101,13 @@ def test_what_has_no_counterpart_is_refused_by_name() -> None:
         message = f"^tensor {PREFIX}{name} has no counterpart in the converted model$"
         with pytest.raises(ValueError, match=message.replace(".", r"\.")):
             translated(folder(LORA | {name: A}), Converted())
-    for key in ("rank_pattern", "alpha_pattern"):
-        message = f"^{key}={{'qkv': 2}} speaks of names that the conversion changed$"
-        with pytest.raises(ValueError, match=message):
-            translated(folder(LORA, **{key: {"qkv": 2}}), Converted())
     assert translated(folder(LORA, rank_pattern={}), Converted()).trained == ()
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_patterns_of_the_library_become_an_entry_for_each_of_our_modules(key: str) -> None:
+    found = translated(folder(LORA, **{key: {"proj": 3, "q.v": 2, "qkv": 5}}), Converted())
+    targets = found.config["target_modules"]
+    assert targets
+    assert found.config[key] == dict.fromkeys(targets, 2)
+    assert translated(folder(LORA, **{key: {"other": 2}}), Converted()).config[key] == {}
