@@ -13,11 +13,16 @@ import adapters
 from vitft.command.options import option
 
 BASELINES = {"linear": "only the new head", "full": "everything"}
-# near the best with 20 images a class, see docs/adapters.md: of these, and of the others
+# near the best for the base that ships and for a ViT-S/14, see docs/adapters.md and backbones.md;
+# the others' on a known backbone are a tenth
 LR = {"lora": 3e-3, "dora": 3e-3, "loha": 1e-2, "lokr": 1e-2, "full": 1e-3}
 LR_OTHERS = 3e-2
+LR_KNOWN = {"lora": 1e-3, "dora": 1e-3}
 _LISTED = ", ".join(f"{name} {lr:g}" for name, lr in LR.items())
-LR_DEFAULT = f"[default: {_LISTED}, others {LR_OTHERS:g}; a third on a known backbone]"
+LR_DEFAULT = (
+    f"[default: {_LISTED}, others {LR_OTHERS:g}; on a known backbone "
+    f"{', '.join(f'{name} {lr:g}' for name, lr in LR_KNOWN.items())}, others a tenth]"
+)
 
 
 def names() -> list[str]:
@@ -31,7 +36,7 @@ def default_lr(name: str, *, known_backbone: bool) -> float:
     The large pretrained ViTs of other libraries want smaller ones than the base that ships.
     """
     lr = LR.get(name, LR_OTHERS)
-    return float(f"{lr / 3:.1g}") if known_backbone else lr
+    return LR_KNOWN.get(name, lr / 10) if known_backbone else lr
 
 
 @cache
