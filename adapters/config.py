@@ -5,9 +5,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
-import torch
 from torch import nn
 
 from adapters.folder import FREE
@@ -217,89 +216,6 @@ class RankConfig(AdapterConfig):
             if not any(ends_by_pattern(name, key) for name in modules):
                 raise ValueError(f"pattern {key!r} matches none of the targets {[*modules]}")
         return super().adapt_all(modules)
-
-
-def plain(module: nn.Module, name: str, *kinds: type[nn.Module]) -> nn.Module:
-    """Return `module` if it computes what one of these classes does, and has weights.
-
-    Raises:
-        ValueError: it does not, with the reason.
-    """
-    names, kind = " or ".join(f"nn.{k.__name__}" for k in kinds), type(module).__name__
-    if not isinstance(module, kinds):
-        raise ValueError(f"{name!r} is a {kind}, not an {names}")
-    weight = module.weight
-    if not isinstance(weight, nn.Parameter):
-        raise ValueError(f"{name!r} has no weight to adapt")
-    if weight.is_meta:
-        raise ValueError(f"{name!r} has no weights yet (device meta); load the base, then inject")
-    if not weight.is_floating_point():
-        raise ValueError(
-            f"{name!r} has weights of {weight.dtype}; adapters need a floating-point base"
-        )
-    if not computes_as(module, next(k for k in kinds if isinstance(module, k))):
-        raise ValueError(
-            f"{name!r} is a {kind}, which computes something else than the {names} that it derives "
-            "from; leave it out of targets"
-        )
-    return module
-
-
-@torch.no_grad()
-def computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Return whether a module derived from nn.Linear or nn.LayerNorm computes what that does.
-
-    Shown by its `forward` being the class's, or by the same output for random tokens (2, 3, I).
-    """
-    if type(module).forward is kind.forward:
-        return True
-    weight = cast(nn.Parameter, module.weight)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 3, weight.shape[-1], generator=generator).to(weight)
-    try:
-        y = type(module).forward(module, x)
-        expected = kind.forward(module, x)
-    except Exception:
-        return False  # it takes something else than tokens
-    tolerance = 8 * torch.finfo(weight.dtype).eps
-    return y.shape == expected.shape and torch.allclose(y, expected, tolerance, tolerance)
-
-
-def plain_linear(module: nn.Module, name: str) -> nn.Linear:
-    """Return `module` if an `AdapterLinear` can take its place.
-
-    Raises:
-        ValueError: it is not, with the reason.
-    """
-    linear = plain(module, name, nn.Linear)
-    assert isinstance(linear, nn.Linear)
-    return linear
-
-
-def made_of_children(module: nn.Module, name: str) -> nn.Module:
-    """Return `module` if all its weights are its children's, so that a `Wrapper` can stand for it.
-
-    Raises:
-        ValueError: it holds Parameters or buffers itself, or none at all.
-    """
-    if module._parameters or module._buffers or not any(True for _ in module.parameters()):
-        raise ValueError(
-            f"{name!r} is a {type(module).__name__} with weights of its own or none; only a module "
-            "made of others is wrapped"
-        )
-    return module
-
-
-def block_width(module: nn.Module, name: str, method: str) -> int:
-    """Return the width D of the tokens of a block, by its first layer norm.
-
-    Raises:
-        ValueError: `module` holds Parameters itself, or has no norm that tells the width.
-    """
-    norms = [m for m in made_of_children(module, name).modules() if isinstance(m, nn.LayerNorm)]
-    if not norms:
-        raise ValueError(f"{name!r} has no nn.LayerNorm that tells its width; {method} needs one")
-    return norms[0].normalized_shape[-1]
 
 
 def check_dropout(dropout: float) -> None:

@@ -15,12 +15,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from adapters.config import computes_as
 from adapters.folder import PREFIX, AdapterFolder, read_adapter
 from adapters.io import load_adapter
 from adapters.layers import wide
 from adapters.methods.lora import LoRAConfig
 from adapters.peft import by_names
+from adapters.plain import computes_as
 
 Model = TypeVar("Model", bound=nn.Module)
 Factors = tuple[Tensor, Tensor]  # A (R, I) and B (O, R) of an update B A

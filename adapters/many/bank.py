@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters.config import plain, plain_linear
 from adapters.folder import read_adapter
 from adapters.identity import fingerprint, shared_copy
 from adapters.io import load_adapter
 from adapters.many.stacks import Ids, Stack, StackedHead, StackedLinear, StackedNorm
+from adapters.plain import plain, plain_linear
 from adapters.record import adapter_layer, injection
 
 Slot = dict[str, dict[str, Tensor]]  # an adapter's terms, by a module's and a term's name

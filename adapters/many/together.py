@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.config import plain, plain_linear
 from adapters.identity import shared_copy
 from adapters.layers import AdapterLayer
 from adapters.many.terms import linear, norm
+from adapters.plain import plain, plain_linear
 from adapters.record import injection
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -9,8 +9,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.config import AdapterConfig, block_width, check_count, option
+from adapters.config import AdapterConfig, check_count, option
 from adapters.layers import Wrapper, cast_to, wide
+from adapters.plain import block_width
 
 DEVIATION = 0.01  # of U and V at the start, cut off at two of it, as in arXiv:1902.00751
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.config import AdapterConfig, check_count, check_dropout, made_of_children, option
+from adapters.config import AdapterConfig, check_count, check_dropout, option
 from adapters.layers import Wrapper, cast_to, wide
+from adapters.plain import made_of_children
 
 
 class ParallelBottleneck(Wrapper):

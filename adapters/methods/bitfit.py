@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from adapters.config import LINEARS, AdapterConfig, plain
+from adapters.config import LINEARS, AdapterConfig
 from adapters.layers import AdapterLinear, AdapterNorm, AffineLayer, wide
+from adapters.plain import plain
 
 
 class TunedBias(AffineLayer):

@@ -11,9 +11,10 @@ from typing import Any, Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.config import AdapterConfig, option, plain_linear
+from adapters.config import AdapterConfig, option
 from adapters.layers import AdapterLayer, AdapterLinear, wide
 from adapters.patterns import matcher
+from adapters.plain import plain_linear
 from adapters.targets import ends, select
 
 

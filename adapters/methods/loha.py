@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.config import RankConfig, plain_linear
+from adapters.config import RankConfig
 from adapters.layers import AdapterLinear, cast_to, wide
+from adapters.plain import plain_linear
 
 
 class DeltaLinear(AdapterLinear):

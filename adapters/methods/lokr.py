@@ -11,9 +11,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from adapters.config import RankConfig, option, plain_linear
+from adapters.config import RankConfig, option
 from adapters.layers import wide
 from adapters.methods.loha import DeltaLinear
+from adapters.plain import plain_linear
 
 
 class LoKrLinear(DeltaLinear):

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.config import RankConfig, check_dropout, option, plain_linear
+from adapters.config import RankConfig, check_dropout, option
 from adapters.layers import AdapterLinear, cast_to, wide
 from adapters.methods.starts import INITS
+from adapters.plain import plain_linear
 
 UNCHANGED = ("gaussian", "orthogonal", "eva", "mica")  # PEFT's starts that leave W as it is
 CONVERTED = ("pissa", "olora")  # B A does not start at zero, and W + scale B A must start at W

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from adapters.config import AdapterConfig, plain
+from adapters.config import AdapterConfig
 from adapters.layers import AdapterNorm, wide
+from adapters.plain import plain
 
 
 class TunedNorm(AdapterNorm):

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adapters.config import LINEARS, AdapterConfig, plain
+from adapters.config import LINEARS, AdapterConfig
 from adapters.layers import AdapterLinear, AdapterNorm, AffineLayer, wide
+from adapters.plain import plain
 
 
 class ScaleAndShift(AffineLayer):

@@ -11,9 +11,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from adapters.config import LINEARS, AdapterConfig, check_count, check_dropout, option, plain_linear
+from adapters.config import LINEARS, AdapterConfig, check_count, check_dropout, option
 from adapters.layers import AdapterLayer, wide, wide_dtype
 from adapters.methods.lora import LowRankLinear
+from adapters.plain import plain_linear
 
 
 class Projections(nn.Module):

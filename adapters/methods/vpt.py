@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.config import AdapterConfig, block_width, check_count, check_dropout, option
+from adapters.config import AdapterConfig, check_count, check_dropout, option
 from adapters.layers import Wrapper, wide
+from adapters.plain import block_width
 
 PROMPTED = "VPT adds tokens, but this block"
 OTHER = "choose another method"

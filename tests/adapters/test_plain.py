@@ -10,18 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from adapters import METHODS, LoRAConfig
-from adapters.config import (
-    AdapterConfig,
-    RankConfig,
-    check_count,
-    check_dropout,
-    computes_as,
-    made_of_children,
-    option,
-    plain,
-    plain_linear,
-)
+from adapters.config import AdapterConfig, RankConfig, check_count, check_dropout, option
 from adapters.layers import AdapterLayer
+from adapters.plain import computes_as, made_of_children, plain, plain_linear
 
 
 def refused(message: str) -> Any:

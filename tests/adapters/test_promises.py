@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adapters
-from adapters.config import computes_as
 from adapters.layers import AdapterLayer
+from adapters.plain import computes_as
 from tests.adapters.toy import X, adapted, config, toy
 
 each_method = pytest.mark.parametrize("kind", adapters.METHODS)

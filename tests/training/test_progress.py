@@ -15,8 +15,9 @@ from tests.conftest import TINY
 from vitft import VisionTransformer, ViTConfig
 from vitft.data.images import Images
 from vitft.training.features import extract
-from vitft.training.loop import epoch_line, show, train
+from vitft.training.loop import train
 from vitft.training.plan import Plan
+from vitft.training.progress import epoch_line, show
 from vitft.training.run import Run
 
 CPU = torch.device("cpu")

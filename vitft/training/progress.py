@@ -1,0 +1,24 @@
+"""A run in training in; a line for the person who waits, out."""
+
+from typing import Any
+
+from tqdm import tqdm
+
+from vitft.training.run import Run
+
+
+def show(run: Run, bar: "tqdm[Any]") -> None:
+    """Show the epoch's loss and accuracy so far."""
+    loss, accuracy, _ = (run.totals / run.totals[2]).tolist()
+    bar.set_postfix_str(
+        f"epoch {run.epoch + 1}/{run.plan.epochs}, loss {loss:.3f}, accuracy {accuracy:.1%}"
+    )
+
+
+def epoch_line(row: dict[str, Any]) -> str:
+    """Return an epoch's row of metrics.jsonl as a line for a person."""
+    validation = ""
+    if row["val_loss"] is not None:
+        validation = f"  validation {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.2%}"
+    speed = f"{row['images_per_second']:,.0f} images/s, {row['seconds']:.1f} s"
+    return f"epoch {row['epoch']:>3}  loss {row['train_loss']:.3f}{validation}  {speed}"
