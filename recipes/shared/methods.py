@@ -17,7 +17,7 @@ BASELINES = {"linear": "only the new head", "full": "everything"}
 # the others' on a known backbone are a tenth
 LR = {"lora": 3e-3, "dora": 3e-3, "loha": 1e-2, "lokr": 1e-2, "full": 1e-3}
 LR_OTHERS = 3e-2
-LR_KNOWN = {"lora": 1e-3, "dora": 1e-3}
+LR_KNOWN = {"lora": 1e-3, "dora": 1e-3, "full": 3e-5}
 _LISTED = ", ".join(f"{name} {lr:g}" for name, lr in LR.items())
 LR_DEFAULT = (
     f"[default: {_LISTED}, others {LR_OTHERS:g}; on a known backbone "
