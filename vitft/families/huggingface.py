@@ -79,7 +79,7 @@ def describe_huggingface(
     own = own if name in ("clip", "siglip") else config
     act = own.get("hidden_act", kind.act)
     gated_dinov3 = family == "hf-dinov3" and any(".gate_proj." in key for key in tensors)
-    if gated_dinov3:  # DINOv2's gates are silu, whatever the config says
+    if gated_dinov3:  # whose gate the config tells; DINOv2's is silu
         family = "hf-dinov3-gated"
     if act not in ACTS:
         raise ValueError(f"hidden_act {act!r} is not covered; there are {', '.join(ACTS)}")
