@@ -94,18 +94,15 @@ def _describe_clip(tensors: Mapping[str, Tensor], clip: Mapping[str, Any]) -> di
     vision = dict(model.get("vision_cfg") or {})
     if unknown := sorted(key for key in vision.keys() - TOLD if vision[key]):
         raise ValueError(f"vision_cfg {unknown[0]}={vision[unknown[0]]!r} is not covered")
-    pool, tanh = vision.get("pool_type", "tok"), (vision.get("act_kwargs") or {}).get("approximate")
+    pool, act_options = vision.get("pool_type", "tok"), vision.get("act_kwargs") or {}
     if pool not in ("tok", "avg"):
         raise ValueError(f"pool_type {pool!r} is not covered; there are tok, avg")
+    act = "gelu_tanh" if act_options.get("approximate") == "tanh" else "gelu"
     after = pool == "tok" or vision.get("final_ln_after_pool", False)
     return {
         "pooling": {"tok": "cls", "avg": "mean"}[pool],
         "final_norm": "after" if after else "before",
         "eps": (vision.get("norm_kwargs") or {}).get("eps", 1e-5),
-        "act": "quick_gelu"
-        if model.get("quick_gelu")
-        else "gelu_tanh"
-        if tanh == "tanh"
-        else "gelu",
+        "act": "quick_gelu" if model.get("quick_gelu") else act,
         "n_heads": width // vision.get("head_width", 64),
     }

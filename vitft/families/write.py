@@ -52,10 +52,9 @@ def write_source(model: VisionTransformer, folder: Path, library: str) -> None:
         config["architectures"] = ["ViTMAEModel"]
     config |= _named(model, library, config)
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
-    for key in ("dtype", "torch_dtype"):  # what a library computes in, if not told otherwise
-        if key in config:
-            config[key] = kinds.pop() if len(kinds) == 1 else "float32"
-            kinds = {config[key]}
+    dtype = kinds.pop() if len(kinds) == 1 else "float32"
+    # what transformers computes in, if not told otherwise: its key, and that of version 4
+    config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config}
     write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
     write_json(folder / "config.json", config)
     write_json(folder / "preprocessor_config.json", _processor(model))
