@@ -59,7 +59,7 @@ def source_model(model: VisionTransformer, library: str) -> nn.Module:
     base.head.weight.copy_(model.head.weight)
     with tempfile.TemporaryDirectory() as folder:
         write_source(base, Path(folder), library)
-        return load(Path(folder), library, base)
+        return load(Path(folder), library, str(base.facts["family"]))
 
 
 def peft_folder(model: VisionTransformer, theirs: nn.Module) -> AdapterFolder:

@@ -103,7 +103,7 @@ def timm_model(name: str, folder: Path) -> nn.Module:
     config = {
         "architecture": architecture,
         "global_pool": model.global_pool,
-        "model_args": {"num_heads": 2, "img_size": 32},
+        "model_args": sizes,
         "pretrained_cfg": {"license": "apache-2.0", "mean": [0.5] * 3, "std": [0.5] * 3},
     }
     (folder / "config.json").write_text(json.dumps(config))

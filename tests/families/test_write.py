@@ -9,13 +9,14 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import adapters
 import recipes.export
 from tests.conftest import Run
 from tests.families.sources import HF, TIMM, hf_model, timm_model
 from vitft import VisionTransformer, load_model, save_model
+from vitft.families.check import load
 from vitft.families.onnx import write_onnx
 from vitft.families.write import their_tensors, write_source
 
@@ -119,18 +120,64 @@ def test_what_does_not_agree_leaves_nothing_behind(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-@pytest.mark.parametrize("name", ["dinov2 registers", "dinov3", "siglip", "vit of classes"])
+def test_timm_prepares_images_for_an_export_as_we_do(tmp_path: Path) -> None:
+    import timm
+
+    timm_model("vit", tmp_path)
+    model = load_model(tmp_path)
+    model.new_head(("a", "b"))
+    model.head.weight.data.normal_()
+    model.mean = (0.1, 0.2, 0.3)
+    write_source(model, tmp_path / "back", "timm")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True)
+    found = timm.data.resolve_model_data_config(theirs)
+    assert found["input_size"] == [3, 32, 32]
+    assert (found["mean"], found["std"]) == ([0.1, 0.2, 0.3], [0.5] * 3)
+    assert (found["crop_pct"], found["interpolation"]) == (1.0, "bicubic")
+    assert theirs.num_classes == theirs.pretrained_cfg["num_classes"] == 2
+    assert theirs.pretrained_cfg["label_names"] == ["a", "b"]
+
+
+def test_an_export_that_its_library_does_not_load_is_refused(tmp_path: Path) -> None:
+    hf_model("dinov2", tmp_path / "source")
+    timm_model("vit", tmp_path)
+    for library, source in (("hf", tmp_path / "source"), ("timm", tmp_path)):
+        folder, model = tmp_path / library, load_model(source)
+        family = model.facts["family"]
+        write_source(model, folder, library)
+        load(folder, library, family)
+        tensors = load_file(folder / "model.safetensors")
+        needed = next(key for key in tensors if "0" in key and key.endswith("norm1.weight"))
+        save_file({k: t for k, t in tensors.items() if k != needed}, folder / "model.safetensors")
+        with pytest.raises(ValueError, match=r"transformers misses|timm does not load"):
+            load(folder, library, family)
+    (tmp_path / "hf" / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="transformers does not load what was written"):
+        load(tmp_path / "hf", "hf", "hf")
+
+
+ONNX = [
+    *(("hf", name, 32) for name in ("dinov2 registers", "siglip", "clip", "vit of classes")),
+    ("hf", "dinov3 gated", 48),
+    ("timm", "dinov2 giant", 48),
+]
+
+
+@pytest.mark.parametrize(("library", "name", "size"), ONNX)
 @torch.no_grad()
 def test_onnx_gives_logits_or_the_features_of_a_base_without_a_head(
-    name: str, vitft: Run, tmp_path: Path
+    library: str, name: str, size: int, vitft: Run, tmp_path: Path
 ) -> None:
-    hf_model(name, tmp_path / "source")
-    out = tmp_path / "out.onnx"
-    vitft("export", "--base", tmp_path / "source", "--format=onnx", "--out", out)
+    source, base, out = tmp_path / "source", tmp_path / "base.safetensors", tmp_path / "out.onnx"
+    source.mkdir()
+    {"hf": hf_model, "timm": timm_model}[library](name, source)
+    vitft("convert", source, "--image-size", size, "--out", base)
+    vitft("export", "--base", base, "--format=onnx", "--out", out)
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-    model, x = load_model(tmp_path / "source"), torch.randn(5, 3, 32, 32)
+    model, x = load_model(base), torch.randn(5, 3, size, size)
     (found,) = session.run(None, {"images": x.numpy()})
     has_head = name == "vit of classes"
+    assert model.has_head == has_head
     assert session.get_outputs()[0].name == ("logits" if has_head else "features")
     expected = model(x) if has_head else model.features(x)
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-4)

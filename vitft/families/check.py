@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitft.data.sources import import_torchvision
+from vitft.families.rename import translate
 from vitft.model.vit import VisionTransformer
 
 
@@ -21,39 +22,43 @@ def difference(model: VisionTransformer, folder: Path, library: str, images: Ten
         images: normalised (B, C, height, width).
 
     Raises:
-        ValueError: the library is not installed.
+        ValueError: the library is not installed, or does not load the folder.
     """
-    found = output(load(folder, library, model), images)
-    for ours in (model, model.features, model.tokens):
-        if (expected := ours(images)).shape == found.shape:
-            return float((expected - found).abs().max())
-    raise ValueError(f"{library} gives {tuple(found.shape)} for the folder, which we never do")
+    found = output(load(folder, library, str(model.facts["family"])), images)
+    without_head = model.features if library == "timm" else model.tokens
+    expected = model(images) if model.has_head else without_head(images)
+    if expected.shape != found.shape:
+        raise ValueError(
+            f"{library} gives {tuple(found.shape)} for the folder, not {tuple(expected.shape)}"
+        )
+    return float((expected - found).abs().max())
 
 
-def load(folder: Path, library: str, model: VisionTransformer) -> nn.Module:
+def load(folder: Path, library: str, family: str) -> nn.Module:
     """Return a library's model of a folder that was written for it, in float32.
 
+    Args:
+        folder: as its users will load it.
+        library: "hf" or "timm".
+        family: whose names the tensors have.
+
     Raises:
-        ValueError: the library is not installed.
+        ValueError: the library is not installed, does not load the folder, or finds a tensor
+            missing that our base needs too.
     """
-    config = json.loads((folder / "config.json").read_text())
-    if library == "hf":
-        kind = getattr(_import("transformers"), config["architectures"][0])
-        made: nn.Module = kind.from_pretrained(folder, dtype=torch.float32)
-        return made.eval()
-    sizes = {
-        "patch_size": model.config.patch_size,
-        "embed_dim": model.config.dim,
-        "depth": model.config.n_layers,
-        "num_heads": model.config.n_heads,
-    }
-    arguments = sizes | dict(config["model_args"]) | {"global_pool": config["global_pool"]}
-    made = _import("timm").create_model(
-        config["architecture"].partition(".")[0],
-        num_classes=config["num_classes"],
-        checkpoint_path=str(folder / "model.safetensors"),
-        **arguments,
-    )
+    module = _import({"hf": "transformers"}.get(library, library))
+    try:
+        if library == "timm":
+            made: nn.Module = module.create_model(f"local-dir:{folder}", pretrained=True)
+            return made.eval()
+        config = json.loads((folder / "config.json").read_text())
+        kind = getattr(module, config["architectures"][0])
+        made, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # whatever another library raises
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{module.__name__} does not load what was written: {reason}") from error
+    if missing := sorted(key for key in info["missing_keys"] if translate(key, family)):
+        raise ValueError(f"{module.__name__} misses {missing[0]} in what was written")
     return made.eval()
 
 

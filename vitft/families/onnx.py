@@ -29,15 +29,14 @@ class Features(nn.Module):
 
 def exported(model: VisionTransformer) -> tuple[nn.Module, str]:
     """Return what is written of a model, and the name of its output: "logits" or "features"."""
-    has_head = bool(model.head.weight.any())
-    return (model, "logits") if has_head else (Features(model), "features")
+    return (model, "logits") if model.has_head else (Features(model), "features")
 
 
 def write_onnx(model: VisionTransformer, path: Path) -> None:
     """Write `path`, whole or not at all.
 
     Raises:
-        ValueError: the packages onnx and onnxscript are missing.
+        ValueError: the packages onnx and onnxscript are missing, or torch can't export the model.
         OSError: the file can't be written.
     """
     try:
@@ -48,18 +47,21 @@ def write_onnx(model: VisionTransformer, path: Path) -> None:
     computed, output = exported(model)
     size = model.image_size
     images = torch.zeros(2, model.config.n_channels, size, size)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about itself
-        program = torch.onnx.export(
-            computed,
-            (images,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["images"],
-            output_names=[output],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            verbose=False,
-        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter, about itself
+            program = torch.onnx.export(
+                computed,
+                (images,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["images"],
+                output_names=[output],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ValueError(f"torch does not export this model: {error}".splitlines()[0]) from error
     assert program is not None
     write_bytes(path, program.model_proto.SerializeToString())
 

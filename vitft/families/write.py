@@ -50,7 +50,7 @@ def write_source(model: VisionTransformer, folder: Path, library: str) -> None:
         tensors, config = _with_head(model, tensors, config, library)
     if config.get("architectures") == ["ViTMAEForPreTraining"]:  # its decoder is not in our base
         config["architectures"] = ["ViTMAEModel"]
-    config |= _named(model, library, config)
+    config |= {"hf": _hf_entries, "timm": _timm_entries}[library](model, config)
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
     dtype = kinds.pop() if len(kinds) == 1 else "float32"
     # what transformers computes in, if not told otherwise: its key, and that of version 4
@@ -103,7 +103,7 @@ def _with_head(
     model: VisionTransformer, tensors: dict[str, Tensor], config: dict[str, Any], library: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return tensors and config with the head that the source did not have."""
-    if not model.head.weight.any():
+    if not model.has_head:
         return tensors, config
     head = {name: t.detach().clone() for name, t in model.head.state_dict().items()}
     if library == "timm":
@@ -123,15 +123,34 @@ def _with_head(
     return renamed, config | {"architectures": [name]}
 
 
-def _named(model: VisionTransformer, library: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries of a config that tell classes and image size."""
-    if library == "timm":
-        arguments = dict(config.get("model_args") or {}) | {"img_size": model.config.image_size}
-        n = model.head.out_features if model.head.weight.any() else 0
-        return {"num_classes": n, "label_names": [*model.classes], "model_args": arguments}
+def _hf_entries(model: VisionTransformer, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a config for transformers that tell classes and image size."""
     names = {str(i): name for i, name in enumerate(model.classes)}
     size = {} if "vision_config" in config else {"image_size": model.config.image_size}
     return size | {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
+
+
+def _timm_entries(model: VisionTransformer, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a config for timm that tell classes and how images are prepared."""
+    size, n = model.config.image_size, model.head.out_features if model.has_head else 0
+    pooling = {key: config[key] for key in ("global_pool",) if config.get(key)}
+    pretrained = dict(config.get("pretrained_cfg") or {})
+    pretrained.pop("test_input_size", None)
+    return {
+        "num_classes": n,
+        "label_names": [*model.classes] if n else [],
+        "model_args": pooling | dict(config.get("model_args") or {}) | {"img_size": size},
+        "pretrained_cfg": pretrained
+        | {
+            "input_size": [model.config.n_channels, size, size],
+            "mean": [*model.mean],
+            "std": [*model.std],
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "interpolation": "bicubic",
+            "num_classes": n,
+        },
+    }
 
 
 def _processor(model: VisionTransformer) -> dict[str, Any]:

@@ -74,6 +74,11 @@ class VisionTransformer(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.classes = tuple(classes)
 
+    @property
+    def has_head(self) -> bool:
+        """Whether the head tells classes apart: that of a base without classes holds zeros."""
+        return bool(self.head.weight.any())
+
     def resize(self, image_size: int) -> None:
         """Take images of another size from now on.
 
