@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, random_split
 
-from vitft.data.sources import import_torchvision
+from vitft.data.named import import_torchvision
 
 import_torchvision()  # its own import fails where its operators were built for another torch
 from torchvision import transforms  # noqa: E402

@@ -20,6 +20,7 @@ from benchmarks.backbone_step import peft_model
 from benchmarks.results import table, write_result
 from vitft import load_model
 from vitft.data.images import Images
+from vitft.data.preprocess import Fit
 from vitft.data.sources import load_data
 from vitft.data.split import limit as limited
 from vitft.data.split import split
@@ -86,7 +87,7 @@ def main(
 ) -> None:
     """Tune by validation and print a table."""
     base = load_model(folder)  # for its mean and deviation
-    images = load_data(data, image_size=image_size, n_channels=3)
+    images = load_data(data, Fit(image_size))
     train, validation = split(images.train, fraction=0.1, seed=0)
     train = limited(train, limit, seed=0) if limit else train
     train, validation, test = (x.to(CPU) for x in (train, validation, images.test))

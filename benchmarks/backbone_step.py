@@ -20,7 +20,7 @@ import adapters
 from benchmarks.results import medians, table, write_result
 from vitft import load_model
 from vitft.data.images import Images
-from vitft.data.sources import import_torchvision
+from vitft.data.named import import_torchvision
 from vitft.training.plan import Plan
 from vitft.training.run import Run
 from vitft.training.step import Step

@@ -73,7 +73,7 @@ def measure(
             with torch.inference_mode():
                 return model(*some)
 
-        return in_parts(part, model, *batch)
+        return in_parts(part, *batch)
 
     def switching() -> list[Tensor]:
         return [answer(model, part) for model, part in zip(alone, parts, strict=True)]

@@ -19,7 +19,7 @@ import adapters
 from benchmarks.results import medians, table, write_result
 from vitft import VisionTransformer, ViTConfig
 from vitft.data.images import Images
-from vitft.data.sources import import_torchvision
+from vitft.data.named import import_torchvision
 from vitft.training.loop import synchronize
 from vitft.training.plan import Plan
 from vitft.training.run import Run

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.backbone_step import ours, theirs
 from benchmarks.results import table, write_result
-from vitft.data.sources import import_torchvision
+from vitft.data.named import import_torchvision
 
 WAYS: dict[str, dict[str, Any]] = {
     "transformers and peft": {},

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import click
 
 from vitft.command import options as cli
+from vitft.data.named import DATASETS, data_folder
 from vitft.data.shapes import CLASSES
-from vitft.data.sources import DATASETS, data_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,8 @@ def run(options: DataOptions) -> None:
         folder = data_folder() / name
         where = f"in {folder}" if folder.is_dir() else f"downloaded to {folder} when first used"
         click.echo(f"{name:<14} torchvision's {torchvision_name}, {where}")
-    click.echo("FOLDER         your own: FOLDER/train/CLASS/* and FOLDER/test/CLASS/*")
+    click.echo("FOLDER         your own: train, val and test with CLASS/* each, or CLASS/* alone")
+    click.echo("TABLE          your own: a CSV, TSV or Parquet file with path,label[,split]")
 
 
 command = cli.command("data", DataOptions, run)

@@ -1,6 +1,7 @@
 """Measure a base, or an adapted one, on a test split: `vitft evaluate --base BASE --data DATA`."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 
 import adapters
 from adapters.folder import read_adapter
-from recipes.shared.options import pick_bf16, pick_device
+from recipes.shared.options import DataOptions, pick_bf16, pick_device
+from recipes.shared.training import held, open_data
 from vitft.command import options as cli
 from vitft.command.options import option
-from vitft.data.sources import ImageSet, load_data
+from vitft.data.images import Images
+from vitft.data.listing import ImageSet
 from vitft.model.checkpoint import load_model
 from vitft.model.vit import VisionTransformer
 from vitft.training.evaluate import evaluate
@@ -26,15 +29,10 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(ModelOptions):
-    """Measure accuracy on the test split of DATA."""
+class EvaluateOptions(DataOptions, ModelOptions):
+    """Measure accuracy on the test split of DATA, or where it has none, on its validation split."""
 
     adapter: str | None = option(None, "Folder of an adapter for that base.")
-
-    data: str = option(
-        help="Data set: a name that `vitft data` lists, "
-        "or a folder with train/CLASS and test/CLASS."
-    )
     batch_size: int | None = option(None, "Images at a time.  [default: by their size, up to 500]")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "auto, fp32, or bf16, slow where the device lacks it.")
@@ -61,18 +59,34 @@ def open_model(base: str, adapter: str | None) -> VisionTransformer:
     return model
 
 
-def labels_for(model: VisionTransformer, data: ImageSet) -> None:
-    """Number the labels of the test split as the model numbers its classes.
+def measured_split(data: ImageSet) -> tuple[str, Images]:
+    """Return the split to measure, and its name: test, or where there is none, validation.
 
     Raises:
-        ValueError: the data has a class that the model does not know.
+        ValueError: there is neither.
     """
-    if unknown := [name for name in data.classes if name not in model.classes]:
+    for name, images in (("test", data.test), ("validation", data.validation)):
+        if len(images):
+            return name, images
+    raise ValueError(
+        f"{data.name} has neither test nor validation images; put some into test/CLASS/, or hold "
+        "a share out by --test-fraction (1 for all)"
+    )
+
+
+def labels_for(model: VisionTransformer, classes: Sequence[str], images: Images) -> None:
+    """Number the labels of images as the model numbers its classes.
+
+    Raises:
+        ValueError: an image is of a class that the model does not know.
+    """
+    numbers = [model.classes.index(name) if name in model.classes else -1 for name in classes]
+    labels = torch.tensor(numbers)[images.labels]
+    if (labels < 0).any():
+        unknown = classes[int(images.labels[labels < 0][0])]
         known = ", ".join(model.classes[:20])
-        raise ValueError(f"the model has no class {unknown[0]!r}; it tells apart {known}")
-    data.test.labels = torch.tensor([model.classes.index(name) for name in data.classes])[
-        data.test.labels
-    ]
+        raise ValueError(f"the model has no class {unknown!r}; it tells apart {known}")
+    images.labels = labels
 
 
 def run(options: EvaluateOptions) -> None:
@@ -81,26 +95,24 @@ def run(options: EvaluateOptions) -> None:
     if options.batch_size is not None and options.batch_size < 1:
         raise ValueError(f"batch_size={options.batch_size} is not positive")
     model = open_model(options.base, options.adapter).to(device)
-    data = load_data(
-        options.data,
-        image_size=model.image_size,
-        n_channels=model.config.n_channels,
-        only_test=True,
-    )
-    labels_for(model, data)
+    data = open_data(options, model)
+    split, images = measured_split(data)
+    labels_for(model, data.classes, images)
+    images = held(images, options, device)
     bf16 = pick_bf16(options.precision, device)
-    result = evaluate(model, data.test.to(device), bf16=bf16, batch_size=options.batch_size)
+    result = evaluate(model, images, bf16=bf16, batch_size=options.batch_size)
     figures: dict[str, Any] = {
-        "test_accuracy": result.accuracy,
-        "test_loss": result.loss,
-        "n_test": len(data.test),
+        f"{split}_accuracy": result.accuracy,
+        f"{split}_loss": result.loss,
+        f"n_{split}": len(images),
         "data": options.data,
     }
     if options.json:
         click.echo(json.dumps(figures))
     else:
-        click.echo(f"test accuracy   {result.accuracy:.2%} of {len(data.test):,} images")
-        click.echo(f"test loss       {result.loss:.4f}")
+        accuracy, loss = (f"{split} {name}" for name in ("accuracy", "loss"))
+        click.echo(f"{accuracy:<15} {result.accuracy:.2%} of {len(images):,} images")
+        click.echo(f"{loss:<15} {result.loss:.4f}")
 
 
 command = cli.command("evaluate", EvaluateOptions, run)

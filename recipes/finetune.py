@@ -23,11 +23,10 @@ from recipes.shared.methods import (
 )
 from recipes.shared.options import TrainOptions, make_plan, pick_device
 from recipes.shared.runs import check_run, locked
-from recipes.shared.training import finish, make_splits, say, train
+from recipes.shared.training import accuracy_line, finish, make_splits, open_data, say, train
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.data.augment import Augmentation
-from vitft.data.sources import load_data
 from vitft.model.checkpoint import find_base, is_known_backbone, load_model, save_model
 from vitft.model.vit import VisionTransformer
 from vitft.training.features import feature_bytes, n_frozen
@@ -53,6 +52,15 @@ class CommonOptions(TrainOptions):
     image_size: int | None = option(
         None,
         "Side of the images, in pixels; positions are resized.  [default: the base's]",
+    )
+    resize: str | None = option(
+        None,
+        "How a picture becomes a square: shortest (the rest of it is cut off), squash, or pad.  "
+        "[default: the base's]",
+    )
+    crop: float | None = option(
+        None,
+        "Share of the resized picture's side that is kept, from the middle.  [default: the base's]",
     )
     targets: tuple[str, ...] | None = option(
         None,
@@ -101,12 +109,9 @@ def finetune(options: CommonOptions) -> dict[str, Any]:
     check_base(options.base, folder)
     with locked(folder):
         model = load_model(options.base)
-        if options.image_size is not None:
-            model.resize(options.image_size)
+        frame(model, options)
         fingerprint = adapters.fingerprint(model, exclude=("head",))
-        data = load_data(
-            options.data, image_size=model.image_size, n_channels=model.config.n_channels
-        )
+        data = open_data(options, model)
         adapt(model, options, config, data.classes, fingerprint)
         splits = make_splits(data, options, device)
         model.to(device)
@@ -120,6 +125,20 @@ def finetune(options: CommonOptions) -> dict[str, Any]:
         plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
         run = train(model, splits, plan, options, folder, [fingerprint])
         return finish(run, splits, options, folder, save_trained(run, options, folder))
+
+
+def frame(model: VisionTransformer, options: CommonOptions) -> None:
+    """Take images of the size, resized and cut, as the options say.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+    if options.image_size is not None:
+        model.resize(options.image_size)
+    if options.resize is not None:
+        model.framing = replace(model.framing, resize=options.resize)
+    if options.crop is not None:
+        model.framing = replace(model.framing, crop=options.crop)
 
 
 def check_base(base: str, folder: Path) -> None:
@@ -216,7 +235,7 @@ def run_command(options: CommonOptions) -> None:
     """Train and print what a person wants to know."""
     summary = finetune(options)
     trained, n_all, out = summary["n_trainable"], summary["n_parameters"], shlex.quote(options.out)
-    click.echo(f"test accuracy   {summary['test_accuracy']:.2%}")
+    click.echo(accuracy_line(summary))
     click.echo(f"trained         {trained:,} of {n_all:,} parameters ({trained / n_all:.2%})")
     click.echo(f"file            {out}/{summary['file']} ({summary['file_bytes'] / 1000:,.0f} kB)")
     click.echo(f"report          {out}/report.html")

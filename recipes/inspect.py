@@ -53,8 +53,7 @@ def inspect_base(path: str) -> dict[str, Any]:
         "kind": "base",
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "config": asdict(model.config),
-        "mean": model.mean,
-        "std": model.std,
+        "preprocessing": model.preprocessing,
         "fingerprint": adapters.fingerprint(model, exclude=("head",)),
         "classes": model.classes,
         "source": {k: v for k, v in model.facts.items() if k not in ("config", "layout")} or None,
@@ -70,6 +69,7 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
         "config": saved.config,
         "base_fingerprint": saved.fingerprint,
         "classes": saved.classes,
+        "preprocessing": saved.preprocessing,
         "tensors": {name: list(tensor.shape) for name, tensor in saved.tensors.items()},
     }
 

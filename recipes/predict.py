@@ -1,15 +1,13 @@
 """Classify image files: `vitft predict --base BASE --adapter DIR cat.jpg`."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 import adapters
@@ -18,7 +16,7 @@ from recipes.shared.options import pick_device
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.data.folders import find_images
-from vitft.data.preprocess import read_image, to_tensor
+from vitft.data.preprocess import Fit, read_image
 from vitft.model.checkpoint import load_model
 from vitft.training.cores import in_parts
 from vitft.training.evaluate import suitable_batch
@@ -71,7 +69,7 @@ def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | Valu
             logits: Tensor = model(images) if n == 1 else model(images, ids)
             return logits.softmax(dim=1)
 
-    fit = partial(to_tensor, image_size=base.image_size, n_channels=base.config.n_channels)
+    fit = Fit.of(base)
     step = max(1, min(MAX_ROWS, suitable_batch(base)) // n)
     for i in range(0, len(options.image), step):
         paths = options.image[i : i + step]
@@ -91,7 +89,7 @@ def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | Valu
                 yield path, [_best(p, names, options.top) for p, names in own]
 
 
-def _read(path: str, fit: Callable[[Image.Image], Tensor]) -> Tensor | ValueError:
+def _read(path: str, fit: Fit) -> Tensor | ValueError:
     """Return the image file at `path`, or what is wrong with it."""
     try:
         return read_image(path, fit)

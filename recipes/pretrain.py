@@ -9,10 +9,10 @@ import torch
 
 from recipes.shared.options import TrainOptions, make_plan, pick_device
 from recipes.shared.runs import check_run, locked
-from recipes.shared.training import finish, make_splits, say, train
+from recipes.shared.training import accuracy_line, finish, make_splits, open_data, say, train
 from vitft.command import options as cli
 from vitft.command.options import option
-from vitft.data.sources import load_data
+from vitft.data.preprocess import Framing
 from vitft.data.split import channel_statistics
 from vitft.model.checkpoint import save_model
 from vitft.model.config import ViTConfig
@@ -87,7 +87,11 @@ class PretrainOptions(TrainOptions):
     stem: str = option(
         "linear", "What makes tokens of patches: linear, or conv, three small convolutions."
     )
-    image_size: int = option(32, "Side of the images, in pixels; other images are scaled and cut.")
+    image_size: int = option(32, "Side of the images, in pixels.")
+    resize: str = option(
+        "shortest",
+        "How a picture becomes a square: shortest (the rest of it is cut off), squash, or pad.",
+    )
     patch_size: int = option(4, "Side of a patch, in pixels.")
     dim: int = option(256, "Width of a token.")
     hidden_dim: int = option(512, "Width inside a feed-forward.")
@@ -110,10 +114,13 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
     plan = make_plan(options, device, parse_sizes(options.sizes, config))
     folder = check_run(options)
     with locked(folder):
-        data = load_data(options.data, image_size=options.image_size, n_channels=options.n_channels)
+        plain = VisionTransformer(config)
+        plain.framing = Framing(resize=options.resize, kernel="draft-bicubic")
+        data = open_data(options, plain)
         splits = make_splits(data, options, device)
         torch.manual_seed(options.seed)
         model = VisionTransformer(replace(config, n_classes=len(data.classes)))
+        model.framing = data.fit.framing
         initialise(model, options.init)
         model.classes = data.classes
         model.mean, model.std = channel_statistics(splits.train)
@@ -151,7 +158,7 @@ def parse_sizes(sizes: tuple[str, ...], config: ViTConfig) -> tuple[tuple[int, f
 def run(options: PretrainOptions) -> None:
     """Train and print what a person wants to know."""
     summary, out = pretrain(options), shlex.quote(options.out)
-    click.echo(f"test accuracy   {summary['test_accuracy']:.2%}")
+    click.echo(accuracy_line(summary))
     click.echo(f"base            {out}/model.safetensors")
     click.echo(f"report          {out}/report.html")
     click.echo(f"use it          vitft finetune --adapter lora --base {out} --data DATA --out DIR")

@@ -14,14 +14,13 @@ from typing import Any
 import click
 
 import adapters
-from recipes.finetune import CommonOptions, check_base, next_lines, resolve
+from recipes.finetune import CommonOptions, check_base, frame, next_lines, resolve
 from recipes.shared.grid import GRID, SweepBase, SweepOptions, combinations
 from recipes.shared.members import Member, chunks, make_member, train_together
 from recipes.shared.options import pick_device
 from recipes.shared.runs import OUTPUTS, check_run, locked, start_run
-from recipes.shared.training import finish, make_splits, say
+from recipes.shared.training import accuracy_line, finish, make_splits, open_data, say
 from vitft.command import options as cli
-from vitft.data.sources import load_data
 from vitft.files import write_json
 from vitft.model.checkpoint import load_model
 from vitft.report.comparison import text_table, write_comparison
@@ -42,12 +41,9 @@ def sweep(options: SweepBase) -> dict[str, Any]:
         for folder in (options.out, *(member.out for _, member, _, _ in made)):
             held.enter_context(locked(Path(folder)))
         base = load_model(options.base)
-        if options.image_size is not None:
-            base.resize(options.image_size)
+        frame(base, options)
         fingerprint = adapters.fingerprint(base, exclude=("head",))
-        data = load_data(
-            options.data, image_size=base.image_size, n_channels=base.config.n_channels
-        )
+        data = open_data(options, base)
         base.new_head(data.classes)
         base.to(device)
         seeds = sorted({member.seed for _, member, _, _ in made})
@@ -98,11 +94,13 @@ def _conclude(options: SweepBase, members: Sequence[Member]) -> dict[str, Any]:
     best = best_of(rows)
     if best is None:
         raise ValueError(f"every adapter failed; {members[0].failed}")
-    best["test_accuracy"] = statistics.mean(
-        finish(m.run, m.splits, m.options, m.folder, m.facts)["test_accuracy"]
+    summaries = [
+        finish(m.run, m.splits, m.options, m.folder, m.facts)
         for m in members
         if str(m.folder) in best["folders"]
-    )
+    ]
+    found = [s["test_accuracy"] for s in summaries if s["test_accuracy"] is not None]
+    best["test_accuracy"] = statistics.mean(found) if found else None
     result = {"best": best, "rows": rows, "options": asdict(options)}
     write_json(Path(options.out, "sweep.json"), result)
     _report(options, rows)
@@ -167,7 +165,7 @@ def run(options: SweepBase) -> None:
     best, out = result["best"], shlex.quote(options.out)
     click.echo(text_table(result["rows"], _columns(result["rows"])))
     click.echo(f"\nbest            {shlex.quote(best['folders'][0])}")
-    click.echo(f"test accuracy   {best['test_accuracy']:.2%} (of the best, over its seeds)")
+    click.echo(f"{accuracy_line(best)} (of the best, over its seeds)")
     click.echo(f"report          {out}/report.html")
     for line in next_lines(options, best["folders"][0]):
         click.echo(line)

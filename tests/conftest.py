@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from vitft.command.cli import main
-from vitft.data.sources import import_torchvision
+from vitft.data.named import import_torchvision
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 

@@ -8,17 +8,38 @@ import torch
 
 from vitft.command.options import option
 from vitft.data.augment import Augmentation
+from vitft.data.listing import TEST_FRACTION
 from vitft.training.plan import Plan
+
+VAL_FRACTION = 0.1  # of the training images of a set without a validation split
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """The options that both training commands have."""
+class DataOptions:
+    """The options of every command that reads a labelled set."""
 
     data: str = option(
-        help="Data set: a name that `vitft data` lists, "
-        "or a folder with train/CLASS and test/CLASS."
+        help="A name that `vitft data` lists; a folder with train, val and test, each with "
+        "CLASS/*, or with CLASS/* alone; or a CSV, TSV or Parquet file with path,label[,split]."
     )
+    test_fraction: float | None = option(
+        None,
+        "Share of each class held out to test with, where DATA has no test split.  "
+        f"[default: {TEST_FRACTION} where nobody has split it, else none]",
+    )
+    source_pattern: str | None = option(
+        None,
+        "Regular expression whose first group, found in a file's path, is what the picture was cut "
+        "from: a patient, a video.  No source stands in two splits.  "
+        "[default: TRACK of files called TRACK_NUMBER]",
+    )
+    skip_broken: bool = option(False, "Leave out pictures that cannot be read, and say how many.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(DataOptions):
+    """The options that both training commands have."""
+
     out: str = option(help="Folder for what the run writes.")
     epochs: int = option(20, "Passes over the training images.")
     batch_size: int = option(128, "Images in a step.")
@@ -47,10 +68,10 @@ class TrainOptions:
     )
     mixup: float = option(0.0, "Share of training images blended with another.")
     cutmix: float = option(0.0, "Share of training images that get a rectangle of another.")
-    val_fraction: float = option(
-        0.1,
-        "Share of the training images kept for validation; of files called TRACK_NUMBER, whole "
-        "tracks.  0: none.",
+    val_fraction: float | None = option(
+        None,
+        "Share of the training images kept for validation, in whole sources; 0: none.  "
+        f"[default: {VAL_FRACTION} where DATA has no validation split]",
     )
     limit: int | None = option(None, "Use only so many training images, equally of each class.")
     seed: int = option(0, "Of everything random.")

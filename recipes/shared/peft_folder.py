@@ -17,7 +17,7 @@ import adapters
 from adapters.folder import PREFIX, AdapterFolder
 from adapters.methods.dora import DoRALinear
 from adapters.record import adapter_layer, injection
-from vitft.data.sources import import_torchvision
+from vitft.data.named import import_torchvision
 from vitft.families.check import load, output
 from vitft.families.write import write_source
 from vitft.model.vit import VisionTransformer

@@ -11,10 +11,12 @@ from typing import Any
 import click
 import torch
 
-from recipes.shared.options import TrainOptions, pick_compile
+from recipes.shared.options import VAL_FRACTION, DataOptions, TrainOptions, pick_compile
 from recipes.shared.runs import start_run, written
-from vitft.data.images import Images
-from vitft.data.sources import ImageSet
+from vitft.data.images import Images, listed
+from vitft.data.listing import ImageSet
+from vitft.data.preprocess import Fit
+from vitft.data.sources import load_data
 from vitft.data.split import limit, split
 from vitft.files import write_json
 from vitft.model.vit import VisionTransformer
@@ -39,6 +41,38 @@ class Splits:
         return f"{train} images ({validation} to validate, {test} to test)"
 
 
+def open_data(options: DataOptions, model: VisionTransformer) -> ImageSet:
+    """Return the set of the options for a model, which keeps the range of its 16-bit pictures.
+
+    Raises:
+        ValueError, OSError: as for `load_data`.
+    """
+    data = load_data(
+        options.data,
+        Fit.of(model),
+        test_fraction=options.test_fraction,
+        source_pattern=options.source_pattern,
+    )
+    for note in data.notes:
+        say(note)
+    model.framing = data.fit.framing
+    return data
+
+
+def held(images: Images, options: DataOptions, device: torch.device) -> Images:
+    """Return the images on `device` where they fit, as asked without those that are broken.
+
+    Raises:
+        ValueError: an image is broken; names the first ten.
+    """
+    if not options.skip_broken:
+        return images.to(device)
+    whole, broken = images.readable(device)
+    if broken:
+        say(f"{len(broken)} broken pictures are left out: {listed(broken)}")
+    return whole
+
+
 def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> Splits:
     """Return training, validation and test images, held on `device` where they fit.
 
@@ -47,10 +81,22 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
     """
     if len(data.classes) < 2:
         raise ValueError(f"{data.name} has only the class {data.classes[0]!r}; add another")
-    train, validation = split(data.train, fraction=options.val_fraction, seed=options.seed)
+    if not len(data.train):
+        raise ValueError(f"{data.name} has no images to train on; put them into train/CLASS/")
+    train, validation, fraction = data.train, data.validation, options.val_fraction
+    if not len(validation):
+        fraction = VAL_FRACTION if fraction is None else fraction
+        train, validation = split(train, fraction=fraction, seed=options.seed)
+    elif fraction is not None:
+        raise ValueError(
+            f"{data.name} has a validation split, so --val-fraction has nothing to do; leave it out"
+        )
     if options.limit is not None:
         train = limit(train, options.limit, seed=options.seed)
-    return Splits(train.to(device), validation.to(device), data.test.to(device))
+    train, validation, test = (held(x, options, device) for x in (train, validation, data.test))
+    if not len(train):
+        raise ValueError(f"{data.name} has no readable image to train on")
+    return Splits(train, validation, test)
 
 
 def train(
@@ -85,12 +131,19 @@ def train(
 def finish(
     run: Run, splits: Splits, options: TrainOptions, folder: Path, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Measure the test split, write summary.json and report.html, and return the summary."""
-    model = run.model
-    say(f"testing on {len(splits.test):,} images")
-    started = time.perf_counter()
-    result = evaluate(model, splits.test, bf16=run.plan.bf16)
+    """Measure the test split, write summary.json and report.html, and return the summary.
+
+    Without a test split the report shows the validation split, and says so.
+    """
+    model, started, result = run.model, time.perf_counter(), None
+    if len(splits.test):
+        say(f"testing on {len(splits.test):,} images")
+        result = evaluate(model, splits.test, bf16=run.plan.bf16)
     summary = summarise(run, splits, options, folder, facts, result, time.perf_counter() - started)
+    shown, name = splits.test, "test"
+    if result is None:
+        shown, name = splits.validation, "validation"
+        result = evaluate(model, shown, bf16=run.plan.bf16)
     chosen = {name: v for name, v in written(options).items() if v and name not in summary}
     write_report(
         folder / "report.html",
@@ -98,7 +151,8 @@ def finish(
         facts=summary | {"options": chosen},
         history=run.history,
         classes=model.classes,
-        image=splits.test.decode,
+        image=shown.decode,
+        split=name,
         labels=result.labels,
         probabilities=result.probabilities,
     )
@@ -142,6 +196,16 @@ def summarise(
     }
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def accuracy_line(summary: Mapping[str, Any]) -> str:
+    """Return the line that tells a run's accuracy: of the test split, or where there is none, of
+    the validation split.
+    """
+    for split_name, key in (("test", "test_accuracy"), ("validation", "val_accuracy")):
+        if (accuracy := summary.get(key)) is not None:
+            return f"{split_name + ' accuracy':<15} {accuracy:.2%}"
+    return "accuracy        not measured: no image is held out"
 
 
 def device_name(device: torch.device) -> str:

@@ -139,7 +139,7 @@ def test_wrong_data_is_one_line_and_exit_2(vitft: Run, tmp_path: Path, folder: P
 
     assert "unknown data set cifar11" in pretrain("cifar11")
     (tmp_path / "empty").mkdir()
-    assert "empty/train holds no images" in pretrain(tmp_path / "empty")
+    assert "empty holds no images" in pretrain(tmp_path / "empty")
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "train" / "red" / "000.png").write_bytes(b"no image")
     assert "red/000.png is no readable image" in pretrain(broken)
@@ -268,8 +268,8 @@ def test_predict_takes_the_images_in_a_folder(vitft: Run, base: Path, tmp_path: 
 
 
 def test_one_class_is_no_task(vitft: Run, base: Path, tmp_path: Path) -> None:
-    for name in ("train/a/1.png", "train/a/2.png", "test/a/1.png"):
-        paint(tmp_path / name, (1, 2, 3))
+    for i, name in enumerate(("train/a/1.png", "train/a/2.png", "test/a/1.png")):
+        paint(tmp_path / name, (i, 2, 3))
     flags = ["--adapter=linear", "--base", base, "--data", tmp_path, "--out", tmp_path / "out"]
     assert "has only the class 'a'; add another" in error(vitft("finetune", *flags, code=2))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitft.data import augment
 from vitft.data.augment import MOVES, RECOLOURINGS, Augmentation, trivial_augment
-from vitft.data.sources import import_torchvision
+from vitft.data.named import import_torchvision
 
 import_torchvision()
 from torchvision.transforms.v2 import InterpolationMode  # noqa: E402

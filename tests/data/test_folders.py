@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import paint
-from vitft.data.folders import believed, load_folder, source_of
-from vitft.data.preprocess import to_tensor
+from vitft.data.folders import list_folder
+from vitft.data.listing import believed, source_of
+from vitft.data.preprocess import Fit
 from vitft.data.split import split
 
 
@@ -37,6 +38,6 @@ def test_a_tenth_is_kept_for_validation_whatever_the_names(tmp_path: Path) -> No
     for i in range(40):
         paint(tmp_path / "tench" / f"n01440764_{i}.png", (i, 0, 0))
         paint(tmp_path / "church" / f"ILSVRC2012_val_{i:08}.png", (i, 0, 0))
-    _, images = load_folder(tmp_path, lambda x: to_tensor(x, image_size=8, n_channels=3))
+    images = list_folder(tmp_path).image_set("x", Fit(8), test_fraction=0.0).train
     train, validation = split(images, fraction=0.1, seed=0)
     assert (len(train), len(validation)) == (72, 8)

@@ -1,7 +1,6 @@
 import multiprocessing
 import os
 import weakref
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,11 @@ from PIL import Image
 
 from tests.conftest import paint
 from vitft.data.images import Images
-from vitft.data.preprocess import read_image, to_tensor
+from vitft.data.preprocess import Fit, read_image
 from vitft.data.split import channel_statistics, limit, split
 
 CPU = torch.device("cpu")
-fit = partial(to_tensor, image_size=8, n_channels=3)
+fit = Fit(8, 3)
 
 
 def numbered(labels: list[int], sources: list[str] | None = None) -> Images:
@@ -117,7 +116,7 @@ def test_channel_statistics_are_those_of_all_pixels() -> None:
 def test_images_of_any_size_and_mode_become_a_square_of_colours(tmp_path: Path) -> None:
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"):
         assert fit(Image.new(mode, (31, 17))).shape == (3, 8, 8)
-    assert to_tensor(Image.new("RGB", (5, 5)), image_size=4, n_channels=1).shape == (1, 4, 4)
+    assert Fit(4, 1)(Image.new("RGB", (5, 5))).shape == (1, 4, 4)
 
 
 def test_sixteen_bits_keep_their_brightness() -> None:

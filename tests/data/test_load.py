@@ -1,23 +1,26 @@
 """Folders and drawn sets: classes, order, sources and every refusal in words."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
 
 from tests.conftest import paint
-from vitft.data import sources
-from vitft.data.folders import believed, find_images, load_folder, source_of
+from vitft.data import named
+from vitft.data.folders import find_images, list_folder
+from vitft.data.listing import ImageSet, believed, source_of
+from vitft.data.named import DATASETS, data_folder
+from vitft.data.preprocess import Fit
 from vitft.data.shapes import CLASSES, draw
-from vitft.data.sources import DATASETS, data_folder, load_data
+from vitft.data.sources import load_data
 
 
-def red(image: Image.Image) -> Tensor:
-    return torch.tensor(image.getpixel((0, 0)))[:1]
+def whole(folder: Path) -> ImageSet:
+    """Return a folder with CLASS/* as a set that holds nothing out."""
+    return list_folder(folder).image_set("x", Fit(8), test_fraction=0.0)
 
 
 def test_classes_and_images_come_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -25,10 +28,12 @@ def test_classes_and_images_come_in_the_order_of_their_names(tmp_path: Path) -> 
         paint(tmp_path / name, (10 * value, 0, 0))
     (tmp_path / "notes.txt").write_text("no folder")
     (tmp_path / "a" / "notes.txt").write_text("no image")
-    classes, images = load_folder(tmp_path, red)
-    assert classes == ("a", "b")
+    data = whole(tmp_path)
+    images = data.train
+    assert data.classes == ("a", "b")
+    assert data.notes == ("1 file is passed over: 1 .txt",)
     assert images.labels.tolist() == [0, 0, 1, 1]
-    found = [int(images.decode(i)) for i in range(4)]
+    found = [int(images.decode(i)[0, 0, 0]) for i in range(4)]
     assert [round(value, -1) for value in found] == [30, 20, 10, 0]  # JPEG is near it
     assert [Path(source).name for source in images.sources] == ["b", "1", "1", "2"]
 
@@ -37,7 +42,7 @@ def test_sources_are_believed_class_by_class(tmp_path: Path) -> None:
     for i in range(4):
         paint(tmp_path / "one" / f"n01_{i}.png", (0, 0, 0))
         paint(tmp_path / "two" / f"n0{i % 2}_{i}.png", (0, 0, 0))
-    _, images = load_folder(tmp_path, red)
+    images = whole(tmp_path).train
     one, two = images.sources[:4], images.sources[4:]
     assert one == [str(tmp_path / "one" / f"n01_{i}.png") for i in range(4)]
     assert two == [f"{tmp_path}/two/n0{i}" for i in (0, 0, 1, 1)]
@@ -98,11 +103,16 @@ def refused(told: str, data: str, **options: Any) -> None:
 
 def test_what_is_no_data_set_is_refused_in_whole_sentences(tmp_path: Path) -> None:
     known = ", ".join(["shapes", "symbols", *DATASETS])
-    refused(f"unknown data set x: neither a folder nor one of {known}", "x")
+    kinds = "a folder, a CSV, TSV or Parquet file"
+    refused(f"unknown data set x: neither {kinds}, nor one of {known}", "x")
     for n in (0, 2, 4):
         told = f"n_channels={n} is neither 1 (grey) nor 3 (colour), as image files have"
-        refused(told, "shapes", n_channels=n)
+        with pytest.raises(ValueError, match=re.escape(told)):
+            Fit(8, n)
     data, train = str(tmp_path), tmp_path / "train"
+    told = f"{data} holds no images; put them into {data}/CLASS/, a folder for each class"
+    refused(told, data)
+    train.mkdir()
     told = f"{train} holds no images; put them into {train}/CLASS/, a folder for each class"
     refused(told, data)
     paint(train / "cat" / "1.png", (0, 0, 0))
@@ -111,14 +121,19 @@ def test_what_is_no_data_set_is_refused_in_whole_sentences(tmp_path: Path) -> No
     refused(told, data)
     (train / "dog").rmdir()
     paint(tmp_path / "test" / "cat" / "1.png", (0, 0, 0))
-    for name, where in (("test/cow", "test"), ("train/bat", "train")):
-        paint(tmp_path / name / "1.png", (0, 0, 0))
-        told = f"{data}: class {name[-3:]} stands only in {where}; "
-        refused(told + "both splits need the same class folders", data)
+    for part in ("test", "val"):
+        paint(tmp_path / part / "cow" / "1.png", (0, 0, 0))
+        where = {"val": "validation"}.get(part, part)
+        told = f"{tmp_path.name}: class cow stands only in {where}; "
+        refused(told + "put images of it into train, or remove it", data)
+        shutil.rmtree(tmp_path / part)
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    (tmp_path / "Valid").mkdir()
+    refused(f"{data} holds Valid and val, which are one split; join them", data)
 
 
 def test_a_folder_gives_images_of_the_size_and_channels_asked_for(folder: Path) -> None:
-    data = load_data(str(folder), image_size=4, n_channels=1)
+    data = load_data(str(folder), Fit(4, 1))
     assert data.name == folder.name
     assert data.train.decode(0).shape == data.test.decode(0).shape == (1, 4, 4)
     assert load_data(str(folder)).train.decode(0).shape == (3, 32, 32)
@@ -128,7 +143,7 @@ def test_a_folder_gives_images_of_the_size_and_channels_asked_for(folder: Path) 
 def test_a_test_split_alone_is_enough_where_only_it_is_asked_for(tmp_path: Path) -> None:
     paint(tmp_path / "test" / "cat" / "1.png", (7, 0, 0))
     paint(tmp_path / "test" / "dog" / "1.png", (9, 0, 0))
-    data = load_data(str(tmp_path), image_size=8, only_test=True)
+    data = load_data(str(tmp_path), Fit(8))
     assert (data.name, data.classes) == (tmp_path.name, ("cat", "dog"))
     assert (len(data.train), len(data.test)) == (0, 2)
     assert data.test.decode(1)[0, 0, 0] == 9
@@ -138,7 +153,7 @@ def test_a_test_split_alone_is_enough_where_only_it_is_asked_for(tmp_path: Path)
 def test_a_drawn_set_is_what_is_drawn_for_two_seeds(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "N_DRAWN", {"train": 12, "test": 5})
+    monkeypatch.setattr(named, "N_DRAWN", {"train": 12, "test": 5})
     data = load_data(name)
     assert (data.name, data.classes) == (name, CLASSES[name])
     for images, seed, n in ((data.train, 0, 12), (data.test, 1, 5)):

@@ -10,14 +10,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitft.data.preprocess import read_image, to_tensor
+from vitft.data.preprocess import Fit, read_image
 
 
 def eight_bits(image: Image.Image) -> list[int]:
     """Return the pixels of an image of one row as they come out in grey."""
     side = image.size[0]
     square = Image.fromarray(np.repeat(np.asarray(image), side, axis=0))
-    return to_tensor(square, image_size=side, n_channels=1)[0, 0].tolist()
+    return Fit(side, 1)(square)[0, 0].tolist()
 
 
 def row(values: list[float], dtype: str) -> Image.Image:
@@ -66,11 +66,11 @@ def photograph(width: int, height: int) -> Image.Image:
 
 def test_pixels_of_the_right_size_are_kept_as_they_are() -> None:
     image = photograph(6, 6)
-    found = to_tensor(image, image_size=6, n_channels=3)
+    found = Fit(6, 3)(image)
     assert found.dtype == torch.uint8
     assert found.is_contiguous()
     assert torch.equal(found, torch.tensor(np.asarray(image)).permute(2, 0, 1))
-    grey = to_tensor(image, image_size=6, n_channels=1)
+    grey = Fit(6, 1)(image)
     assert torch.equal(grey, torch.tensor(np.asarray(image.convert("L")))[None])
 
 
@@ -78,7 +78,7 @@ def test_pixels_of_the_right_size_are_kept_as_they_are() -> None:
 def test_other_sizes_are_fitted_in_bicubic(size: tuple[int, int]) -> None:
     image = photograph(*size)
     fitted = ImageOps.fit(image, (6, 6), Image.Resampling.BICUBIC)
-    found = to_tensor(image, image_size=6, n_channels=3)
+    found = Fit(6, 3)(image)
     assert torch.equal(found, torch.tensor(np.asarray(fitted)).permute(2, 0, 1))
 
 
@@ -119,5 +119,5 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(
 def test_the_order_of_a_pixels_bytes_does_not_matter() -> None:
     values = np.array([[0, 255, 256], [32767, 65535, 4096], [1, 2, 3]], dtype=">u2")
     image = Image.frombytes("I;16B", (3, 3), values.tobytes())
-    found = to_tensor(image, image_size=3, n_channels=1)[0]
+    found = Fit(3, 1)(image)[0]
     assert found.tolist() == (values // 256).tolist()

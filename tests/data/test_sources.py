@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from tests.conftest import paint
-from vitft.data.sources import DATASETS, data_folder, import_torchvision, load_data
+from vitft.data.named import DATASETS, data_folder, import_torchvision
+from vitft.data.preprocess import Fit
+from vitft.data.sources import load_data
 
 
 def test_a_folder_gives_its_classes_and_both_splits(folder: Path) -> None:
-    data = load_data(str(folder), image_size=8)
+    data = load_data(str(folder), Fit(8))
     assert data.classes == ("blue", "green", "red")
     assert (len(data.train), len(data.test)) == (60, 12)
     assert data.train.decode(0)[:, 0, 0].tolist() == [20, 30, 200]
@@ -40,7 +42,7 @@ def test_tracks_are_read_from_file_names(tmp_path: Path) -> None:
 
 
 def test_drawn_sets_need_no_files() -> None:
-    shapes, symbols = load_data("shapes"), load_data("symbols", image_size=16, n_channels=1)
+    shapes, symbols = load_data("shapes"), load_data("symbols", Fit(16, 1))
     assert not set(shapes.classes) & set(symbols.classes)
     assert shapes.train.decode(0).shape == (3, 32, 32)
     assert symbols.test.decode(0).shape == (1, 16, 16)
@@ -114,10 +116,11 @@ def test_named_sets_are_kept_in_the_platforms_cache(monkeypatch: pytest.MonkeyPa
 
 def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match="unknown data set cifar11: neither a folder nor one of shapes, .*cifar10"
+        ValueError,
+        match="unknown data set cifar11: neither a folder, .*, nor one of shapes, .*cifar10",
     ):
         load_data("cifar11")
-    with pytest.raises(ValueError, match="train holds no images; put them into .*train/CLASS/"):
+    with pytest.raises(ValueError, match="holds no images; put them into .*/CLASS/"):
         load_data(str(tmp_path))
     paint(tmp_path / "train" / "cat" / "1.png", (0, 0, 0))
     (tmp_path / "train" / "dog").mkdir()
@@ -125,5 +128,6 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
         load_data(str(tmp_path))
     paint(tmp_path / "train" / "dog" / "1.png", (0, 0, 0))
     paint(tmp_path / "test" / "cat" / "1.png", (0, 0, 0))
-    with pytest.raises(ValueError, match="class dog stands only in train"):
+    paint(tmp_path / "test" / "cow" / "1.png", (0, 0, 0))
+    with pytest.raises(ValueError, match="class cow stands only in test"):
         load_data(str(tmp_path))

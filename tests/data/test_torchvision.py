@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vitft.data import sources
-from vitft.data.sources import import_torchvision, load_data
+from vitft.data import named
+from vitft.data.named import import_torchvision
+from vitft.data.preprocess import Fit
+from vitft.data.sources import load_data
 
 
 class Pairs:
@@ -47,7 +49,7 @@ WIDE = torch.tensor([[2, 9], [0, 9], [1, 9]])
     ],
 )
 def test_labels_are_found_where_a_set_keeps_them(dataset: Pairs) -> None:
-    found = sources._labels(dataset)
+    found = named._labels(dataset)
     assert found == LABELS
     assert all(type(label) is int for label in found)
 
@@ -65,7 +67,7 @@ def sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         return make
 
     fake = SimpleNamespace(datasets=SimpleNamespace(GTSRB=maker("GTSRB"), Food101=maker("Food101")))
-    monkeypatch.setattr(sources, "import_torchvision", lambda: fake)
+    monkeypatch.setattr(named, "import_torchvision", lambda: fake)
     monkeypatch.setenv("VITFT_DATA", str(tmp_path))
     return made
 
@@ -75,7 +77,7 @@ def test_a_named_set_has_its_splits_and_the_tracks_of_its_files(
 ) -> None:
     samples = [("x/00001_00001.ppm", 2), ("x/00001_00002.ppm", 0), (Path("x/00003_00001.ppm"), 1)]
     sets["train"], sets["test"] = Pairs(LABELS, _samples=samples), Pairs([1, 0])
-    data = load_data("GTSRB", image_size=4, n_channels=3)
+    data = load_data("GTSRB", Fit(4, 3))
     root = tmp_path / "gtsrb"
     assert sets["calls"] == [
         ("GTSRB", root, {"split": "train"}),
@@ -119,8 +121,8 @@ def test_a_set_is_downloaded_only_where_it_is_not_there(tmp_path: Path) -> None:
             raise RuntimeError("Dataset not found")
         return there(root, download=download, **arguments)
 
-    assert sources._open(there, tmp_path, {"split": "a"}) == "the set"
-    assert sources._open(missing, tmp_path, {"split": "a"}) == "the set"
+    assert named._open(there, tmp_path, {"split": "a"}) == "the set"
+    assert named._open(missing, tmp_path, {"split": "a"}) == "the set"
     assert calls == [
         {"root": tmp_path, "split": "a"},
         {"root": tmp_path, "split": "a", "download": True},
@@ -149,7 +151,7 @@ def test_a_failed_download_says_why_and_what_to_do(
         "which needs none$"
     )
     with pytest.raises(OSError, match=message):
-        sources._open(fail, tmp_path, {})
+        named._open(fail, tmp_path, {})
 
 
 def test_a_set_that_needs_another_package_says_which(tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_a_set_that_needs_another_package_says_which(tmp_path: Path) -> None:
         raise ImportError("No module named 'h5py'") if download else RuntimeError("not there")
 
     with pytest.raises(ValueError, match="^the set needs another package: No module named 'h5py'$"):
-        sources._open(fail, tmp_path, {})
+        named._open(fail, tmp_path, {})
 
 
 class Importing:
@@ -179,9 +181,9 @@ def test_torchvision_for_another_torch_is_imported_with_the_operators_it_looks_f
     importing = Importing(RuntimeError("operator torchvision::nms does not exist"))
     defined: list[str] = []
     modules = dict.fromkeys(["torch", "torchvision", "torchvision.ops.boxes", "torchvisions"])
-    monkeypatch.setattr(sources, "importlib", importing)
-    monkeypatch.setattr(sources, "sys", SimpleNamespace(modules=modules))
-    monkeypatch.setattr(sources, "_OPERATORS", SimpleNamespace(define=defined.append))
+    monkeypatch.setattr(named, "importlib", importing)
+    monkeypatch.setattr(named, "sys", SimpleNamespace(modules=modules))
+    monkeypatch.setattr(named, "_OPERATORS", SimpleNamespace(define=defined.append))
     assert import_torchvision() == "the module"
     assert importing.names == ["torchvision", "torchvision"]
     assert [*modules] == ["torch", "torchvisions"]  # half imported, they would stay so
@@ -190,6 +192,6 @@ def test_torchvision_for_another_torch_is_imported_with_the_operators_it_looks_f
 
 
 def test_any_other_error_of_torchvision_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "importlib", Importing(RuntimeError("out of memory")))
+    monkeypatch.setattr(named, "importlib", Importing(RuntimeError("out of memory")))
     with pytest.raises(RuntimeError, match="^out of memory$"):
         import_torchvision()

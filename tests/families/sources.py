@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vitft.data.sources import import_torchvision
+from vitft.data.named import import_torchvision
 
 import_torchvision()  # before timm and transformers do
 

@@ -40,6 +40,10 @@ def test_a_file_tells_all_that_an_image_needs(tmp_path: Path) -> None:
         "image_size": 12,
         "mean": [0.1, 0.2, 0.3],
         "std": [0.4, 0.5, 0.6],
+        "resize": "shortest",
+        "crop": 1.0,
+        "kernel": "bicubic",
+        "range": None,
     }
     other = load_model(path)
     assert (other.image_size, other.classes, other.facts) == (12, one.classes, one.facts)

@@ -12,12 +12,16 @@ from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 
 
+FRAMING = {"resize": "shortest", "crop": 1.0, "kernel": "bicubic", "range": None}
+
+
 def test_a_new_model_has_neutral_names_and_preprocessing() -> None:
     model = VisionTransformer(ViTConfig(**TINY, n_classes=3))
     assert model.classes == ("0", "1", "2")
     assert model.mean == model.std == (0.5, 0.5, 0.5)
     assert model.facts == {}
-    assert model.preprocessing == {"image_size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    normal = {"image_size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    assert model.preprocessing == normal | FRAMING
 
 
 def test_preprocessing_is_taken_from_a_record() -> None:
@@ -28,6 +32,7 @@ def test_preprocessing_is_taken_from_a_record() -> None:
         "image_size": 12,
         "mean": (0.0, 0.5, 1.0),
         "std": (1.0, 2.0, 3.0),
+        **FRAMING,
     }
     for name in ("mean", "std"):
         with pytest.raises(ValueError, match=r"are not for 3 channels$"):

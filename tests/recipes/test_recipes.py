@@ -178,7 +178,7 @@ def test_inspect_tells_what_a_file_holds(
 
 def test_data_lists_every_named_set(vitft: Run) -> None:
     text = vitft("data").stdout
-    assert all(name in text for name in ("shapes", "symbols", "cifar10", "FOLDER/train/CLASS"))
+    assert all(name in text for name in ("shapes", "symbols", "cifar10", "FOLDER", "TABLE"))
 
 
 def test_devices_and_precisions_are_checked() -> None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "export": "Write a base for transformers, timm or ONNX Runtime.",
     "merge": "Bake an adapter into a plain base.",
     "inspect": "Show what a base or an adapter holds.",
+    "check": "Find broken, doubled and odd images in a data set.",
     "data": "List the data sets that have a name.",
 }
 

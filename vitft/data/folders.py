@@ -1,90 +1,114 @@
-"""A folder of images in; their classes, paths and sources out."""
+"""A folder as people have it in; its image files with classes and splits out."""
 
-import re
+import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from PIL import Image
-from torch import Tensor
+from vitft.data.listing import Listing
+from vitft.data.preprocess import has_heif, is_image
+from vitft.data.tables import list_table
 
-from vitft.data.images import Images
-from vitft.data.preprocess import read_image
-
-SUFFIXES = {".bmp", ".gif", ".jfif", ".jpeg", ".jpg"}
-SUFFIXES |= {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# name of a folder, in small letters -> the split that it holds
+NAMES = {"train": "train", "test": "test"}
+NAMES |= dict.fromkeys(("val", "valid", "validation"), "validation")
 
 
-@dataclass(frozen=True)
-class FileImages:
-    """Image files; called with i it reads file i."""
+def list_folder(folder: Path) -> Listing:
+    """Return the images of a folder.
 
-    paths: list[Path]
-    fit: Callable[[Image.Image], Tensor]
-
-    def __call__(self, i: int) -> Tensor:
-        """Return image i, uint8 (C, height, width)."""
-        return read_image(self.paths[i], self.fit)
-
-
-def load_folder(
-    folder: Path, fit: Callable[[Image.Image], Tensor]
-) -> tuple[tuple[str, ...], Images]:
-    """Return the classes of a folder with CLASS/* images, and the images.
+    It holds `train` with `val`, `valid` or `validation` and/or `test` beside it, each with CLASS/*
+    images; or CLASS/* alone, which nobody has split. A metadata.csv, as Hugging Face's imagefolder
+    has it, takes the place of class folders.
 
     Raises:
-        ValueError: it or one of its classes holds no images.
+        ValueError: it or a class to train on holds no images, or a split stands there twice.
     """
-    classes = sorted(
-        path.name for path in folder.glob("*") if path.is_dir() and path.name[0] != "."
-    )
-    paths: list[Path] = []
-    labels: list[int] = []
-    sources: list[str] = []
-    for label, name in enumerate(classes):
-        found = find_images(Path(folder, name))
-        if not found:
-            raise ValueError(
-                f"{folder / name} holds no images; remove the folder or put images into it"
-            )
-        paths += found
-        labels += [label] * len(found)
-        sources += believed([source_of(path) for path in found], found)
-    if not paths:
+    if (table := folder / "metadata.csv").is_file():
+        return list_table(table)
+    inside = _folders(folder)
+    parts = [path for path in inside if path.name.lower() in NAMES]
+    splits = [NAMES[path.name.lower()] for path in parts]
+    if not parts or ("train" not in splits and len(parts) < len(inside)):
+        return _list_classes(folder, inside, "")
+    if twice := [part for part, count in Counter(splits).items() if count > 1]:
+        names = " and ".join(p.name for p in parts if NAMES[p.name.lower()] == twice[0])
+        raise ValueError(f"{folder} holds {names}, which are one split; join them")
+    listing = Listing()
+    for path, part in zip(parts, splits, strict=True):
+        table = path / "metadata.csv"
+        listing.join(
+            list_table(table, part)
+            if table.is_file()
+            else _list_classes(path, _folders(path), part)
+        )
+    if others := [path.name for path in inside if path not in parts]:
+        listing.notes.append(f"no split, so passed over: {', '.join(others[:10])}")
+    return listing
+
+
+def _list_classes(folder: Path, classes: list[Path], part: str) -> Listing:
+    listing = Listing()
+    for path in classes:
+        found = find_images(path, listing.skipped)
+        if not found and part in ("", "train"):
+            raise ValueError(f"{path} holds no images; remove the folder or put images into it")
+        listing.add(found, path.name, part)
+    loose = sum(is_image(path) for path in _files(folder))
+    if loose:
+        listing.skipped["in no class's folder"] += loose
+    if not listing.paths:
         raise ValueError(
             f"{folder} holds no images; put them into {folder}/CLASS/, a folder for each class"
         )
-    return tuple(classes), Images(FileImages(paths, fit), torch.tensor(labels), sources)
+    return listing
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Return the image files in and below a folder, sorted, none that is hidden."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+def find_images(folder: Path, skipped: Counter[str] | None = None) -> list[Path]:
+    """Return the image files in and below a folder, sorted, none that is hidden.
 
+    A name's suffix tells an image, or where it doesn't, the file's content. Linked folders are
+    followed once.
 
-def source_of(path: Path) -> str:
-    """Return what an image was cut from: TRACK for a file called TRACK_FRAME, else the file.
-
-    A date and a time, as in a phone's IMG_20240131_093000, are no track of that day.
+    Args:
+        folder: to look in.
+        skipped: counts what is no image, by suffix.
     """
-    track = re.fullmatch(r"(.*\d)_\d+", path.stem)
-    if track is None or re.search(r"(^|\D)\d{8}_\d{6,9}$", path.stem):
-        return f"{path.parent}/{path.stem}"
-    return f"{path.parent}/{track[1]}"
+    found = []
+    for path in _walk(folder, set()):
+        if is_image(path):
+            found.append(path)
+        elif skipped is not None:
+            skipped[_kind(path)] += 1
+    return sorted(found)
 
 
-def believed(sources: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """Return the sources of one class's files, or the files where the sources make no sense.
+def _kind(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix in (".heic", ".heif") and not has_heif():
+        return f"{suffix} (which pillow-heif reads: pip install pillow-heif)"
+    return suffix or "without a suffix"
 
-    They make no sense where one has nearly all files, as where names begin with the class's.
-    """
-    most = max(Counter(sources).values(), default=0)
-    return [*sources] if most <= 0.75 * len(paths) else [str(path) for path in paths]
+
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Yield the files in and below a folder, none that is hidden; every folder once."""
+    status = folder.stat()
+    if (key := (status.st_dev, status.st_ino)) in seen:
+        return
+    seen.add(key)
+    yield from _files(folder)
+    for path in _folders(folder):
+        yield from _walk(path, seen)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in _inside(folder) if path.is_dir()]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in _inside(folder) if path.is_file()]
+
+
+def _inside(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return sorted(Path(entry.path) for entry in entries if not entry.name.startswith("."))

@@ -15,6 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 MAX_BYTES = 4 * 2**30  # a set larger than this is streamed
 
 
+def listed(errors: Sequence[Exception]) -> str:
+    """Return up to ten errors in one line."""
+    return "; ".join(str(error) for error in errors[:10]) + ("; ..." if len(errors) > 10 else "")
+
+
 @dataclass(frozen=True)
 class _Chosen:
     decode: Callable[[int], Tensor]
@@ -49,6 +54,7 @@ class Images:
         decode: index -> uint8 (C, height, width).
         labels: class indices (n,).
         sources: for each image what it was cut from (a video's track, say), or its own number.
+        names: what each image is called: its file, or its own number.
         held: every image, uint8 (n, C, height, width), or features, float (n, ...); None where
             images are streamed.
         stage: the stage of a model that takes them: 0 for pixels, n for the features that its first
@@ -56,11 +62,16 @@ class Images:
     """
 
     def __init__(
-        self, decode: Callable[[int], Tensor], labels: Tensor, sources: Sequence[str] = ()
+        self,
+        decode: Callable[[int], Tensor],
+        labels: Tensor,
+        sources: Sequence[str] = (),
+        names: Sequence[str] = (),
     ) -> None:
         self.decode = decode
         self.labels = labels
         self.sources = list(sources) or [str(i) for i in range(len(labels))]
+        self.names = list(names) or [str(i) for i in range(len(labels))]
         self.held: Tensor | None = None
         self.stage = 0
 
@@ -79,6 +90,7 @@ class Images:
             _Chosen(self.decode, chosen),
             self.labels[indices.cpu()],
             [self.sources[i] for i in chosen],
+            [self.names[i] for i in chosen],
         )
         subset.stage = self.stage
         if self.held is not None:
@@ -86,26 +98,67 @@ class Images:
         return subset
 
     def to(self, device: torch.device, max_bytes: int = MAX_BYTES) -> "Images":
-        """Hold the images whole on `device` if they fit into `max_bytes`; else stay streamed."""
-        if self.held is None and len(self):
-            first = self.decode(0)
-            if len(self) * first.numel() <= max_bytes:
-                self.held = self._decoded(first)
-        if self.held is not None:
-            self.held, self.labels = self.held.to(device), self.labels.to(device)
+        """Hold the images whole on `device` if they fit into `max_bytes`; else stay streamed.
+
+        Raises:
+            ValueError: images are broken; tells how many, and names the first ten.
+        """
+        if broken := [*self._hold(device, max_bytes).values()]:
+            raise ValueError(
+                f"{len(broken)} of {len(self)} images are broken; mend or remove them, or leave "
+                f"them out with --skip-broken: {listed(broken)}"
+                if len(broken) > 1
+                else listed(broken)
+            )
         return self
 
-    def _decoded(self, like: Tensor) -> Tensor:
-        """Return every image (n, C, height, width); each is held once, in its place."""
-        held = like.new_empty(len(self), *like.shape)
+    def readable(
+        self, device: torch.device, max_bytes: int = MAX_BYTES
+    ) -> tuple["Images", list[Exception]]:
+        """Return the images that are not broken, as `to` has them, and why the others are."""
+        failures = self._hold(device, max_bytes, every=True)
+        if not failures:
+            return self, []
+        whole = [i for i in range(len(self)) if i not in failures]
+        return self.subset(torch.tensor(whole, dtype=torch.long)), [*failures.values()]
 
-        def decode(i: int) -> None:
-            held[i] = self.decode(i)
+    def _hold(
+        self, device: torch.device, max_bytes: int, *, every: bool = False
+    ) -> dict[int, Exception]:
+        """Hold the images if they fit; return those that are broken, and why.
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(decode, range(len(self))):  # raises what decoding raises
-                pass
-        return held
+        Args:
+            device: to hold them on.
+            max_bytes: what they may take.
+            every: look at each image, also where they are not held.
+        """
+        failures: dict[int, Exception] = {}
+        if self.held is None and len(self):
+            tried = (self._try(i, failures) for i in range(len(self)))
+            first = next((image for image in tried if image is not None), None)
+            held = None
+            if first is not None and len(self) * first.numel() <= max_bytes:
+                held = first.new_zeros(len(self), *first.shape)  # each image is held once
+
+            def decode(i: int) -> None:
+                if (image := self._try(i, failures)) is not None and held is not None:
+                    held[i] = image
+
+            if held is not None or every:
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    list(pool.map(decode, range(len(self))))
+            self.held = held
+        if self.held is not None:
+            self.held, self.labels = self.held.to(device), self.labels.to(device)
+        return failures
+
+    def _try(self, i: int, failures: dict[int, Exception]) -> Tensor | None:
+        """Return image i, or None where it is broken; `failures` keeps why."""
+        try:
+            return self.decode(i)
+        except (ValueError, OSError) as error:
+            failures[i] = error
+            return None
 
     def batches(
         self, order: Tensor, batch_size: int, device: torch.device

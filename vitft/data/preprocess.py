@@ -1,45 +1,249 @@
-"""An image file in, uint8 (C, height, width) out: the one way from files to pixels."""
+"""An image file in, uint8 (C, height, width) out: the one way from files to pixels.
 
-from collections.abc import Callable
+Validation, evaluation, prediction and every export take it, as `Framing` tells; it stands in the
+file of a base and of an adapter.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+import torch.nn.functional as F
+from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-BROKEN = (UnidentifiedImageError, Image.DecompressionBombError, OverflowError, MemoryError)
+# what Pillow raises of a broken file
+UNREADABLE = (
+    *(UnidentifiedImageError, Image.DecompressionBombError, OverflowError, MemoryError),
+    *(OSError, SyntaxError, ValueError),
+)
 MODES = {1: "L", 3: "RGB"}  # of Pillow, by number of channels
+RESIZES = ("shortest", "squash", "pad")
+KERNELS = {"bicubic": "", "draft-bicubic": "bicubic", "draft-bilinear": "bilinear"}  # torch's names
+SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"}
+SUFFIXES |= {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# what may be in a file whose name tells no image
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MAX_PIXELS = 178_956_970  # of a decoded image, as Pillow has it
 
 
-def to_tensor(image: Image.Image, *, image_size: int, n_channels: int) -> Tensor:
-    """Return an image as uint8 (n_channels, image_size, image_size).
-
-    It is turned upright, scaled to cover the square and cut at the centre.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        image = _eight_bits(image)
-    image = image.convert(MODES[n_channels])
-    if image.size != (image_size, image_size):
-        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(image_size, image_size, n_channels).permute(2, 0, 1).contiguous()
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Return a grey image of 16 or 32 bits or of floats, which Pillow would clip at 255, in 8 bits.
+@dataclass(frozen=True)
+class Framing:
+    """How a picture of any shape becomes a square.
 
     Raises:
-        ValueError: its values are neither those of 8 or 16 bits nor in 0..1.
+        ValueError: a value outside its range.
     """
-    sixteen = image.mode.startswith("I;16")
-    image = image if image.mode == "F" else image.convert("I")  # I;16B has no extrema
-    low, high = (float(value) for value in image.getextrema())  # type: ignore[arg-type]
-    deep = sixteen or high > 255
-    scale = 1 / 256 if deep else 255 if image.mode == "F" and high <= 1 else 1
-    if not 0 <= low <= high < 65536:
-        raise ValueError(f"its values, {low:g} to {high:g}, are not those of 8 or 16 bits")
-    return image.point(lambda value: value * scale + 0).convert("L")
+
+    # shortest: its shorter side fills the square, and the rest is cut off; squash: both sides do;
+    # pad: its longer side does, and the rest is of the mean colour
+    resize: str = "shortest"
+    crop: float = 1.0  # share of the resized picture's side that is kept, from the middle
+    # bicubic: Pillow's; draft-...: a JPEG is decoded small, but twice as large as needed at least,
+    # and torch resizes it, with antialiasing
+    kernel: str = "bicubic"
+    range: tuple[float, float] | None = None  # of the values of 16-bit and float pictures
+
+    def __post_init__(self) -> None:
+        for name, known in (("resize", RESIZES), ("kernel", tuple(KERNELS))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(known)}")
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"crop={self.crop} is not in 0 < crop <= 1")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"range={self.range} does not go from a lower to a higher value")
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Framing":
+        """Return what a record tells; what it leaves out is as in version 0.1.
+
+        Raises:
+            ValueError: it tells something else.
+        """
+        given = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
+        try:
+            given["crop"] = float(given.get("crop", 1.0))
+            if given.get("range") is not None:
+                low, high = given["range"]
+                given["range"] = (float(low), float(high))
+            return cls(**given)
+        except TypeError as error:
+            raise ValueError(f"{given} is no framing: {error}") from error
+
+
+class _Framed(Protocol):
+    image_size: int
+    framing: Framing
+    mean: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A picture in, uint8 (n_channels, image_size, image_size) out.
+
+    It is turned upright; what is transparent becomes white.
+    """
+
+    image_size: int
+    n_channels: int = 3
+    framing: Framing = Framing()
+    fill: tuple[int, ...] = (128,)  # of what is padded, a value for each channel
+
+    @classmethod
+    def of(cls, model: _Framed) -> "Fit":
+        """Return what a model's pictures go through."""
+        fill = tuple(round(255 * min(max(value, 0), 1)) for value in model.mean)
+        return cls(model.image_size, len(model.mean), model.framing, fill)
+
+    def __post_init__(self) -> None:
+        if self.n_channels not in MODES:
+            raise ValueError(
+                f"n_channels={self.n_channels} is neither 1 (grey) nor 3 (colour), as image files "
+                "have"
+            )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return the picture as a tensor.
+
+        Raises:
+            ValueError: it is too large to decode, or its values are of no known range.
+        """
+        side, mode = round(self.image_size / self.framing.crop), MODES[self.n_channels]
+        kernel = KERNELS[self.framing.kernel]
+        if kernel or image.width * image.height > MAX_PIXELS:
+            image.draft(mode, (2 * side, 2 * side))
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels are more than can be decoded")
+        image = ImageOps.exif_transpose(image)
+        if is_deep(image):
+            image = _eight_bits(image, self.framing.range)
+        image = _on_white(image).convert(mode)
+        if image.size == (self.image_size, self.image_size) and self.framing.crop == 1:
+            return _to_tensor(image).contiguous()
+        if kernel:
+            return self._cut(self._padded(self._scaled(_to_tensor(image), side, kernel), side))
+        return self._cut(_to_tensor(self._scaled_by_pillow(image, side)))
+
+    def _scaled(self, image: Tensor, side: int, kernel: str) -> Tensor:
+        """Return an image (C, height, width) scaled for a square of this side."""
+        height, width = image.shape[1:]
+        size = [side, side]
+        if self.framing.resize != "squash":
+            wanted = min if self.framing.resize == "shortest" else max
+            of = wanted(height, width)
+            size = [max(1, int(side * length / of)) for length in (height, width)]
+        scaled = F.interpolate(image[None], size=size, mode=kernel, antialias=True)
+        return scaled[0]
+
+    def _padded(self, image: Tensor, side: int) -> Tensor:
+        """Return an image with the mean colour on both sides where it does not fill the square."""
+        height, width = (max(0, side - length) for length in image.shape[1:])
+        if not height and not width:
+            return image
+        fill = torch.tensor(self._fill(), dtype=torch.uint8)
+        padded = fill[:, None, None].repeat(1, image.shape[1] + height, image.shape[2] + width)
+        top, left = height // 2, width // 2
+        padded[:, top : top + image.shape[1], left : left + image.shape[2]] = image
+        return padded
+
+    def _cut(self, image: Tensor) -> Tensor:
+        """Return the middle of an image, contiguous."""
+        top, left = (round((length - self.image_size) / 2) for length in image.shape[1:])
+        size = self.image_size
+        return image[:, top : top + size, left : left + size].contiguous()
+
+    def _scaled_by_pillow(self, image: Image.Image, side: int) -> Image.Image:
+        """Return an image that fills a square of this side, by Pillow's bicubic kernel."""
+        kernel = Image.Resampling.BICUBIC
+        if self.framing.resize == "squash":
+            return image.resize((side, side), kernel)
+        if self.framing.resize == "pad":
+            fill = self._fill() if self.n_channels > 1 else self._fill()[0]
+            return ImageOps.pad(image, (side, side), kernel, color=fill)
+        return ImageOps.fit(image, (side, side), kernel)
+
+    def _fill(self) -> tuple[int, ...]:
+        return self.fill if len(self.fill) == self.n_channels else self.fill[:1] * self.n_channels
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    """Return an image of mode L or RGB as uint8 (C, height, width), channels last in memory."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.view(image.height, image.width, -1).permute(2, 0, 1)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Return a picture as viewers show it: what is transparent on white."""
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Return whether a picture has 16 or 32 bits a pixel, or floats."""
+    return image.mode.startswith(("I", "F"))
+
+
+def heading(path: Path) -> tuple[tuple[int, int], bool] | None:
+    """Return a picture's width and height, and whether it is deep; None where it is broken."""
+    try:
+        with _opened(path) as image:
+            turned = image.getexif().get(274, 1) >= 5  # on its side
+            return image.size[::-1] if turned else image.size, is_deep(image)
+    except UNREADABLE:
+        return None
+
+
+def extremes(path: Path) -> tuple[float, float] | None:
+    """Return the lowest and highest value of a picture; None where it is broken."""
+    try:
+        with _opened(path) as image:
+            values = np.asarray(image, dtype=np.float64)
+    except UNREADABLE:
+        return None
+    return float(values.min()), float(values.max())
+
+
+def _eight_bits(image: Image.Image, span: tuple[float, float] | None) -> Image.Image:
+    """Return a grey image of 16 or 32 bits or of floats, which Pillow would clip at 255, in 8 bits.
+
+    Args:
+        image: of mode I or F.
+        span: what becomes 0 and 255; by default that of 8 or 16 bits, or 0..1 of floats.
+
+    Raises:
+        ValueError: its values are neither in `span` nor in one of these.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    low, high = float(values.min()), float(values.max())
+    if span is None:
+        deep = image.mode.startswith("I;16") or high > 255
+        if not 0 <= low <= high < 65536:
+            raise ValueError(f"its values, {low:g} to {high:g}, are not those of 8 or 16 bits")
+        scaled = values * (1 / 256 if deep else 255 if image.mode == "F" and high <= 1 else 1)
+    else:
+        if not np.isfinite(values).all():
+            raise ValueError("it has values that are not finite")
+        scaled = (values - span[0]) * (255 / (span[1] - span[0]))
+    return Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+
+
+def _opened(path: str | Path) -> Image.Image:
+    """Return an image file, opened and not yet decoded, whatever its number of pixels."""
+    has_heif()
+    try:
+        return Image.open(path)
+    except Image.DecompressionBombError:
+        try:
+            return JpegImagePlugin.JpegImageFile(path)  # which may be decoded small
+        except SyntaxError:
+            pass
+        raise
 
 
 def read_image(path: str | Path, fit: Callable[[Image.Image], Tensor]) -> Tensor:
@@ -50,9 +254,32 @@ def read_image(path: str | Path, fit: Callable[[Image.Image], Tensor]) -> Tensor
         ValueError: it is no image, or a broken one.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             return fit(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no image {path}") from None
-    except (*BROKEN, OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is no readable image ({error}); mend or remove it") from error
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a file's suffix, or where that tells nothing its content, is an image's."""
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES or (suffix in (".heic", ".heif") and has_heif()):
+        return True
+    try:
+        with Image.open(path, formats=FORMATS):
+            return True
+    except UNREADABLE:
+        return False
+
+
+@cache
+def has_heif() -> bool:
+    """Return whether pillow-heif is there, and let Pillow read .heic files if so."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True

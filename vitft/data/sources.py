@@ -1,200 +1,61 @@
-"""Data sets by name or from a folder: what `--data` says in, both splits and class names out."""
+"""What `--data` says in; a data set with its splits and class names out."""
 
-import importlib
-import os
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from tarfile import TarError
-from typing import Any
-from zipfile import BadZipFile
 
-import torch
-from PIL import Image
-from torch import Tensor
-
-from vitft.data.folders import load_folder, source_of
-from vitft.data.images import Images
-from vitft.data.preprocess import MODES, to_tensor
-from vitft.data.shapes import CLASSES as DRAWN
-from vitft.data.shapes import draw
-
-N_DRAWN = {"train": 6000, "test": 2000}
-
-# name -> (class in torchvision.datasets, arguments for the training split, for the test split)
-DATASETS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "cifar10": ("CIFAR10", {"train": True}, {"train": False}),
-    "cifar100": ("CIFAR100", {"train": True}, {"train": False}),
-    "country211": ("Country211", {"split": "train"}, {"split": "test"}),
-    "dtd": ("DTD", {"split": "train"}, {"split": "test"}),
-    "emnist": (
-        "EMNIST",
-        {"split": "balanced", "train": True},
-        {"split": "balanced", "train": False},
-    ),
-    "fashionmnist": ("FashionMNIST", {"train": True}, {"train": False}),
-    "fgvcaircraft": ("FGVCAircraft", {"split": "trainval"}, {"split": "test"}),
-    "flowers102": ("Flowers102", {"split": "train"}, {"split": "test"}),
-    "food101": ("Food101", {"split": "train"}, {"split": "test"}),
-    "gtsrb": ("GTSRB", {"split": "train"}, {"split": "test"}),
-    "imagenette": ("Imagenette", {"split": "train"}, {"split": "val"}),
-    "kmnist": ("KMNIST", {"train": True}, {"train": False}),
-    "mnist": ("MNIST", {"train": True}, {"train": False}),
-    "oxfordiiitpet": ("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}),
-    "pcam": ("PCAM", {"split": "train"}, {"split": "test"}),
-    "qmnist": ("QMNIST", {"what": "train"}, {"what": "test"}),
-    "renderedsst2": ("RenderedSST2", {"split": "train"}, {"split": "test"}),
-    "stl10": ("STL10", {"split": "train"}, {"split": "test"}),
-    "svhn": ("SVHN", {"split": "train"}, {"split": "test"}),
-    "usps": ("USPS", {"train": True}, {"train": False}),
-}
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """A data set with its two splits."""
-
-    name: str
-    classes: tuple[str, ...]
-    train: Images
-    test: Images
+from vitft.data.folders import list_folder
+from vitft.data.listing import ImageSet, Listing
+from vitft.data.named import load_named
+from vitft.data.preprocess import Fit
+from vitft.data.tables import SUFFIXES, list_table
 
 
 def load_data(
-    data: str, *, image_size: int = 32, n_channels: int = 3, only_test: bool = False
+    data: str,
+    fit: Fit = Fit(32),  # noqa: B008 (frozen)
+    *,
+    test_fraction: float | None = None,
+    source_pattern: str | None = None,
 ) -> ImageSet:
     """Return the set that `data` names.
 
-    It names one of DATASETS, one drawn by the program, or a folder with train/CLASS and test/CLASS.
-    Images of another size are scaled to cover `image_size` and cut at the centre. With `only_test`,
-    a folder's training split may be missing, and is empty.
+    It names one of DATASETS, one drawn by the program, a folder (see `list_folder`) or a table (see
+    `list_table`).
+
+    Args:
+        data: the name, folder or table.
+        fit: makes a square of a picture. That of the set also knows the range of 16-bit pictures.
+        test_fraction: share of each class to hold out where there is no test split; see
+            `Listing.image_set`.
+        source_pattern: what names the source of a file; see `Listing.sources`.
 
     Raises:
-        ValueError: unknown name, or a folder without images, with other classes in its two
-            splits, or a broken image.
+        ValueError: unknown name; a folder or table that doesn't hold what it needs; an option that
+            does not suit it.
         OSError: a named set is neither there nor could be downloaded.
     """
-    if n_channels not in MODES:
-        raise ValueError(f"{n_channels=} is neither 1 (grey) nor 3 (colour), as image files have")
-    fit = partial(to_tensor, image_size=image_size, n_channels=n_channels)
-    if data in DRAWN:
-        return _load_drawn(data, fit)
-    if data.lower() in DATASETS:
-        return _load_torchvision(data.lower(), fit)
-    if not Path(data).is_dir():
-        known = ", ".join([*DRAWN, *DATASETS])
-        raise ValueError(f"unknown data set {data}: neither a folder nor one of {known}")
-    if only_test:
-        classes, test = load_folder(Path(data, "test"), fit)
-        return ImageSet(Path(data).name, classes, test.subset(torch.arange(0)), test)
-    classes, train = load_folder(Path(data, "train"), fit)
-    test_classes, test = load_folder(Path(data, "test"), fit)
-    if only := sorted(set(classes) ^ set(test_classes)):
-        where = "train" if only[0] in classes else "test"
-        raise ValueError(
-            f"{data}: class {only[0]} stands only in {where}; "
-            "both splits need the same class folders"
-        )
-    return ImageSet(Path(data).name, classes, train, test)
+    path = Path(data)
+    if not is_files(data):
+        for name, value in (("test-fraction", test_fraction), ("source-pattern", source_pattern)):
+            if value is not None:
+                raise ValueError(f"--{name} is for folders and tables; {data} is neither")
+        return load_named(data, fit)
+    listing = list_data(data)
+    name = path.resolve().name if path.is_dir() else path.stem
+    return listing.image_set(name, fit, test_fraction=test_fraction, source_pattern=source_pattern)
 
 
-def data_folder() -> Path:
-    """Return the folder of named sets: $VITFT_DATA, or `vitft` in the platform's cache folder."""
-    from platformdirs import user_cache_path
+def list_data(data: str) -> Listing:
+    """Return the image files of a folder or table.
 
-    return Path(os.environ.get("VITFT_DATA") or user_cache_path("vitft"))
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    pixels: Any  # uint8 (n, height, width, C)
-    fit: Callable[[Image.Image], Tensor]
-
-    def __call__(self, i: int) -> Tensor:
-        return self.fit(Image.fromarray(self.pixels[i]))
-
-
-@dataclass(frozen=True)
-class _Items:
-    dataset: Any
-    fit: Callable[[Image.Image], Tensor]
-
-    def __call__(self, i: int) -> Tensor:
-        return self.fit(self.dataset[i][0])
-
-
-def _load_drawn(name: str, fit: Callable[[Image.Image], Tensor]) -> ImageSet:
-    def images(seed: int, n: int) -> Images:
-        pixels, labels = draw(name, n, seed=seed)
-        return Images(_Drawn(pixels.permute(0, 2, 3, 1).numpy(), fit), labels)
-
-    return ImageSet(name, DRAWN[name], images(0, N_DRAWN["train"]), images(1, N_DRAWN["test"]))
-
-
-def _load_torchvision(name: str, fit: Callable[[Image.Image], Tensor]) -> ImageSet:
-    class_name, *splits = DATASETS[name]
-    root = data_folder() / name
-    train, test = (
-        _open(getattr(import_torchvision().datasets, class_name), root, split) for split in splits
-    )
-    labels = [torch.tensor(_labels(dataset)) for dataset in (train, test)]
-    names = getattr(train, "classes", None) or range(int(labels[0].max()) + 1)
-    classes = tuple(str(name if isinstance(name, (str, int)) else name[0]) for name in names)
-    samples = getattr(train, "_samples", None) or ()
-    sources = [source_of(Path(path)) for path, _ in samples if isinstance(path, (str, Path))]
-    images = Images(_Items(train, fit), labels[0], sources)
-    return ImageSet(name, classes, images, Images(_Items(test, fit), labels[1]))
-
-
-def import_torchvision() -> Any:
-    """Return torchvision, also where its compiled operators were built for another torch.
-
-    Data sets need none of them.
+    Raises:
+        ValueError: it is neither, or doesn't hold what it needs.
     """
-    try:
-        return importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    for operator in ("nms", "qnms"):
-        _OPERATORS.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return importlib.import_module("torchvision")
+    if not is_files(data):
+        raise ValueError(f"{data} is neither a folder nor a CSV, TSV or Parquet file")
+    return list_folder(Path(data)) if Path(data).is_dir() else list_table(Path(data))
 
 
-# what it defines lasts as long as it does
-_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
-
-
-def _open(dataset: Callable[..., Any], root: Path, arguments: dict[str, Any]) -> Any:
-    """Return a torchvision data set that is under `root`, downloaded where it is not."""
-    try:
-        return dataset(root, **arguments)  # there already: ask no network
-    except (RuntimeError, OSError):
-        pass
-    try:
-        return dataset(root, download=True, **arguments)
-    except ImportError as error:
-        raise ValueError(f"the set needs another package: {error}") from error
-    except (RuntimeError, OSError, EOFError, BadZipFile, TarError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise OSError(
-            f"could not download to {root} ({reason}); put the files there on a machine "
-            "with a network, or use --data FOLDER with train/CLASS and test/CLASS, "
-            "or --data shapes, which needs none"
-        ) from error
-
-
-def _labels(dataset: Any) -> list[int]:
-    for name in ("targets", "labels", "_labels"):
-        if (labels := getattr(dataset, name, None)) is not None:
-            labels = torch.as_tensor(labels).long()
-            if labels.ndim == 2:  # QMNIST's have 8 columns, the class first
-                labels = labels[:, 0]
-            return labels.tolist()
-    if samples := getattr(dataset, "_samples", None):
-        return [label for _, label in samples]
-    return [int(dataset[i][1]) for i in range(len(dataset))]
+def is_files(data: str) -> bool:
+    """Return whether `data` is a folder or table, not a name."""
+    path = Path(data)
+    return path.is_dir() or (path.suffix.lower() in SUFFIXES and path.is_file())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitft.data.sources import import_torchvision
+from vitft.data.named import import_torchvision
 from vitft.families.rename import translate
 from vitft.model.vit import VisionTransformer
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vitft.data.preprocess import Framing
 from vitft.families.architectures import describe_architecture
 from vitft.families.huggingface import CLIP_MEAN, CLIP_STD, HALF, KINDS, Kind, describe_huggingface
 from vitft.families.originals import describe_original
@@ -56,6 +57,33 @@ def statistics(
     return tuple(map(float, mean)), tuple(map(float, std))
 
 
+def framing(source: Source) -> Framing:
+    """Return how the source makes a square of a picture; a JPEG may be decoded small first.
+
+    What it does not tell is: the shorter side fills the square, all of it, by a bicubic kernel.
+    """
+    processor, pretrained = source.preprocessing, source.config.get("pretrained_cfg") or {}
+    clip = source.open_clip.get("preprocess_cfg") or {}
+    resize, crop = "shortest", 1.0
+    size, cut = processor.get("size") or {}, processor.get("crop_size") or {}
+    size, cut = (x if isinstance(x, dict) else {"shortest_edge": x} for x in (size, cut))
+    if "height" in size:
+        resize = "squash"
+    if processor.get("do_center_crop", bool(cut)) and cut:
+        whole = size.get("shortest_edge") or size.get("height")
+        side = cut.get("height") or cut.get("shortest_edge")
+        crop = side / whole if side and whole else 1.0
+    told = str(pretrained.get("crop_mode") or clip.get("resize_mode"))
+    resize = {
+        **{"center": "shortest", "border": "pad"},  # timm's names
+        **{"shortest": "shortest", "squash": "squash", "longest": "pad"},  # open_clip's
+    }.get(told, resize)
+    crop = float(pretrained.get("crop_pct") or crop)
+    by = processor.get("resample") or pretrained.get("interpolation") or clip.get("interpolation")
+    kernel = "draft-bilinear" if by in (2, "bilinear") else "draft-bicubic"
+    return Framing(resize=resize, crop=min(crop, 1.0), kernel=kernel)
+
+
 def _usual(source: Source, family: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and deviation of a family's images."""
     architecture = str(source.config.get("architecture"))
@@ -69,7 +97,7 @@ def _usual(source: Source, family: str) -> tuple[tuple[float, ...], tuple[float,
 
 def facts(source: Source, family: str) -> dict[str, Any]:
     """Return what a converted file tells of its source."""
-    processor, pretrained = source.preprocessing, source.config.get("pretrained_cfg") or {}
+    pretrained = source.config.get("pretrained_cfg") or {}
     found = {
         "source": source.name,
         "family": family,
@@ -78,8 +106,5 @@ def facts(source: Source, family: str) -> dict[str, Any]:
         "checksum": source.checksum,
         "config": source.config or None,
         "layout": {k: [str(t.dtype)[6:], *t.shape] for k, t in source.tensors.items()},
-        "size": processor.get("size") or pretrained.get("input_size"),
-        "crop": processor.get("crop_size") or pretrained.get("crop_pct"),
-        "kernel": processor.get("resample") or pretrained.get("interpolation"),
     }
     return {key: value for key, value in found.items() if value is not None}

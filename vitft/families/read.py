@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitft.families.describe import class_names, describe, facts, statistics
+from vitft.families.describe import class_names, describe, facts, framing, statistics
 from vitft.families.names import FAMILIES
 from vitft.families.rename import rename
 from vitft.families.source import read_source
@@ -41,6 +41,7 @@ def read_foreign(path: str | Path) -> VisionTransformer:
     classes = class_names(source, model.head.out_features)
     model.classes = classes or model.classes
     model.mean, model.std = statistics(source, family, model.config.n_channels)
+    model.framing = framing(source)
     model.facts = facts(source, family)
     return model.requires_grad_().eval()
 

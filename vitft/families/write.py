@@ -27,6 +27,8 @@ CLASSIFIERS = {
     ),
 }
 
+CROP_MODES = {"shortest": "center", "squash": "squash", "pad": "border"}  # timm's names
+
 
 def write_source(model: VisionTransformer, folder: Path, library: str) -> None:
     """Write the model as a folder of the library that it was converted from.
@@ -145,23 +147,31 @@ def _timm_entries(model: VisionTransformer, config: dict[str, Any]) -> dict[str,
             "input_size": [model.config.n_channels, size, size],
             "mean": [*model.mean],
             "std": [*model.std],
-            "crop_pct": 1.0,
-            "crop_mode": "center",
-            "interpolation": "bicubic",
+            "crop_pct": model.framing.crop,
+            "crop_mode": CROP_MODES[model.framing.resize],
+            "interpolation": model.framing.kernel.removeprefix("draft-"),
             "num_classes": n,
         },
     }
 
 
 def _processor(model: VisionTransformer) -> dict[str, Any]:
-    side = {"height": model.image_size, "width": model.image_size}
+    """Return the preprocessor_config.json that prepares images as we do.
+
+    Raises:
+        ValueError: transformers has no processor that pads.
+    """
+    framing, whole = model.framing, round(model.image_size / model.framing.crop)
+    if framing.resize == "pad":
+        raise ValueError("transformers has no image processor that pads; use another --resize")
+    squash = framing.resize == "squash"
     return {
         "image_processor_type": "BitImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": model.image_size},
+        "size": {"height": whole, "width": whole} if squash else {"shortest_edge": whole},
         "do_center_crop": True,
-        "crop_size": side,
-        "resample": 3,
+        "crop_size": {"height": model.image_size, "width": model.image_size},
+        "resample": 2 if framing.kernel.endswith("bilinear") else 3,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -72,7 +72,8 @@ def load_model(source: str | Path) -> VisionTransformer:
     try:
         config = ViTConfig(**metadata["config"])
         classes = tuple(str(name) for name in metadata["classes"])
-        mean, std = (tuple(map(float, metadata["preprocessing"][key])) for key in ("mean", "std"))
+        prepared = metadata["preprocessing"]
+        mean, std = (tuple(map(float, prepared[key])) for key in ("mean", "std"))
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: its metadata is not what this vitft writes ({error})") from error
     if not len(mean) == len(std) == config.n_channels or len(classes) != config.n_classes:
@@ -91,9 +92,9 @@ def load_model(source: str | Path) -> VisionTransformer:
             raise ValueError(f"{path}: tensor {name} has values that are not finite")
     tensors = {n: t.to(expected[n].dtype) for n, t in tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
-    model.classes, model.mean, model.std = classes, mean, std
+    model.classes = classes
     model.facts = dict(metadata.get("facts", {}))
-    model.resize(int(metadata["preprocessing"].get("image_size", config.image_size)))
+    model.preprocessing = {"image_size": config.image_size, **prepared}
     return model.requires_grad_().eval()
 
 

@@ -6,12 +6,14 @@ Shapes, here and everywhere: `B` batch, `C` channels, `N` tokens, `D` dim, `H` h
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vitft.data.preprocess import Framing
 from vitft.model.blocks import Block
 from vitft.model.config import ViTConfig
 from vitft.model.patches import ConvEmbed, PatchEmbed
@@ -29,6 +31,7 @@ class VisionTransformer(nn.Module):
         classes: a name for each logit.
         mean, std: per channel, for pixels in 0..1; what `normalize` uses.
         image_size: side of the images that `forward` takes now, in pixels; see `resize`.
+        framing: how a picture of any shape becomes such an image.
         facts: what else its file tells: source, licence, how images are to be resized.
     """
 
@@ -38,6 +41,7 @@ class VisionTransformer(nn.Module):
         self.image_size = config.image_size
         self.classes = tuple(str(i) for i in range(config.n_classes))
         self.mean = self.std = (0.5,) * config.n_channels
+        self.framing = Framing()
         self.facts: dict[str, Any] = {}
         dim, special = config.dim, config.special_tokens
         sizes = {"patch_size": config.patch_size, "n_channels": config.n_channels, "dim": dim}
@@ -108,8 +112,9 @@ class VisionTransformer(nn.Module):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What an image needs before the model: image_size, and mean and std for each channel."""
-        return {"image_size": self.image_size, "mean": self.mean, "std": self.std}
+        """What an image needs before the model: image_size, mean and std by channel, framing."""
+        normal = {"image_size": self.image_size, "mean": self.mean, "std": self.std}
+        return normal | asdict(self.framing)
 
     @preprocessing.setter
     def preprocessing(self, record: Mapping[str, Any]) -> None:
@@ -124,8 +129,9 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"mean={mean} and std={std} are not for {self.config.n_channels} channels"
             )
+        framing = Framing.of(record)
         self.resize(image_size)
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.framing = mean, std, framing
 
     def positions(self) -> Tensor:
         """Return the position embedding for images of `image_size`: (1, prefix + N, D)."""

@@ -66,7 +66,7 @@ def confusion(classes: Sequence[str], counts: Tensor) -> str:
     )
 
 
-def per_class(classes: Sequence[str], counts: Tensor) -> str:
+def per_class(classes: Sequence[str], counts: Tensor, split: str = "test") -> str:
     """Draw a bar a class, the hardest first, from counts (n_classes, n_classes)."""
     from matplotlib.figure import Figure
 
@@ -76,7 +76,7 @@ def per_class(classes: Sequence[str], counts: Tensor) -> str:
     figure = Figure(figsize=(10.7, 0.24 * height + 0.1), layout="constrained")
     for axes, some in zip(figure.subplots(1, 2), (order[:height], order[height:]), strict=True):
         found = zip(shares[some].tolist(), totals[some].tolist(), strict=True)
-        texts = [f"{share:.1%} of {n:,}" if n else "no test image" for share, n in found]
+        texts = [f"{share:.1%} of {n:,}" if n else f"no {split} image" for share, n in found]
         behind = axes.barh(range(len(some)), 1, 0.4, color=GREY, alpha=0.25)
         axes.bar_label(behind, texts, padding=5)
         axes.barh(range(len(some)), shares[some].numpy(), 0.4, color=COOL)
@@ -98,20 +98,24 @@ def _png(image: Tensor) -> str:
 
 
 def mistakes(
-    classes: Sequence[str], image: Callable[[int], Tensor], labels: Tensor, probabilities: Tensor
+    classes: Sequence[str],
+    image: Callable[[int], Tensor],
+    labels: Tensor,
+    probabilities: Tensor,
+    split: str = "test",
 ) -> str:
     """Return the misclassified images that the model was surest of."""
     sure, predicted = probabilities.max(1)
     wrong = (predicted != labels).nonzero().flatten()
     if not len(wrong):
-        return f"<h2>Mistakes</h2><p>None among {len(labels):,} test images.</p>"
+        return f"<h2>Mistakes</h2><p>None among {len(labels):,} {split} images.</p>"
     figures = ""
     for i in wrong[sure[wrong].argsort(descending=True, stable=True)][:N_MISTAKES].tolist():
         names = f"{classes[int(labels[i])]} → {classes[int(predicted[i])]}"
         figures += f'<figure><img src="{_png(image(i))}" alt="">'
         figures += f"<figcaption>{escape(names)} {float(sure[i]):.0%}</figcaption></figure>"
     return (
-        f"<h2>The surest mistakes</h2><p>{len(wrong):,} of {len(labels):,} test images are wrongly "
-        "classified; shown as true → predicted class, with the probability of the latter.</p>"
+        f"<h2>The surest mistakes</h2><p>{len(wrong):,} of {len(labels):,} {split} images are "
+        "wrongly classified; shown as true → predicted class, with the latter's probability.</p>"
         f'<div class="grid" style="--w: 124px">{figures}</div>'
     )

@@ -56,15 +56,17 @@ def write_report(
     image: Callable[[int], Tensor],
     labels: Tensor,
     probabilities: Tensor,
+    split: str = "test",
 ) -> None:
     """Write one HTML file that tells how a run went, replacing `path` at once or not at all.
 
     Args:
         facts: what summary.json holds; `*_accuracy` and `*_share` lie in 0..1.
         history: a row an epoch: epoch, train_loss, val_loss, val_accuracy, lr; may be empty.
-        image: gives image i of the test split, uint8 (C, height, width).
+        image: gives image i of the split, uint8 (C, height, width).
         labels: its true classes, (n,).
         probabilities: the model's, (n, n_classes).
+        split: what the images are: "test" or "validation".
     """
     from matplotlib import style
 
@@ -77,5 +79,6 @@ def write_report(
     with warnings.catch_warnings(), style.context(LOOK, after_reset=True):
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser will have it
         body = _facts(facts) + curves(history) + confusion(classes, counts)
-        body += per_class(classes, counts) + mistakes(classes, image, labels, probabilities)
+        body += per_class(classes, counts, split)
+        body += mistakes(classes, image, labels, probabilities, split)
     write_page(path, title, body)

@@ -84,14 +84,15 @@ def evaluate(
     """
     batch_size = batch_size or suitable_batch(model)
     order, device = torch.arange(len(images)), next(model.parameters()).device
-    probabilities, labels, losses = [], [], []
+    probabilities = [torch.empty(0, model.head.out_features)]
+    labels, losses = [images.labels[:0].cpu()], [torch.empty(0)]
     with evaluating(model):
         for batch, batch_labels in images.batches(order, batch_size, device):
             logits = compute(model, batch, stage=images.stage, bf16=bf16).float()
-            probabilities.append(task.predict(logits))
-            labels.append(batch_labels)
-            losses.append(task.loss(logits, task.targets(batch_labels, logits.shape[1])))
-    return Evaluation(*(torch.cat(found).cpu() for found in (probabilities, labels, losses)))
+            probabilities.append(task.predict(logits).cpu())
+            labels.append(batch_labels.cpu())
+            losses.append(task.loss(logits, task.targets(batch_labels, logits.shape[1])).cpu())
+    return Evaluation(*(torch.cat(found) for found in (probabilities, labels, losses)))
 
 
 def suitable_batch(model: VisionTransformer) -> int:

@@ -1,0 +1,87 @@
+"""What `vitft check` finds: counts, broken, doubled, one-coloured and uneven."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import Run
+from vitft.data.check import check
+from vitft.data.folders import list_folder
+from vitft.data.preprocess import Fit
+from vitft.data.sources import load_data
+
+
+def picture(seed: int, size: int = 64) -> Image.Image:
+    """Return a picture like no other."""
+    small = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """Return a set of 12 and 2 different pictures with one of every kind of fault."""
+    for i in range(12):
+        path = tmp_path / "train" / "many" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i).save(path)
+    for part, i in (("train", 100), ("test", 101)):
+        path = tmp_path / part / "few" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i).save(path)
+    (tmp_path / "test" / "many").mkdir()
+    shutil.copy(tmp_path / "train/many/3.png", tmp_path / "test/many/again.png")
+    picture(5).resize((90, 90)).save(tmp_path / "test/many/near.jpg", quality=80)
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(tmp_path / "train/many/black.png")
+    start = (tmp_path / "train/many/1.png").read_bytes()[:300]
+    (tmp_path / "train/many/cut.png").write_bytes(start)
+    (tmp_path / "train/many/notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_every_fault_is_found_in_one_run(odd: Path) -> None:
+    found = check(list_folder(odd))
+    assert found.counts == {
+        ("many", "train"): 14,
+        ("few", "train"): 1,
+        ("few", "test"): 1,
+        ("many", "test"): 2,
+    }
+    assert [path.name for path in found.broken] == ["cut.png"]
+    assert [path.name for path in found.plain] == ["black.png"]
+    (exact,), (near,) = found.exact, found.near
+    assert {path.name for path in exact.paths} == {"3.png", "again.png"}
+    assert {path.name for path in near.paths} == {"5.png", "near.jpg"}
+    assert exact.across
+    assert near.across
+    assert exact.labels == ("many", "many")
+
+
+def test_it_is_told_to_people_and_to_programs(odd: Path, vitft: Run) -> None:
+    text = vitft("check", odd).stdout
+    for told in (
+        "few             1           1",
+        "all            15           3",
+        "uneven          few has 2 images, many 16",
+        "sizes           64x64 in the middle, from 64x64 to 90x90",
+        "passed over     1 .txt",
+        "broken          1\n",
+        "one colour      1\n",
+        "twice           1, 1 of them in two splits, where they make accuracy look better\n",
+        "nearly twice    1, 1 of them in two splits",
+    ):
+        assert told in text
+    found = json.loads(vitft("check", odd, "--json").stdout)
+    assert found["counts"] == {"few": {"test": 1, "train": 1}, "many": {"test": 2, "train": 14}}
+    assert found["passed_over"] == {".txt": 1}
+    assert [len(found[key]) for key in ("broken", "one_colour", "exact", "near")] == [1, 1, 1, 1]
+    assert "neither a folder nor a CSV" in vitft("check", odd / "gone", code=2).stderr
+
+
+def test_training_says_what_it_will_be_tested_on_twice(odd: Path) -> None:
+    notes = load_data(str(odd), Fit(64)).notes
+    (note,) = (note for note in notes if "to the bit" in note)
+    assert note.startswith("1 images to validate or test with stand in train too")

@@ -1,0 +1,239 @@
+"""Image files with labels and splits in, none of them read yet; an `ImageSet` out."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import compress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vitft.data.images import Images
+from vitft.data.measure import fit_to, shared
+from vitft.data.preprocess import Fit, read_image
+from vitft.data.split import split
+
+SPLITS = ("train", "validation", "test")
+TEST_FRACTION = 0.2  # of images that nobody has split
+TEST_SEED = 0  # one test split for every run, whatever its seed
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set with its splits, of which validation and test may be empty.
+
+    Attributes:
+        fit: what its pictures go through.
+        notes: what a person should know of it, a line each.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    fit: Fit
+    train: Images
+    validation: Images
+    test: Images
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, name: str, classes: Sequence[str], fit: Fit, train: Images, test: Images
+    ) -> "ImageSet":
+        """Return a set that comes without a validation split."""
+        return cls(name, tuple(classes), fit, train, train.subset(torch.arange(0)), test)
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Image files; called with i it reads file i."""
+
+    paths: list[Path]
+    fit: Fit
+
+    def __call__(self, i: int) -> Tensor:
+        """Return image i, uint8 (C, height, width)."""
+        return read_image(self.paths[i], self.fit)
+
+
+@dataclass
+class Listing:
+    """Image files, their classes, and the split of each: "" where nobody has split them.
+
+    Attributes:
+        skipped: how many files were passed over, by the reason.
+        notes: what else was passed over.
+    """
+
+    paths: list[Path] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, paths: Sequence[Path], label: str, split: str) -> None:
+        """Add files of one class and split."""
+        self.paths += paths
+        self.labels += [label] * len(paths)
+        self.splits += [split] * len(paths)
+
+    def join(self, other: "Listing") -> None:
+        """Add what another holds."""
+        self.paths += other.paths
+        self.labels += other.labels
+        self.splits += other.splits
+        self.skipped += other.skipped
+        self.notes += other.notes
+
+    def image_set(
+        self,
+        name: str,
+        fit: Fit,
+        *,
+        test_fraction: float | None = None,
+        source_pattern: str | None = None,
+    ) -> ImageSet:
+        """Return the files as a set; a test split is drawn where there is none.
+
+        Args:
+            name: of the set.
+            fit: makes a tensor of a picture.
+            test_fraction: share of each class to test with; by default TEST_FRACTION of images that
+                nobody has split, and none where only validation is given.
+            source_pattern: see `sources_of`.
+
+        Raises:
+            ValueError: a class has no training images, or `test_fraction` is not in 0..1 or not
+                needed.
+        """
+        known = {*self.labels}
+        trained = [part in ("", "train") for part in self.splits]
+        learned = {*compress(self.labels, trained)} or known
+        if only := sorted(known - learned):
+            part = self.splits[self.labels.index(only[0])]
+            raise ValueError(
+                f"{name}: class {only[0]} stands only in {part}; put images of it into train, or "
+                "remove it"
+            )
+        classes = sorted(known)
+        fit, notes = fit_to(fit, [*compress(self.paths, trained)] or self.paths)
+        numbers = torch.tensor([classes.index(label) for label in self.labels], dtype=torch.long)
+        images = Images(
+            FileImages(self.paths, fit),
+            numbers,
+            self.sources(source_pattern),
+            [str(path) for path in self.paths],
+        )
+        where = {part: self._indices(part) for part in SPLITS}
+        parts = {part: images.subset(indices) for part, indices in where.items()}
+        if test_fraction is not None and len(parts["test"]):
+            raise ValueError(f"{name} has a test split, so --test-fraction has nothing to do")
+        fraction = test_fraction
+        if fraction is None:
+            fraction = TEST_FRACTION if "" in self.splits else 0.0
+        if fraction and not len(parts["test"]):
+            parts["train"], parts["test"] = held_out(parts["train"], fraction)
+        notes = [*self._lines(classes, parts), *notes]
+        unseen = [*parts["validation"].names, *parts["test"].names]
+        if twice := shared(unseen, parts["train"].names):
+            notes.append(
+                f"{len(twice)} images to validate or test with stand in train too, to the bit, so "
+                "accuracy will look better than it is; vitft check lists them"
+            )
+        return ImageSet(name, tuple(classes), fit, **parts, notes=tuple(notes))
+
+    def sources(self, pattern: str | None = None) -> list[str]:
+        """Return for each file what it was cut from, where that makes sense, else itself.
+
+        Args:
+            pattern: a regular expression whose first group, found in a path, is the source; by
+                default see `source_of`.
+
+        Raises:
+            ValueError: the pattern is no regular expression with a group.
+        """
+        if pattern is not None:
+            return [_matched(_compiled(pattern), path) for path in self.paths]
+        found = [source_of(path) for path in self.paths]
+        groups: dict[tuple[str, str], list[int]] = {}
+        for i, key in enumerate(zip(self.labels, self.splits, strict=True)):
+            groups.setdefault(key, []).append(i)
+        for group in groups.values():
+            kept = believed([found[i] for i in group], [self.paths[i] for i in group])
+            for i, source in zip(group, kept, strict=True):
+                found[i] = source
+        return found
+
+    def _indices(self, part: str) -> Tensor:
+        wanted = ("", "train") if part == "train" else (part,)
+        return torch.tensor([i for i, s in enumerate(self.splits) if s in wanted]).long()
+
+    def _lines(self, classes: Sequence[str], parts: dict[str, Images]) -> list[str]:
+        """Return what a person should know: what was passed over, what was split, what lacks."""
+        lines = [*self.notes]
+        if n := self.skipped.total():
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common(5))
+            lines.append(f"{n} {'file is' if n == 1 else 'files are'} passed over: {kinds}")
+        if "" in self.splits and len(parts["test"]):
+            lines.append(
+                f"nobody has split these images: {len(parts['test'])} of {len(self.paths)} are "
+                "held out to test with, the same in every run"
+            )
+        counts = parts["test"].labels.bincount(minlength=len(classes)).tolist()
+        missing = [name for name, n in zip(classes, counts, strict=True) if not n]
+        if missing and len(parts["test"]):
+            more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+            lines.append(f"no test image of {', '.join(missing[:10])}{more}")
+        return lines
+
+
+def held_out(images: Images, fraction: float) -> tuple[Images, Images]:
+    """Return images to train on and to test with; a `fraction` of 1 tests with all.
+
+    Raises:
+        ValueError: `fraction` is not in 0..1.
+    """
+    if fraction == 1:
+        return images.subset(torch.arange(0)), images
+    if not 0 <= fraction < 1:
+        raise ValueError(f"test_fraction={fraction} is not in 0 <= test_fraction <= 1")
+    return split(images, fraction=fraction, seed=TEST_SEED)
+
+
+def source_of(path: Path) -> str:
+    """Return what an image was cut from: TRACK for a file called TRACK_FRAME, else the file.
+
+    A date and a time, as in a phone's IMG_20240131_093000, are no track of that day.
+    """
+    track = re.fullmatch(r"(.*\d)_\d+", path.stem)
+    if track is None or re.search(r"(^|\D)\d{8}_\d{6,9}$", path.stem):
+        return f"{path.parent}/{path.stem}"
+    return f"{path.parent}/{track[1]}"
+
+
+def believed(sources: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """Return the sources of one class's files, or the files where the sources make no sense.
+
+    They make no sense where one has nearly all files, as where names begin with the class's.
+    """
+    most = max(Counter(sources).values(), default=0)
+    return [*sources] if most <= 0.75 * len(paths) else [str(path) for path in paths]
+
+
+def _compiled(pattern: str) -> "re.Pattern[str]":
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"source_pattern={pattern!r} is no regular expression: {error}") from error
+    if not compiled.groups:
+        raise ValueError(
+            f"source_pattern={pattern!r} has no group; put brackets around what names a source, "
+            "as in '(patient[0-9]+)_'"
+        )
+    return compiled
+
+
+def _matched(pattern: "re.Pattern[str]", path: Path) -> str:
+    found = pattern.search(path.as_posix())
+    return str(path) if found is None or found[1] is None else found[1]

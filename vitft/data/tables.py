@@ -1,0 +1,88 @@
+"""A table of image files in, CSV, TSV or Parquet; its files with classes and splits out."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vitft.data.listing import SPLITS, Listing
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+PATH = ("path", "file_name")  # the latter is Hugging Face's
+LABEL = ("label", "labels")
+NAMES = {part: part for part in SPLITS} | {"val": "validation", "valid": "validation", "": ""}
+
+
+def list_table(file: Path, part: str = "") -> Listing:
+    """Return the images that a table names.
+
+    Its columns are path (or file_name), beside the table where it is not absolute; label; and,
+    where it is wanted, split: train, val, valid, validation or test.
+
+    Args:
+        file: .csv, .tsv or .parquet.
+        part: the split of rows that tell none.
+
+    Raises:
+        ValueError: no such table, a column or value is missing or unknown, or files are missing.
+    """
+    rows = _rows(file)
+    path_key, label_key = (_column(file, rows, names) for names in (PATH, LABEL))
+    listing = Listing()
+    for number, row in enumerate(rows, start=1):
+        name, label = row[path_key], row[label_key]
+        if not name or not label:
+            raise ValueError(f"{file}: row {number} lacks its {label_key if name else path_key}")
+        if "|" in label:
+            raise ValueError(f"{file}: row {number} has several labels, {label}; one is possible")
+        given = row.get("split", "").lower()
+        if given not in NAMES:
+            raise ValueError(
+                f"{file}: row {number} is of split {given!r}, not {', '.join(SPLITS)} or val"
+            )
+        listing.add([file.parent / name], label, NAMES[given] or part)
+    if missing := [path for path in listing.paths if not path.is_file()]:
+        names = ", ".join(str(path) for path in missing[:10])
+        more = ", ..." if len(missing) > 10 else ""
+        raise ValueError(f"{file}: {len(missing)} of its files are missing: {names}{more}")
+    return listing
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    try:
+        found = _read_parquet(file) if file.suffix.lower() == ".parquet" else _read_text(file)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} is no readable table ({error})") from error
+    if not found:
+        raise ValueError(f"{file} has no rows")
+    return [
+        {str(key or "").strip().lower(): _text(value) for key, value in row.items()}
+        for row in found
+    ]
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _read_text(file: Path) -> Sequence[Mapping[str, object]]:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        head = lines.readline()
+        lines.seek(0)
+        separator = max("\t,;", key=head.count)
+        return list(csv.DictReader(lines, delimiter=separator))
+
+
+def _read_parquet(file: Path) -> Sequence[Mapping[str, object]]:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError("Parquet needs pyarrow; install vitft[parquet]") from error
+    rows: list[dict[str, object]] = pyarrow.parquet.read_table(file).to_pylist()
+    return rows
+
+
+def _column(file: Path, rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> str:
+    for name in names:
+        if name in rows[0]:
+            return name
+    raise ValueError(f"{file} has no column {names[0]}; it has {', '.join(rows[0])}")
