@@ -60,7 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for channel, name in enumerate(("red", "green", "blue")):
         for split, n in (("train", 20), ("test", 4)):
             for i in range(n):
-                colour = [20 + i, 30, 40]
+                other = int(split == "test")  # no image stands in both splits
+                colour = [20 + i, 30 + other, 40 + other]
                 colour[channel] = 200 + 2 * i
                 paint(root / split / name / f"{i:03}.png", tuple(colour))
     return root

@@ -268,9 +268,10 @@ def test_predict_takes_the_images_in_a_folder(vitft: Run, base: Path, tmp_path: 
 
 
 def test_one_class_is_no_task(vitft: Run, base: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
     for i, name in enumerate(("train/a/1.png", "train/a/2.png", "test/a/1.png")):
-        paint(tmp_path / name, (i, 2, 3))
-    flags = ["--adapter=linear", "--base", base, "--data", tmp_path, "--out", tmp_path / "out"]
+        paint(data / name, (i, 2, 3))
+    flags = ["--adapter=linear", "--base", base, "--data", data, "--out", tmp_path / "out"]
     assert "has only the class 'a'; add another" in error(vitft("finetune", *flags, code=2))
 
 

@@ -23,8 +23,8 @@ def picture(seed: int, size: int = 64) -> Image.Image:
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Path:
-    """Return a set of 12 and 2 different pictures with one of every kind of fault."""
-    for i in range(12):
+    """Return a set of 20 and 2 different pictures with one of every kind of fault."""
+    for i in range(20):
         path = tmp_path / "train" / "many" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(i).save(path)
@@ -45,7 +45,7 @@ def odd(tmp_path: Path) -> Path:
 def test_every_fault_is_found_in_one_run(odd: Path) -> None:
     found = check(list_folder(odd))
     assert found.counts == {
-        ("many", "train"): 14,
+        ("many", "train"): 22,
         ("few", "train"): 1,
         ("few", "test"): 1,
         ("many", "test"): 2,
@@ -64,8 +64,8 @@ def test_it_is_told_to_people_and_to_programs(odd: Path, vitft: Run) -> None:
     text = vitft("check", odd).stdout
     for told in (
         "few             1           1",
-        "all            15           3",
-        "uneven          few has 2 images, many 16",
+        "all            23           3",
+        "uneven          few has 2 images, many 24",
         "sizes           64x64 in the middle, from 64x64 to 90x90",
         "passed over     1 .txt",
         "broken          1\n",
@@ -75,7 +75,7 @@ def test_it_is_told_to_people_and_to_programs(odd: Path, vitft: Run) -> None:
     ):
         assert told in text
     found = json.loads(vitft("check", odd, "--json").stdout)
-    assert found["counts"] == {"few": {"test": 1, "train": 1}, "many": {"test": 2, "train": 14}}
+    assert found["counts"] == {"few": {"test": 1, "train": 1}, "many": {"test": 2, "train": 22}}
     assert found["passed_over"] == {".txt": 1}
     assert [len(found[key]) for key in ("broken", "one_colour", "exact", "near")] == [1, 1, 1, 1]
     assert "neither a folder nor a CSV" in vitft("check", odd / "gone", code=2).stderr

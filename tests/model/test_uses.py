@@ -11,7 +11,6 @@ from tests.conftest import TINY
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 
-
 FRAMING = {"resize": "shortest", "crop": 1.0, "kernel": "bicubic", "range": None}
 
 
