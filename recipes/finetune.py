@@ -6,6 +6,7 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, make_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,9 @@ def finetune(options: CommonOptions) -> dict[str, Any]:
         )
         n_images = len(splits.train) + len(splits.validation)
         plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
-        run = train(model, splits, plan, options, folder, [fingerprint])
-        return finish(run, splits, options, folder, save_trained(run, options, folder))
+        save = partial(save_trained, options=options, folder=folder)
+        run = train(model, splits, plan, options, folder, save, [fingerprint])
+        return finish(run, splits, options, folder, save(run))
 
 
 def frame(model: VisionTransformer, options: CommonOptions) -> None:

@@ -18,6 +18,7 @@ from vitft.model.checkpoint import save_model
 from vitft.model.config import ViTConfig
 from vitft.model.init import INITS, initialise
 from vitft.model.vit import VisionTransformer
+from vitft.training.run import Run
 
 PRESETS: dict[str, dict[str, Any]] = {
     # flips and shifts; for few epochs
@@ -130,9 +131,13 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
             f"{n_parameters:,} parameters train on {splits} "
             f"of {len(data.classes)} classes, on {device}"
         )
-        trained = train(model, splits, plan, options, folder)
-        save_model(model, folder / "model.safetensors")
-        return finish(trained, splits, options, folder, {"preset": options.preset})
+
+        def save(run: Run) -> dict[str, Any]:
+            save_model(run.model, folder / "model.safetensors")
+            return {"preset": options.preset}
+
+        trained = train(model, splits, plan, options, folder, save)
+        return finish(trained, splits, options, folder, save(trained))
 
 
 def parse_sizes(sizes: tuple[str, ...], config: ViTConfig) -> tuple[tuple[int, float], ...]:

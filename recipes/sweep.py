@@ -122,7 +122,7 @@ def _rows(members: Sequence[Member]) -> list[dict[str, Any]]:
     rows = []
     for group in groups.values():
         first, failed = group[0], [member.failed for member in group if member.failed]
-        last = [] if failed else [member.run.history[-1] for member in group]
+        last = [] if failed else [member.run.kept for member in group]
         found = [epoch["val_accuracy"] for epoch in last]
         rows.append(
             {name: value for name, value in first.chosen.items() if name != "seed"}

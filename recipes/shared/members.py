@@ -8,7 +8,7 @@ from typing import Any
 
 import adapters
 from recipes.finetune import CommonOptions, adapt, pick_cached, save_trained
-from recipes.shared.training import Splits, say, summarise
+from recipes.shared.training import Splits, say, summarise, weighted
 from vitft.model.vit import VisionTransformer
 from vitft.training.loop import train
 from vitft.training.plan import Plan
@@ -46,6 +46,7 @@ def make_member(
     images = splits[options.seed]
     n_images = (len(images.train) + len(images.validation)) * len(splits)
     plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
+    plan = weighted(plan, options, images.train, len(base.classes))
     run = Run(model, images.train, images.validation, plan, Path(options.out), [fingerprint])
     if options.resume:
         run.restore()

@@ -74,6 +74,13 @@ class TrainOptions(DataOptions):
         f"[default: {VAL_FRACTION} where DATA has no validation split]",
     )
     limit: int | None = option(None, "Use only so many training images, equally of each class.")
+    shots: int | None = option(None, "Use only so many training images of each class.")
+    class_weights: str = option(
+        "equal", "Of a class in the loss: equal, or balanced, so that rare classes count as much."
+    )
+    sample: str = option(
+        "all", "What an epoch shows: all, every image once; or balanced, every class as often."
+    )
     seed: int = option(0, "Of everything random.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "auto, fp32, or bf16, slow where the device lacks it.")
@@ -81,6 +88,12 @@ class TrainOptions(DataOptions):
         None,
         "Compile the model first, a minute or so; asked for on a GPU, record the whole step too.  "
         "[default: on a GPU, for long runs]",
+    )
+    keep: str = option(
+        "best", "The weights of which epoch are kept: best, by validation where there is, or last."
+    )
+    patience: int = option(
+        0, "End after so many epochs without a better validation; 0: train them all."
     )
     save_seconds: float = option(60.0, "Seconds between saved states, which --resume goes on from.")
     resume: bool = option(False, "Go on with the run in --out where it was stopped.")
@@ -164,6 +177,9 @@ def make_plan(
         "warmup",
         "clip",
         "label_smoothing",
+        "sample",
+        "keep",
+        "patience",
         "seed",
         "save_seconds",
     )

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from vitft.data.images import Images, listed
 from vitft.data.listing import ImageSet
 from vitft.data.preprocess import Fit
 from vitft.data.sources import load_data
-from vitft.data.split import limit, split
+from vitft.data.split import few, limit, split
 from vitft.files import write_json
 from vitft.model.vit import VisionTransformer
 from vitft.report.run import write_report
@@ -25,7 +25,10 @@ from vitft.training.evaluate import Evaluation, evaluate
 from vitft.training.loop import train as train_runs
 from vitft.training.plan import Plan
 from vitft.training.run import Run
+from vitft.training.task import SingleLabel, balanced
 from vitft.version import __version__
+
+CLASS_WEIGHTS = ("equal", "balanced")
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
         raise ValueError(
             f"{data.name} has a validation split, so --val-fraction has nothing to do; leave it out"
         )
+    if options.shots is not None:
+        train = few(train, options.shots, seed=options.seed)
     if options.limit is not None:
         train = limit(train, options.limit, seed=options.seed)
     train, validation, test = (held(x, options, device) for x in (train, validation, data.test))
@@ -99,21 +104,41 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
     return Splits(train, validation, test)
 
 
+def weighted(plan: Plan, options: TrainOptions, train: Images, n_classes: int) -> Plan:
+    """Return the plan with the classes' weights in its loss.
+
+    Raises:
+        ValueError: unknown weights.
+    """
+    if options.class_weights not in CLASS_WEIGHTS:
+        known = ", ".join(CLASS_WEIGHTS)
+        raise ValueError(f"class_weights={options.class_weights!r} is none of {known}")
+    if options.class_weights == "equal":
+        return plan
+    return replace(plan, task=SingleLabel(balanced(train.labels, n_classes)))
+
+
 def train(
     model: VisionTransformer,
     splits: Splits,
     plan: Plan,
     options: TrainOptions,
     folder: Path,
+    save: Callable[[Run], dict[str, Any]],
     belongs: Sequence[str] = (),
 ) -> Run:
     """Train the model in place, or go on where the run was stopped, and return the run.
+
+    A run that is stopped after an epoch leaves what it has learned so far, ready for use.
+
+    Args:
+        save: writes what was trained, and returns the summary's facts about it.
 
     Raises:
         KeyboardInterrupt: stopped by SIGINT or SIGTERM; says how to go on.
     """
     compiled = pick_compile(options, plan, len(splits.train), model.head.weight.device)
-    plan = replace(plan, compiled=compiled)
+    plan = weighted(replace(plan, compiled=compiled), options, splits.train, len(model.classes))
     run = Run(model, splits.train, splits.validation, plan, folder, belongs)
     if options.resume:
         run.restore()
@@ -122,8 +147,15 @@ def train(
     try:
         train_runs(run)
     except KeyboardInterrupt:
+        usable = ""
+        if run.history:
+            run.best.put_back(run.trainable)
+            facts = {"stopped": f"after {run.epoch} of {plan.epochs} epochs"} | save(run)
+            summary = summarise(run, splits, options, folder, facts)
+            report(run, options, folder, summary, splits.test, "test")
+            usable = f"; epoch {run.kept['epoch']} is there to use"
         raise KeyboardInterrupt(
-            f"the state is saved in {folder}; the same command with --resume goes on"
+            f"the state is saved in {folder}; the same command with --resume goes on{usable}"
         ) from None
     return run
 
@@ -144,11 +176,39 @@ def finish(
     if result is None:
         shown, name = splits.validation, "validation"
         result = evaluate(model, shown, bf16=run.plan.bf16)
+    report(run, options, folder, summary, shown, name, result)
+    return summary
+
+
+def report(
+    run: Run,
+    options: TrainOptions,
+    folder: Path,
+    summary: Mapping[str, Any],
+    shown: Images,
+    name: str,
+    result: Evaluation | None = None,
+) -> None:
+    """Write report.html.
+
+    Args:
+        run: its history is drawn.
+        options: of the run.
+        folder: to write to.
+        summary: what is told.
+        shown: the images that were measured.
+        name: of their split.
+        result: what the model says of them; None of a run that was stopped.
+    """
+    model = run.model
+    if result is None:
+        result = Evaluation(torch.zeros(0, len(model.classes)), torch.zeros(0), torch.zeros(0))
+    facts = dict(summary)
     chosen = {name: v for name, v in written(options).items() if v and name not in summary}
     write_report(
         folder / "report.html",
         title=f"{folder.name}: {options.data}",
-        facts=summary | {"options": chosen},
+        facts=facts | {"options": chosen},
         history=run.history,
         classes=model.classes,
         image=shown.decode,
@@ -156,7 +216,6 @@ def finish(
         labels=result.labels,
         probabilities=result.probabilities,
     )
-    return summary
 
 
 def summarise(
@@ -174,7 +233,10 @@ def summarise(
     summary: dict[str, Any] = {
         "test_accuracy": result.accuracy if result else None,
         "test_loss": result.loss if result else None,
-        "val_accuracy": run.history[-1]["val_accuracy"] if run.history else None,
+        "val_accuracy": run.kept.get("val_accuracy"),
+        "kept_epoch": run.kept.get("epoch"),
+        "epochs_done": run.epoch,
+        **{f"frozen_{name}_accuracy": value for name, value in run.frozen.items()},
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "n_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "images_per_second": round(len(run.history) and _n_images(run) / max(seconds, 1e-9), 1),

@@ -65,6 +65,35 @@ def test_a_killed_run_resumes_bit_for_bit(
     assert summary(tmp_path)["test_loss"] == summary(whole)["test_loss"]
 
 
+def test_what_a_stopped_run_has_learned_is_there_to_use(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, n_steps = torch.optim.AdamW.step, iter(range(100))
+
+    def step(self: torch.optim.AdamW) -> None:
+        plain(self)
+        if next(n_steps) == 16:  # 7 steps an epoch: in the third
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    flags = ["--adapter=lora", "--base", base, "--data", folder, "--batch-size=8", "--epochs=9"]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        told = vitft("finetune", *flags, "--out", tmp_path, code=130).stderr
+    facts = summary(tmp_path)
+    assert f"goes on; epoch {facts['kept_epoch']} is there to use" in told
+    assert facts["stopped"] == "after 2 of 9 epochs"
+    assert (facts["test_accuracy"], facts["epochs_done"]) == (None, 2)
+    assert "after 2 of 9 epochs" in (tmp_path / "report.html").read_text()
+    model = ["--base", base, "--adapter", tmp_path]
+    assert "of 12 images" in vitft("evaluate", *model, "--data", folder).stdout
+    vitft("compare", tmp_path, "--out", tmp_path / "compared.html")
+    vitft("finetune", *flags, "--out", tmp_path, "--resume")
+    facts = summary(tmp_path)
+    assert facts["epochs_done"] == 9
+    assert facts["test_accuracy"] is not None
+    assert "stopped" not in facts
+
+
 def test_a_run_resumes_only_on_its_images_and_its_base(
     vitft: Run, folder: Path, base: Path, tmp_path: Path
 ) -> None:

@@ -48,9 +48,9 @@ def test_a_state_comes_back_whole(tmp_path: Path) -> None:
     others[0].param_groups[0]["lr"] = 0.7
     draws = random_state(CPU)
     torch.rand(1)
-    save_state(tmp_path / "s", one, ones, draws, {"epoch": 3, "belongs": ["a"]})
+    save_state(tmp_path / "s", one, ones, draws, {"epoch": 3, "belongs": ["a"]}, {})
     frozen = other[1].weight.clone()
-    progress, found = load_state(tmp_path / "s", other, others, CPU)
+    progress, found, _ = load_state(tmp_path / "s", other, others, CPU)
     assert progress == {"epoch": 3, "belongs": ["a"]}
     assert len(found) == 1
     assert torch.equal(found[0], draws[0])
@@ -83,7 +83,7 @@ BROKEN: list[tuple[Change, str]] = [
 def changed(folder: Path, change: Change) -> tuple[Path, nn.Module]:
     """Return a saved state with a change, and the model that it was of."""
     made, path = model(), folder / "state.safetensors"
-    save_state(path, made, optimizers(made), random_state(CPU), {"epoch": 3})
+    save_state(path, made, optimizers(made), random_state(CPU), {"epoch": 3}, {})
     tensors, progress = read_tensors(path)
     change(tensors)
     write_tensors(path, tensors, progress)
@@ -115,7 +115,7 @@ def test_a_broken_state_is_refused_and_leaves_the_model(
 def test_a_state_from_cuda_goes_on_on_a_cpu(tmp_path: Path) -> None:
     made, path = model(), tmp_path / "s"
     draws = [*random_state(CPU), torch.arange(16, dtype=torch.uint8)]
-    save_state(path, made, optimizers(made), draws, {})
+    save_state(path, made, optimizers(made), draws, {}, {})
     assert torch.equal(read_tensors(path)[0]["random.cuda"], draws[1])
     assert len(load_state(path, made, optimizers(made), CPU)[1]) == 1
 
@@ -127,8 +127,8 @@ def test_on_cuda_the_devices_own_state_comes_back_or_stays(
     saved, present = (torch.full((16,), i, dtype=torch.uint8) for i in (1, 2))
     monkeypatch.setattr("vitft.training.state.random_state", lambda device: [cpu, present])
     for draws, expected in (([cpu, saved], saved), ([cpu], present)):
-        save_state(tmp_path / "s", made, optimizers(made), draws, {})
-        _, found = load_state(tmp_path / "s", made, optimizers(made), torch.device("cuda"))
+        save_state(tmp_path / "s", made, optimizers(made), draws, {}, {})
+        _, found, _ = load_state(tmp_path / "s", made, optimizers(made), torch.device("cuda"))
         assert len(found) == 2
         assert torch.equal(found[0], cpu)
         assert torch.equal(found[1], expected)

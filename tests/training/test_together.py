@@ -226,7 +226,7 @@ def test_runs_that_stand_elsewhere_are_refused(
 def test_blocks_of_several_runs_are_not_computed_again(tmp_path: Path) -> None:
     group, data = Group(tmp_path, checkpoint_blocks=True), images(17)
     runs = group.runs("run", [data] * 2, [0, 1], [1e-2, 1e-2])
-    message = "^several runs train not compiled, recorded or with checkpoint_blocks$"
+    message = "^several runs train not compiled, recorded, with checkpoint_blocks or with patience$"
     with pytest.raises(ValueError, match=message):
         train(runs, group.join)
 

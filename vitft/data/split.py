@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from vitft.data.images import Images
 
@@ -62,12 +63,29 @@ def limit(images: Images, n: int, *, seed: int) -> Images:
     if n < 1:
         raise ValueError(f"limit={n} is not positive; leave it out to train on every image")
     shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    labels = images.labels.cpu()[shuffled]
-    rank_in_class = torch.zeros_like(labels)
-    for label in labels.unique():
-        rank_in_class[labels == label] = torch.arange(int((labels == label).sum()))
-    chosen = shuffled[rank_in_class.sort(stable=True).indices[:n]]
+    ranks = _ranks(images.labels.cpu()[shuffled])
+    chosen = shuffled[ranks.sort(stable=True).indices[:n]]
     return images.subset(chosen.sort().values)
+
+
+def few(images: Images, n: int, *, seed: int) -> Images:
+    """Return `n` images of each class, drawn at random, or all of a class that has fewer.
+
+    Raises:
+        ValueError: `n` is not positive.
+    """
+    if n < 1:
+        raise ValueError(f"shots={n} is not positive; leave it out to train on every image")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images.subset(order[_ranks(images.labels.cpu()[order]) < n].sort().values)
+
+
+def _ranks(labels: Tensor) -> Tensor:
+    """Return for each label how many equal ones stand before it, (n,)."""
+    ranks = torch.zeros_like(labels)
+    for label in labels.unique():
+        ranks[labels == label] = torch.arange(int((labels == label).sum()))
+    return ranks
 
 
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:

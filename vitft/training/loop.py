@@ -13,14 +13,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from vitft.data.images import Images
 from vitft.training.draws import random_state, set_random_state
 from vitft.training.features import extract, n_frozen
-from vitft.training.probe import fit_head
-from vitft.training.progress import epoch_line, show
+from vitft.training.probe import Probe, fit_probe
+from vitft.training.progress import epoch_line, frozen_line, show
 from vitft.training.run import Run
 from vitft.training.step import Join, Step
 from vitft.training.stop import Interrupted, stop_signals
@@ -73,10 +72,12 @@ class Loop:
             self._start_heads()
         self.step = self._make_step()
         with stop_signals() as stop, self._bar() as bar:
-            while self.step.runs[0].epoch < plan.epochs:
+            while not self.step.runs[0].is_done():
                 self._run_epoch(stop, bar)
                 self._finish_epoch(bar)
             self._save()
+            for run in self.step.runs:
+                run.best.put_back(run.trainable)
             if stop:  # during the last validation: nothing is lost, and nothing more is wanted
                 raise Interrupted(stop[0])
 
@@ -100,15 +101,20 @@ class Loop:
 
         Runs that train together start from one function, since their adapters change nothing yet.
         """
-        found: dict[int, tuple[Tensor, Tensor]] = {}
+        found: dict[int, Probe] = {}
         for run in self.runs:
             key, task, bf16 = id(run.train), run.plan.task, run.plan.bf16
             if key not in found:
-                started = time.perf_counter()
-                found[key] = fit_head(run.model, run.inputs, task, folder=run.folder, bf16=bf16)
+                started, images = time.perf_counter(), (run.inputs, run.validation_inputs)
+                found[key] = fit_probe(run.model, *images, task, folder=run.folder, bf16=bf16)
                 run.feature_seconds += time.perf_counter() - started
+                if found[key].figures:
+                    tqdm.write(frozen_line(found[key].figures), file=sys.stderr)
+            run.frozen = found[key].figures
             with torch.no_grad():
-                for parameter, value in zip(run.model.head.parameters(), found[key], strict=True):
+                for parameter, value in zip(
+                    run.model.head.parameters(), found[key].head, strict=True
+                ):
                     parameter.copy_(value)
 
     def _run_epoch(self, stop: list[int], bar: "tqdm[Any]") -> None:
@@ -235,8 +241,10 @@ def _check_alike(runs: Sequence[Run], join: Join | None) -> None:
     if join is None:
         raise ValueError(f"{len(runs)} runs need join, which makes one model of theirs")
     first = runs[0].plan
-    if first.compiled or first.recorded or first.checkpoint_blocks:
-        raise ValueError("several runs train not compiled, recorded or with checkpoint_blocks")
+    if first.compiled or first.recorded or first.checkpoint_blocks or first.patience:
+        raise ValueError(
+            "several runs train not compiled, recorded, with checkpoint_blocks or with patience"
+        )
     for run in runs:
         same = replace(run.plan, lr=first.lr, seed=first.seed, lr_factors=first.lr_factors)
         if same != first:

@@ -8,6 +8,9 @@ from vitft.data.augment import Augmentation
 from vitft.training.optim import lr_factor
 from vitft.training.task import SingleLabel, Task
 
+KEEP = ("best", "last")
+SAMPLES = ("all", "balanced")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -31,6 +34,9 @@ class Plan:
     clip: float = 1.0  # largest norm of the gradient; 0: any
     label_smoothing: float = 0.0
     probe_head: bool = False  # start from the head of a linear probe
+    sample: str = "all"  # of an epoch: every image once, or balanced: every class as often
+    keep: str = "last"  # whose weights the model has in the end: those of the best or last epoch
+    patience: int = 0  # end after so many epochs without a better validation; 0: never
     sizes: tuple[tuple[int, float], ...] = ()  # (image size, share of the epochs), then in full
     augmentation: Augmentation = Augmentation()
     n_cached: int = 0  # compute so many first stages once, as far as they are frozen
@@ -53,6 +59,12 @@ class Plan:
                 raise ValueError(f"{name}={getattr(self, name)} is not in 0 <= {name} < 1")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed} is not in 0 <= seed < 2**32")
+        if self.keep not in KEEP:
+            raise ValueError(f"keep={self.keep!r} is none of {', '.join(KEEP)}")
+        if self.sample not in SAMPLES:
+            raise ValueError(f"sample={self.sample!r} is none of {', '.join(SAMPLES)}")
+        if self.patience < 0:
+            raise ValueError(f"patience={self.patience} is negative; 0 never ends a run early")
         if self.checkpoint_blocks and (self.compiled or self.recorded):
             raise ValueError("checkpoint_blocks=True is for steps neither compiled nor recorded")
         if self.n_cached and (self.augmentation != Augmentation() or self.sizes):

@@ -15,6 +15,12 @@ def show(run: Run, bar: "tqdm[Any]") -> None:
     )
 
 
+def frozen_line(figures: dict[str, float]) -> str:
+    """Return what the base's features tell apart before anything trains, as a line."""
+    knn, probe = (f"{figures[name]:.2%}" for name in ("knn", "probe"))
+    return f"frozen features tell apart {knn} by nearest neighbours, {probe} by a linear probe"
+
+
 def epoch_line(row: dict[str, Any]) -> str:
     """Return an epoch's row of metrics.jsonl as a line for a person."""
     validation = ""

@@ -15,6 +15,7 @@ from torch import Tensor
 from vitft.data.images import Images
 from vitft.files import write_bytes
 from vitft.model.vit import VisionTransformer
+from vitft.training.best import Best
 from vitft.training.draws import seeded_state
 from vitft.training.evaluate import evaluate
 from vitft.training.optim import lr_factor
@@ -42,6 +43,8 @@ class Run:
         seconds: spent on this epoch's steps, without validation and saving.
         feature_seconds: spent before the steps, on frozen stages and on the head's start.
         history: a row an epoch, as in metrics.jsonl.
+        best: the best epoch so far.
+        frozen: validation accuracy of the base's features as they are, by knn and probe.
         draws: the random state to go on with.
         totals: (3,) of this epoch: loss, right predictions, images.
 
@@ -70,6 +73,8 @@ class Run:
         self.belongs = [*model.classes, train.digest(), validation.digest(), *belongs]
         self.epoch, self.step, self.seconds, self.feature_seconds = 0, 0, 0.0, 0.0
         self.history: list[dict[str, Any]] = []
+        self.best = Best()
+        self.frozen: dict[str, float] = {}
         self.draws = seeded_state(plan.seed, self.device)
         self.totals = torch.zeros(3, device=self.device)
 
@@ -83,7 +88,9 @@ class Run:
         self.check_finite()
         progress = {name: getattr(self, name) for name in PROGRESS}
         progress |= {"totals": self.totals.tolist(), "belongs": self.belongs}
-        save_state(self.folder / STATE, self.model, self.updates.optimizers, self.draws, progress)
+        progress |= {"best": self.best.row, "frozen": self.frozen}
+        path, optimizers = self.folder / STATE, self.updates.optimizers
+        save_state(path, self.model, optimizers, self.draws, progress, self.best.weights)
 
     def restore(self) -> None:
         """Go back to the state that was saved last.
@@ -93,7 +100,9 @@ class Run:
             ValueError: the saved state is broken or belongs to another model.
         """
         path = self.folder / STATE
-        progress, self.draws = load_state(path, self.model, self.updates.optimizers, self.device)
+        progress, self.draws, self.best.weights = load_state(
+            path, self.model, self.updates.optimizers, self.device
+        )
         if progress.pop("belongs", None) != self.belongs:
             raise ValueError(
                 f"the run in {self.folder} was started on other images, classes or another base; "
@@ -103,14 +112,20 @@ class Run:
             self.totals.copy_(torch.tensor(progress["totals"]))
             for name in PROGRESS:
                 setattr(self, name, progress[name])
+            self.best.row, self.frozen = progress["best"], progress["frozen"]
             self.updates.steps.restart(self.step)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is broken ({error}); start again with --overwrite") from error
 
     def order(self) -> Tensor:
-        """Return the indices still to come in this epoch, a permutation by seed and epoch."""
+        """Return the indices still to come in this epoch, drawn by seed and epoch."""
         generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.train), generator=generator)
+        if self.plan.sample == "balanced":
+            labels = self.train.labels.cpu()
+            chances = 1 / labels.bincount()[labels].double()
+            order = torch.multinomial(chances, len(labels), replacement=True, generator=generator)
+        else:
+            order = torch.randperm(len(self.train), generator=generator)
         return order[self.step * self.plan.batch_size :]
 
     def lr(self, step: int) -> float:
@@ -158,6 +173,17 @@ class Run:
         if (step := self.updates.steps.first_failed()) is not None:
             raise self._not_finite("the gradient is not finite at", step)
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """The row of metrics.jsonl of the epoch whose weights are kept; {} before the first."""
+        last = self.history[-1] if self.history else {}
+        return self.best.row or last if self.plan.keep == "best" else last
+
+    def is_done(self) -> bool:
+        """Return whether no epoch is left, or none is worth it: validation got no better."""
+        since = self.epoch - (self.best.row["epoch"] if self.best.row else self.epoch)
+        return self.epoch >= self.plan.epochs or 0 < self.plan.patience <= since
+
     def _not_finite(self, what: str, step: int) -> NotFinite:
         """Return the error for what was found at a step of this epoch, from 0."""
         tries = [f"a smaller --lr than {self.plan.lr:g}"]
@@ -191,6 +217,7 @@ class Run:
             "seconds": self.seconds,
         }
         self.history.append(row)
+        self.best.note(row, self.trainable if self.plan.keep == "best" else {})
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         write_bytes(self.folder / "metrics.jsonl", lines.encode())
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0

@@ -1,6 +1,6 @@
 """The state of a run as one file: tensors, optimizers, random state and progress."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ def save_state(
     optimizers: Sequence[torch.optim.Optimizer],
     draws: Sequence[Tensor],
     progress: dict[str, Any],
+    best: Mapping[str, Tensor],
 ) -> None:
     """Write everything that training goes on from, whole or not at all.
 
@@ -29,9 +30,11 @@ def save_state(
         optimizers: their state is saved, their options are not.
         draws: the random state, as `random_state` gives it.
         progress: how far the run has come, as JSON can hold it.
+        best: weights of the best epoch, by name.
     """
     tensors = {f"model.{name}": value for name, value in _trained(model).items()}
     tensors |= {f"buffer.{name}": value for name, value in _buffers(model).items()}
+    tensors |= {f"best.{name}": value for name, value in best.items()}
     for i, optimizer in enumerate(optimizers):
         for j, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{j}.{name}": value for name, value in values.items()}
@@ -43,8 +46,8 @@ def load_state(
     model: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     device: torch.device,
-) -> tuple[dict[str, Any], list[Tensor]]:
-    """Put back what `save_state` wrote; return the progress and the random state.
+) -> tuple[dict[str, Any], list[Tensor], dict[str, Tensor]]:
+    """Put back what `save_state` wrote; return progress, random state and best weights.
 
     Where the run was on another kind of device, that of this device is taken as it is now.
 
@@ -70,7 +73,10 @@ def load_state(
             trained[name].copy_(value)
         for name, buffer in _buffers(model).items():
             buffer.copy_(tensors.get(f"buffer.{name}", buffer))
-    return progress, draws
+    best = {name[5:]: value for name, value in tensors.items() if name.startswith("best.")}
+    if any(name not in trained or trained[name].shape != best[name].shape for name in best):
+        raise ValueError(f"{path} is broken (its best weights are another model's)")
+    return progress, draws, {name: value.to(device) for name, value in best.items()}
 
 
 def _load_optimizers(

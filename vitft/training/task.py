@@ -1,8 +1,10 @@
 """What a model learns: labels and logits in; targets, loss and predictions out."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,9 +25,32 @@ class Task(Protocol):
         """Return for every image whether it is predicted right (B,), bool."""
 
 
+@cache
+def _tensor(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values, device=device, dtype=dtype)
+
+
+def balanced(labels: Tensor, n_classes: int) -> tuple[float, ...]:
+    """Return for each class n / (n_classes * its images), which gives all classes one weight.
+
+    Args:
+        labels: of the training images (n,).
+        n_classes: a class without images gets 0.
+    """
+    counts = labels.cpu().bincount(minlength=n_classes).double()
+    weights = len(labels) / (n_classes * counts.clamp_min(1))
+    return tuple(torch.where(counts > 0, weights, 0).tolist())
+
+
 @dataclass(frozen=True)
 class SingleLabel:
-    """One label an image: cross-entropy over the classes, in nats."""
+    """One label an image: cross-entropy over the classes, in nats.
+
+    Attributes:
+        weights: what the loss of a class is multiplied by; () for 1 throughout.
+    """
+
+    weights: tuple[float, ...] = ()
 
     def targets(self, labels: Tensor, n_classes: int) -> Tensor:
         """Return one-hot targets (B, n_classes) in float32 for labels (B,)."""
@@ -33,7 +58,8 @@ class SingleLabel:
 
     def loss(self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
         """Return the cross-entropy of every image (B,), with label smoothing (arXiv:1512.00567)."""
-        return F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+        weight = _tensor(self.weights, logits.device, logits.dtype) if self.weights else None
+        return F.cross_entropy(logits, targets, weight, label_smoothing=smoothing, reduction="none")
 
     def predict(self, logits: Tensor) -> Tensor:
         """Return probabilities (B, n_classes), which add up to 1."""
