@@ -8,24 +8,15 @@ from typing import Any
 import click
 import torch
 
-import adapters
-from adapters.folder import read_adapter
+from recipes.shared.model import ModelOptions, open_model
 from recipes.shared.options import DataOptions, pick_bf16, pick_device
 from recipes.shared.training import held, open_data
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.data.images import Images
 from vitft.data.listing import ImageSet
-from vitft.model.checkpoint import load_model
 from vitft.model.vit import VisionTransformer
 from vitft.training.evaluate import evaluate
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """The options of every command that uses a model."""
-
-    base: str = option(help="A .safetensors file, a run's folder, or the name of a bundled base.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,26 +28,6 @@ class EvaluateOptions(DataOptions, ModelOptions):
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "auto, fp32, or bf16, slow where the device lacks it.")
     json: bool = option(False, "Print JSON.")
-
-
-def open_model(base: str, adapter: str | None) -> VisionTransformer:
-    """Return the base, adapted where an adapter is given, ready for evaluation.
-
-    Raises:
-        ValueError, OSError: a file is missing, broken, or the adapter is another base's.
-    """
-    model = load_model(base)
-    if adapter is None:
-        return model
-    adapters.load_adapter(model, adapter)
-    n_classes, saved = model.head.out_features, read_adapter(adapter)
-    if saved.classes is None and "head" in (saved.config.get("modules_to_save") or ()):
-        model.classes = tuple(str(i) for i in range(n_classes))  # PEFT saves no names
-    if len(model.classes) != n_classes:
-        raise ValueError(
-            f"{adapter} names {len(model.classes)} classes, but its head has {n_classes}"
-        )
-    return model
 
 
 def measured_split(data: ImageSet) -> tuple[str, Images]:

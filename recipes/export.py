@@ -11,7 +11,7 @@ import torch
 
 import adapters
 from recipes.convert import at_size
-from recipes.evaluate import ModelOptions, open_model
+from recipes.shared.model import ModelOptions, open_model
 from recipes.shared.peft_folder import write_peft
 from vitft.command import options as cli
 from vitft.command.options import option

@@ -8,7 +8,7 @@ import click
 import torch
 
 import adapters
-from recipes.evaluate import ModelOptions, open_model
+from recipes.shared.model import ModelOptions, open_model
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.model.checkpoint import load_model, save_model

@@ -1,5 +1,7 @@
 """Classify image files: `vitft predict --base BASE --adapter DIR cat.jpg`."""
 
+import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,21 +10,20 @@ from typing import Any
 
 import click
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from tqdm import tqdm
 
-import adapters
-from recipes.evaluate import ModelOptions, open_model
-from recipes.shared.options import pick_device
+from recipes.shared.classifier import Classes, Classifier, best_of, expand
+from recipes.shared.model import ModelOptions
 from vitft.command import options as cli
 from vitft.command.options import option
-from vitft.data.folders import find_images
-from vitft.data.preprocess import Fit, read_image
-from vitft.model.checkpoint import load_model
-from vitft.training.cores import in_parts
-from vitft.training.evaluate import suitable_batch
+from vitft.data.images import Images
+from vitft.data.sources import load_data
+from vitft.files import write_bytes
+from vitft.training.probe import neighbours
+from vitft.training.task import SingleLabel
 
-Classes = dict[str, float]  # probabilities of the most probable, best first
-MAX_ROWS = 64  # of a pass: images times adapters
+FORMATS = ("text", "csv", "json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,17 @@ class PredictOptions(ModelOptions):
         (), "Folder of an adapter for that base; may be given several times.", repeated=True
     )
     top: int = option(5, "How many classes to print.")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
+    threshold: float = option(0.0, "Print no class less probable than this, 0 to 1.")
+    knn: str | None = option(
+        None,
+        "Answer by the nearest neighbours of the features among the training images of this set, "
+        "not by the head.",
+    )
+    csv: bool = option(False, "Print CSV: image, adapter, rank, class, probability.")
     json: bool = option(False, "Print JSON.")
+    out: str | None = option(None, "Write to this file instead: .csv, .json or text.")
+    skip_broken: bool = option(False, "End with status 0 also where images are broken.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
 
 
 def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | ValueError]]:
@@ -45,76 +55,96 @@ def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | Valu
     itself: in place of its answer comes the error.
 
     Raises:
-        ValueError, OSError: a file is missing, adapters can't be stacked, or `top` is not positive.
+        ValueError, OSError: a file is missing, adapters can't be stacked, or an option is out of
+            its range.
     """
     if options.top < 1:
         raise ValueError(f"top={options.top} is not positive; leave it out for 5")
-    device = pick_device(options.device)
-    n = len(options.adapter) or 1
-    if n == 1:
-        base = open_model(options.base, *(options.adapter or (None,)))
-        model: nn.Module = base
-        classes = [base.classes]
-    else:
-        base = load_model(options.base)
-        model = bank = adapters.Bank(base, options.adapter)
-        if bank.preprocessing is not None:
-            base.preprocessing = bank.preprocessing
-        classes = bank.classes[1:]
-    model.to(device)
-
-    def part(images: Tensor, ids: Tensor) -> Tensor:
-        with torch.inference_mode():
-            images = base.normalize(images)
-            logits: Tensor = model(images) if n == 1 else model(images, ids)
-            return logits.softmax(dim=1)
-
-    fit = Fit.of(base)
-    step = max(1, min(MAX_ROWS, suitable_batch(base)) // n)
-    for i in range(0, len(options.image), step):
-        paths = options.image[i : i + step]
-        read = [_read(path, fit) for path in paths]
+    if not 0 <= options.threshold <= 1:
+        raise ValueError(f"threshold={options.threshold} is not in 0 <= threshold <= 1")
+    classifier = Classifier(options.base, options.adapter, device=options.device)
+    answer, classes = classifier.answer, classifier.all_classes
+    if options.knn is not None:
+        neighbour = Neighbours(classifier, options.knn)
+        answer, classes = neighbour.answer, [neighbour.classes]
+    for i in range(0, len(options.image), classifier.batch_size):
+        paths = options.image[i : i + classifier.batch_size]
+        read = [_read(classifier, path) for path in paths]
         whole = [image for image in read if isinstance(image, Tensor)]
-        rows: Iterator[Tensor] = iter(())
-        if whole:
-            images = torch.stack(whole).to(device)
-            ids = torch.arange(1, n + 1, device=device).repeat(len(whole))
-            answers = in_parts(part, images.repeat_interleave(n, dim=0), ids)
-            rows = iter(answers.view(len(whole), n, -1))
+        rows = iter(answer(torch.stack(whole)) if whole else ())
         for path, image in zip(paths, read, strict=True):
             if isinstance(image, ValueError):
                 yield path, image
-            else:
-                own = zip(next(rows), classes, strict=True)
-                yield path, [_best(p, names, options.top) for p, names in own]
+                continue
+            found = [best_of(p, c, options.top) for p, c in zip(next(rows), classes, strict=True)]
+            yield path, [_above(one, options.threshold) for one in found]
 
 
-def _read(path: str, fit: Fit) -> Tensor | ValueError:
+class Neighbours:
+    """Labelled images whose features tell the class of others (k-NN, arXiv:1805.01978)."""
+
+    def __init__(self, classifier: Classifier, data: str) -> None:
+        self.classifier = classifier
+        found = load_data(data, classifier.fit)
+        self.classes, images = found.classes, found.train
+        self.features = torch.cat([classifier.embed(x) for x in _all(images, classifier)])
+        self.targets = SingleLabel().targets(images.labels, len(self.classes))
+
+    def answer(self, images: Tensor) -> Tensor:
+        """Return the shares (B, 1, n_classes) of the neighbours' votes."""
+        votes = neighbours(self.features, self.targets, self.classifier.embed(images))
+        return (votes / votes.sum(dim=1, keepdim=True))[:, None]
+
+
+def _all(images: Images, classifier: Classifier) -> Iterator[Tensor]:
+    order, cpu = torch.arange(len(images)), torch.device("cpu")
+    for batch, _ in images.to(cpu).batches(order, classifier.batch_size, cpu):
+        yield batch
+
+
+def _read(classifier: Classifier, path: str) -> Tensor | ValueError:
     """Return the image file at `path`, or what is wrong with it."""
     try:
-        return read_image(path, fit)
+        return classifier.read(path)
     except ValueError as error:
         return error
 
 
-def find_files(names: Sequence[str]) -> Iterator[str]:
-    """Yield the names of files, and those of the images in and below folders.
+def _above(found: Classes, threshold: float) -> Classes:
+    return {name: p for name, p in found.items() if p >= threshold}
 
-    Raises:
-        ValueError: a folder holds none.
+
+def shown(rows: Sequence[dict[str, Any]], kind: str, *, first: bool = True) -> str:
+    """Return answers as text, CSV or JSON.
+
+    Args:
+        rows: image, and its classes by adapter; the adapter of the base alone is "".
+        kind: one of FORMATS.
+        first: whether a header is wanted.
     """
-    for name in names:
-        if not Path(name).is_dir():
-            yield name
-        elif found := find_images(Path(name)):
-            yield from map(str, found)
-        else:
-            raise ValueError(f"{name} holds no images")
-
-
-def _best(probabilities: Tensor, classes: Sequence[str], top: int) -> Classes:
-    best = probabilities[: len(classes)].topk(min(top, len(classes)))
-    return {classes[i]: p for p, i in zip(*(t.tolist() for t in best), strict=True)}
+    if kind == "json":
+        plain = [
+            {"image": row["image"], "classes": row["adapters"][""]}
+            if row["adapters"].keys() == {""}
+            else row
+            for row in rows
+        ]
+        return json.dumps(plain) + "\n"
+    text = io.StringIO()
+    if kind == "csv":
+        writer = csv.writer(text, lineterminator="\n")
+        if first:
+            writer.writerow(["image", "adapter", "rank", "class", "probability"])
+        for row in rows:
+            for name, found in row["adapters"].items():
+                for rank, (label, p) in enumerate(found.items(), start=1):
+                    writer.writerow([row["image"], name, rank, label, f"{p:.6f}"])
+        return text.getvalue()
+    for row in rows:
+        for name, found in row["adapters"].items():
+            classes = "  ".join(f"{label} {p:.1%}" for label, p in found.items()) or "none"
+            text.write("  ".join(part for part in (row["image"], name, classes) if part) + "\n")
+    return text.getvalue()
 
 
 def run(options: PredictOptions) -> None:
@@ -123,25 +153,32 @@ def run(options: PredictOptions) -> None:
     Raises:
         ValueError: images were broken; the others have been answered.
     """
-    options = replace(options, image=tuple(find_files(options.image)))
-    several = len(options.adapter) > 1
+    if options.csv and options.json:
+        raise ValueError("--csv and --json are two formats; choose one")
+    kind = "csv" if options.csv else "json" if options.json else "text"
+    if options.out is not None and kind == "text":
+        kind = {".csv": "csv", ".json": "json"}.get(Path(options.out).suffix.lower(), kind)
+    options = replace(options, image=tuple(expand(options.image)))
+    names = options.adapter if len(options.adapter) > 1 else ("",)
     rows: list[dict[str, Any]] = []
     broken: list[str] = []
-    for path, answers in predict(options):
+    bar = tqdm(predict(options), total=len(options.image), unit=" images", disable=None)
+    for path, answers in bar:
         if isinstance(answers, ValueError):
             broken.append(path)
+            bar.clear()
             click.echo(f"skipped: {answers}", err=True)
             continue
-        by_adapter = dict(zip(options.adapter or ("",), answers, strict=True))
-        result = {"adapters": by_adapter} if several else {"classes": answers[0]}
-        rows.append({"image": path, **result})
-        for name, best in by_adapter.items():
-            shown = "  ".join(f"{label} {p:.1%}" for label, p in best.items())
-            if not options.json:
-                click.echo("  ".join([path, name, shown] if several else [path, shown]))
-    if options.json:
-        click.echo(json.dumps(rows))
-    if broken:
+        row = {"image": path, "adapters": dict(zip(names, answers, strict=True))}
+        rows.append(row)
+        if options.out is None and kind != "json":  # as they come
+            bar.clear()
+            click.echo(shown([row], kind, first=len(rows) == 1), nl=False)
+    if options.out is not None:
+        write_bytes(options.out, shown(rows, kind).encode())
+    elif kind == "json":
+        click.echo(shown(rows, kind), nl=False)
+    if broken and not options.skip_broken:
         raise ValueError(
             f"{len(broken)} of {len(options.image)} images are broken: {', '.join(broken[:10])}"
             f"{', ...' if len(broken) > 10 else ''}; the others are answered"

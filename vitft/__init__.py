@@ -9,21 +9,30 @@ from typing import TYPE_CHECKING, Any
 from vitft.version import __version__
 
 if TYPE_CHECKING:
+    from recipes.shared.classifier import Classifier
     from vitft.model.checkpoint import load_model, save_model
     from vitft.model.config import ViTConfig
     from vitft.model.vit import VisionTransformer
 
-__all__ = ["VisionTransformer", "ViTConfig", "__version__", "load_model", "save_model"]
+__all__ = [
+    "Classifier",
+    "VisionTransformer",
+    "ViTConfig",
+    "__version__",
+    "load_model",
+    "save_model",
+]
 
 _HOME = {
-    "VisionTransformer": "model.vit",
-    "ViTConfig": "model.config",
-    "load_model": "model.checkpoint",
-    "save_model": "model.checkpoint",
+    "Classifier": "recipes.shared.classifier",
+    "VisionTransformer": "vitft.model.vit",
+    "ViTConfig": "vitft.model.config",
+    "load_model": "vitft.model.checkpoint",
+    "save_model": "vitft.model.checkpoint",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'vitft' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"vitft.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(_HOME[name]), name)

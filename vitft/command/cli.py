@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": "Show finished runs side by side.",
     "evaluate": "Measure accuracy on a test split.",
     "predict": "Classify image files.",
+    "embed": "Write the features of image files.",
     "convert": "Make a base of another library's Vision Transformer.",
     "export": "Write a base for transformers, timm or ONNX Runtime.",
     "merge": "Bake an adapter into a plain base.",

@@ -1,0 +1,229 @@
+"""Pictures of any kind in; classes and their probabilities, or features, out."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import adapters
+from recipes.shared.model import find_base_of, open_model
+from recipes.shared.options import pick_device
+from vitft.data.folders import find_images
+from vitft.data.preprocess import Fit, read_image
+from vitft.model.checkpoint import load_model
+from vitft.training.cores import in_parts
+from vitft.training.evaluate import suitable_batch
+
+Classes = dict[str, float]  # probabilities of the most probable, best first
+Picture = Any  # a file's path, a PIL image, an array (height, width[, C]), a tensor (C, h, w)
+MAX_ROWS = 64  # of a pass: images times adapters
+
+
+class Classifier:
+    """A base, with an adapter or several, that tells what pictures show.
+
+    Several adapters answer together, in one pass through the base.
+
+    Args:
+        base: what `load_model` takes; None for the base that the adapter's run was started with.
+        adapter: the folder of an adapter for that base, or of several; none for the base alone.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+
+    Attributes:
+        classes: the names of the classes; of several adapters, those of the first.
+
+    Raises:
+        ValueError, OSError: a file is missing or broken, or adapters can't be stacked.
+    """
+
+    def __init__(
+        self,
+        base: str | Path | None = None,
+        adapter: str | Path | Sequence[str | Path] = (),
+        *,
+        device: str = "auto",
+    ) -> None:
+        folders = [adapter] if isinstance(adapter, str | Path) else [*adapter]
+        self.names = [str(folder) for folder in folders]
+        self.device = pick_device(device)
+        base = None if base is None else str(base)
+        if len(folders) < 2:
+            self.base = open_model(base, *(self.names or [None]))  # type: ignore[list-item]
+            self.model: nn.Module = self.base
+            self.all_classes = [self.base.classes]
+        else:
+            self.base = load_model(find_base_of(base, self.names[0]))
+            self.model = bank = adapters.Bank(self.base, self.names)
+            if bank.preprocessing is not None:
+                self.base.preprocessing = bank.preprocessing
+            self.all_classes = bank.classes[1:]
+        self.model.to(self.device)
+        self.fit = Fit.of(self.base)
+        self.classes = self.all_classes[0]
+
+    @property
+    def batch_size(self) -> int:
+        """How many pictures suit one pass."""
+        return max(1, min(MAX_ROWS, suitable_batch(self.base)) // len(self.all_classes))
+
+    def predict(self, pictures: Picture | Sequence[Picture], *, top: int = 5) -> Any:
+        """Return the most probable classes with their probabilities, best first.
+
+        Args:
+            pictures: one, or several: files, folders of files, PIL images, arrays or tensors; their
+                pixels are 0 to 255, or 0 to 1 in floats.
+            top: how many classes.
+
+        Returns:
+            A dict for one picture, else a list of dicts; of several adapters, by adapter.
+
+        Raises:
+            ValueError, OSError: a picture is missing or broken, or `top` is not positive.
+        """
+        if top < 1:
+            raise ValueError(f"top={top} is not positive; leave it out for 5")
+        several = isinstance(pictures, list | tuple) or _is_folder(pictures) or _is_batch(pictures)
+        found = []
+        for batch in self.batches(self.read(p) for p in expand(pictures)):
+            for rows in self.answer(batch):
+                best = [best_of(p, c, top) for p, c in zip(rows, self.all_classes, strict=True)]
+                found.append(
+                    best[0] if len(best) == 1 else dict(zip(self.names, best, strict=True))
+                )
+        return found if several else found[0]
+
+    def probabilities(self, pictures: Picture | Sequence[Picture]) -> Tensor:
+        """Return the probabilities (n, n_classes) of pictures, as `predict` takes them.
+
+        Of several adapters, those of the first.
+        """
+        batches = self.batches(self.read(p) for p in expand(pictures))
+        rows = [self.answer(batch)[:, 0, : len(self.classes)] for batch in batches]
+        return torch.cat([*rows, torch.zeros(0, len(self.classes))])
+
+    def features(self, pictures: Picture | Sequence[Picture]) -> Tensor:
+        """Return what the head reads (n, D or 2 D), of pictures, as `predict` takes them.
+
+        Raises:
+            ValueError: there are several adapters, each with features of its own.
+        """
+        return torch.cat([self.embed(b) for b in self.batches(map(self.read, expand(pictures)))])
+
+    def read(self, picture: Picture) -> Tensor:
+        """Return a picture as uint8 (C, image_size, image_size).
+
+        Raises:
+            ValueError, OSError: it is missing, broken or no picture.
+        """
+        if isinstance(picture, str | Path):
+            return read_image(picture, self.fit)
+        if not isinstance(picture, Image.Image):
+            picture = as_image(picture)
+        return self.fit(picture.copy())
+
+    def batches(self, images: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Yield batches (B, C, image_size, image_size) that suit one pass."""
+        waiting: list[Tensor] = []
+        for image in images:
+            waiting.append(image)
+            if len(waiting) == self.batch_size:
+                yield torch.stack(waiting)
+                waiting = []
+        if waiting:
+            yield torch.stack(waiting)
+
+    def answer(self, images: Tensor) -> Tensor:
+        """Return the probabilities (B, n_adapters, n_classes) of images as `read` gives them."""
+        n, images = len(self.all_classes), images.to(self.device)
+
+        def part(images: Tensor, ids: Tensor) -> Tensor:
+            with torch.inference_mode():
+                images = self.base.normalize(images)
+                logits: Tensor = self.model(images) if n == 1 else self.model(images, ids)
+                return logits.float().softmax(dim=1)
+
+        ids = torch.arange(1, n + 1, device=self.device).repeat(len(images))
+        rows = in_parts(part, images.repeat_interleave(n, dim=0), ids)
+        return rows.view(len(images), n, -1).cpu()
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the features (B, D or 2 D) of images as `read` gives them.
+
+        Raises:
+            ValueError: there are several adapters.
+        """
+        if len(self.all_classes) > 1:
+            raise ValueError("each adapter has features of its own; choose one")
+
+        def part(images: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return self.base.features(self.base.normalize(images)).float()
+
+        return in_parts(part, images.to(self.device)).cpu()
+
+
+def expand(pictures: Picture | Sequence[Picture]) -> Iterator[Picture]:
+    """Yield pictures one by one: those of a list, of a batch, and the files of folders.
+
+    Raises:
+        ValueError: a folder holds none.
+    """
+    several = isinstance(pictures, list | tuple) or _is_batch(pictures)
+    for picture in pictures if several else [pictures]:
+        if not _is_folder(picture):
+            yield picture
+        elif found := find_images(Path(str(picture))):
+            yield from map(str, found)
+        else:
+            raise ValueError(f"{picture} holds no images")
+
+
+def as_image(pixels: Any) -> Image.Image:
+    """Return a PIL image of an array (height, width[, C]) or a tensor (C, height, width).
+
+    Floats are 0 to 1, as where pixels were divided by 255, or 0 to 255.
+
+    Raises:
+        ValueError: it has another shape, or values outside these.
+    """
+    if isinstance(pixels, Tensor):
+        pixels = pixels.detach().cpu()
+        pixels = (pixels.permute(1, 2, 0) if pixels.ndim == 3 else pixels).numpy()
+    array = np.asarray(pixels)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if (
+        array.ndim not in (2, 3)
+        or array.size == 0
+        or (array.ndim == 3 and array.shape[2] not in (3, 4))
+    ):
+        raise ValueError(
+            f"a picture of shape {np.shape(pixels)} is neither (height, width), (height, width, 3) "
+            "nor a tensor (3, height, width)"
+        )
+    low, high = float(array.min()), float(array.max())
+    if not 0 <= low <= high <= 255:
+        raise ValueError(
+            f"pixels of {low:g} to {high:g} are neither 0 to 255 nor 0 to 1; give the picture as "
+            "it is, not normalised"
+        )
+    scale = 255 if array.dtype.kind == "f" and high <= 1 else 1
+    return Image.fromarray((array * scale).round().astype(np.uint8))
+
+
+def best_of(probabilities: Tensor, classes: Sequence[str], top: int) -> Classes:
+    """Return the `top` most probable classes of a row of probabilities, best first."""
+    best = probabilities[: len(classes)].topk(min(top, len(classes)))
+    return {classes[i]: p for p, i in zip(*(t.tolist() for t in best), strict=True)}
+
+
+def _is_folder(picture: Picture) -> bool:
+    return isinstance(picture, str | Path) and Path(picture).is_dir()
+
+
+def _is_batch(pictures: Any) -> bool:
+    return isinstance(pictures, np.ndarray | Tensor) and pictures.ndim == 4
