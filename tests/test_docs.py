@@ -9,9 +9,11 @@ from unittest.mock import patch
 import pytest
 
 import adapters
+from tests.conftest import Run
 
 ROOT = Path(__file__).parents[1]
 README, PART_2 = ROOT / "README.md", ROOT / "docs" / "part-2.md"
+PHOTOGRAPHS = ROOT / "docs" / "photographs.md"
 
 
 def blocks(document: Path, language: str) -> list[tuple[int, str]]:
@@ -49,10 +51,25 @@ def test_the_readmes_program_runs(
     assert (tmp_path / "runs" / "symbols" / "adapter_model.safetensors").is_file()
 
 
+def test_the_python_of_photographs_runs(
+    base: Path,
+    folder: Path,
+    vitft: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--adapter=lora", "--base", base, "--data", folder, "--epochs=1"]
+    vitft("finetune", *flags, "--out", "runs/mine")
+    run(PHOTOGRAPHS, **{'"photo.jpg"': repr(str(folder / "test" / "red" / "000.png"))})
+    assert "'red': " in capsys.readouterr().out
+
+
 def commands() -> list[str]:
     lines = [
         line
-        for d in (README, PART_2)
+        for d in (README, PART_2, PHOTOGRAPHS)
         for _, block in blocks(d, "sh")
         for line in block.splitlines()
     ]

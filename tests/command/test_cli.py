@@ -195,7 +195,7 @@ def test_an_adapter_for_another_base_is_refused(
         (["--adapter=lora", "--preset=none"], "unknown preset 'none'"),
         (["--adapter=lora", "--resume"], "there is no run to resume in"),
         (["--adapter=lora", "--limit=-1"], "limit=-1 is not positive"),
-        ([], "Missing option '--adapter'"),
+        ([], "missing: --adapter; vitft finetune --help tells what to give"),
     ],
 )
 def test_wrong_options_are_one_line_and_exit_2(
@@ -265,6 +265,11 @@ def test_predict_takes_the_images_in_a_folder(vitft: Run, base: Path, tmp_path: 
     (tmp_path / "empty").mkdir()
     told = error(vitft("predict", "--base", base, tmp_path / "empty", code=2))
     assert f"{tmp_path / 'empty'} holds no images" in told
+
+
+def test_missing_options_are_told_together(vitft: Run) -> None:
+    told = "Error: missing: --data, --out, --adapter, --base; vitft finetune --help tells what"
+    assert told in error(vitft("finetune", code=2))
 
 
 def test_one_class_is_no_task(vitft: Run, base: Path, tmp_path: Path) -> None:

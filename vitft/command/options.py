@@ -47,20 +47,30 @@ def command(
     def callback(**given: Any) -> None:
         source = click.get_current_context().get_parameter_source
         given = {key: v for key, v in given.items() if source(key) is not ParameterSource.DEFAULT}
-        for name, value in given.items():
+        for key, value in given.items():
             if isinstance(value, str) and not value.strip():
-                flag = "--" + name.replace("_", "-")
+                flag = "--" + key.replace("_", "-")
                 raise click.UsageError(f"{flag} is empty; give it a value or leave it out")
+        if missing := [flag_of(field) for field in needed if field.name not in given]:
+            raise click.UsageError(
+                f"missing: {', '.join(missing)}; vitft {name} --help tells what to give"
+            )
         run(resolve(options, given, presets or {}))
 
     types = typing.get_type_hints(options)
     fields = [field for field in dataclasses.fields(options) if field.init]
+    needed = [field for field in fields if field.default is dataclasses.MISSING]
     parameters = [_parameter(field, types[field.name]) for field in fields]
     arguments = [
         f"{f.name.upper()}: {f.metadata['help']}" for f in fields if f.metadata["argument"]
     ]
     text = "\n\n".join([options.__doc__ or "", *arguments])
     return click.Command(name, callback=callback, params=parameters, help=text)
+
+
+def flag_of(field: "dataclasses.Field[Any]") -> str:
+    """Return how an option is written on the command line."""
+    return "--" + field.name.replace("_", "-")
 
 
 def resolve(
@@ -121,9 +131,8 @@ def _parameter(field: "dataclasses.Field[Any]", kind: Any) -> click.Parameter:
     many = typing.get_origin(kind) is tuple
     if field.metadata["argument"]:
         return click.Argument([field.name], nargs=-1 if many else 1, required=required)
-    metavar = None
-    flag = "--" + field.name.replace("_", "-")
-    text = field.metadata["help"]
+    metavar, flag = None, flag_of(field)
+    text = field.metadata["help"] + ("  [required]" if required else "")
     if kind is bool:
         text += f"  [default: {flag if default else 'no'}]"
     if field.metadata["repeated"]:
@@ -140,7 +149,6 @@ def _parameter(field: "dataclasses.Field[Any]", kind: Any) -> click.Parameter:
     return click.Option(
         [flag, field.name],
         type=kind,
-        required=required,
         help=text,
         metavar=metavar,
     )
