@@ -75,6 +75,9 @@ def run(options: EvaluateOptions) -> None:
     figures: dict[str, Any] = {
         f"{split}_accuracy": result.accuracy,
         f"{split}_loss": result.loss,
+        f"{split}_balanced_accuracy": result.balanced_accuracy,
+        f"{split}_macro_f1": result.macro_f1,
+        f"{split}_calibration_error": result.calibration_error,
         f"n_{split}": len(images),
         "data": options.data,
     }
@@ -84,6 +87,10 @@ def run(options: EvaluateOptions) -> None:
         accuracy, loss = (f"{split} {name}" for name in ("accuracy", "loss"))
         click.echo(f"{accuracy:<15} {result.accuracy:.2%} of {len(images):,} images")
         click.echo(f"{loss:<15} {result.loss:.4f}")
+        click.echo(f"balanced        {result.balanced_accuracy:.2%}, the mean over the classes")
+        click.echo(f"macro F1        {result.macro_f1:.4f}")
+        error = result.calibration_error
+        click.echo(f"calibration     {error:.2%} from accuracy on average (ECE)")
 
 
 command = cli.command("evaluate", EvaluateOptions, run)

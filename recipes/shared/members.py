@@ -8,7 +8,7 @@ from typing import Any
 
 import adapters
 from recipes.finetune import CommonOptions, adapt, pick_cached, save_trained
-from recipes.shared.training import Splits, say, summarise, weighted
+from recipes.shared.training import Splits, calibrate, say, summarise, weighted
 from vitft.model.vit import VisionTransformer
 from vitft.training.loop import train
 from vitft.training.plan import Plan
@@ -92,5 +92,6 @@ def train_together(base: VisionTransformer, members: Sequence[Member]) -> None:
             (member.folder / STATE).unlink(missing_ok=True)  # --resume starts it anew
             say(f"{member.folder.name} failed: {member.failed}")
         else:
+            calibrate(member.run, member.options)
             member.facts = save_trained(member.run, member.options, member.folder)
             summarise(member.run, member.splits, member.options, member.folder, member.facts)

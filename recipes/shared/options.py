@@ -95,6 +95,11 @@ class TrainOptions(DataOptions):
     patience: int = option(
         0, "End after so many epochs without a better validation; 0: train them all."
     )
+    calibrate: bool = option(
+        False,
+        "Divide the head by the temperature at which its probabilities fit the validation images "
+        "best (arXiv:1706.04599); classes stay.",
+    )
     save_seconds: float = option(60.0, "Seconds between saved states, which --resume goes on from.")
     resume: bool = option(False, "Go on with the run in --out where it was stopped.")
     overwrite: bool = option(False, "Replace the run in --out.")

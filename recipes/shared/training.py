@@ -23,6 +23,7 @@ from vitft.model.vit import VisionTransformer
 from vitft.report.run import write_report
 from vitft.training.evaluate import Evaluation, evaluate
 from vitft.training.loop import train as train_runs
+from vitft.training.metrics import temperature
 from vitft.training.plan import Plan
 from vitft.training.run import Run
 from vitft.training.task import SingleLabel, balanced
@@ -101,6 +102,8 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
     train, validation, test = (held(x, options, device) for x in (train, validation, data.test))
     if not len(train):
         raise ValueError(f"{data.name} has no readable image to train on")
+    if options.calibrate and not len(validation):
+        raise ValueError("--calibrate needs validation images; leave out --val-fraction 0")
     return Splits(train, validation, test)
 
 
@@ -157,7 +160,19 @@ def train(
         raise KeyboardInterrupt(
             f"the state is saved in {folder}; the same command with --resume goes on{usable}"
         ) from None
+    calibrate(run, options)
     return run
+
+
+@torch.no_grad()
+def calibrate(run: Run, options: TrainOptions) -> None:
+    """Divide the head by the best temperature for the validation images, where that is asked for."""
+    if not options.calibrate:
+        return
+    found = evaluate(run.model, run.validation, bf16=run.plan.bf16)
+    run.temperature = temperature(found.probabilities, found.labels)
+    for parameter in run.model.head.parameters():
+        parameter.div_(run.temperature)
 
 
 def finish(
@@ -233,7 +248,13 @@ def summarise(
     summary: dict[str, Any] = {
         "test_accuracy": result.accuracy if result else None,
         "test_loss": result.loss if result else None,
+        "test_balanced_accuracy": result.balanced_accuracy if result else None,
+        "test_macro_f1": result.macro_f1 if result else None,
+        "test_calibration_error": result.calibration_error if result else None,
         "val_accuracy": run.kept.get("val_accuracy"),
+        "val_balanced_accuracy": run.kept.get("val_balanced_accuracy"),
+        "val_macro_f1": run.kept.get("val_macro_f1"),
+        "temperature": run.temperature,
         "kept_epoch": run.kept.get("epoch"),
         "epochs_done": run.epoch,
         **{f"frozen_{name}_accuracy": value for name, value in run.frozen.items()},

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from tests.conftest import Run as Vitft
 from tests.conftest import summary
@@ -126,6 +127,23 @@ def test_unknown_values_are_refused(
 ) -> None:
     flags = ["--adapter=linear", "--base", base, "--data", folder, "--out", tmp_path / "x", flag]
     assert told in vitft("finetune", *flags, code=2).stderr
+
+
+def test_a_calibrated_head_is_the_same_head_at_its_temperature(
+    vitft: Vitft, base: Path, folder: Path, tmp_path: Path
+) -> None:
+    flags = ["--adapter=linear", "--epochs=2", "--base", base, "--data", folder]
+    vitft("finetune", *flags, "--out", tmp_path / "plain")
+    vitft("finetune", *flags, "--out", tmp_path / "warm", "--calibrate")
+    heads = [load_file(tmp_path / n / "adapter_model.safetensors") for n in ("plain", "warm")]
+    found = summary(tmp_path / "warm")["temperature"]
+    assert found != 1
+    for key, value in heads[0].items():
+        torch.testing.assert_close(heads[1][key] * found, value)
+    told = vitft(
+        "finetune", *flags, "--out", tmp_path / "x", "--calibrate", "--val-fraction=0", code=2
+    )
+    assert "--calibrate needs validation images" in told.stderr
 
 
 def test_what_the_frozen_features_are_worth_is_told_first(

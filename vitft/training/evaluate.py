@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vitft.data.images import Images
 from vitft.model.vit import VisionTransformer
 from vitft.training.cores import in_parts
+from vitft.training.metrics import balanced_accuracy, calibration_error, macro_f1
 from vitft.training.task import SingleLabel, Task
 
 MAX_BATCH = 500  # images of an evaluation's batch
@@ -29,6 +30,26 @@ class Evaluation:
     def accuracy(self) -> float:
         """Share of images whose most probable class is theirs."""
         return (self.probabilities.argmax(dim=1) == self.labels).double().mean().item()
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean over the classes of the share of their images that are found."""
+        return balanced_accuracy(self.probabilities.argmax(1), self.labels, self.n_classes)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes."""
+        return macro_f1(self.probabilities.argmax(1), self.labels, self.n_classes)
+
+    @property
+    def calibration_error(self) -> float:
+        """How far its probabilities are from what comes true, on average, in 0..1."""
+        return calibration_error(self.probabilities, self.labels)
+
+    @property
+    def n_classes(self) -> int:
+        """How many classes there are."""
+        return self.probabilities.shape[1]
 
     @property
     def loss(self) -> float:

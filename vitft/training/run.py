@@ -44,6 +44,7 @@ class Run:
         feature_seconds: spent before the steps, on frozen stages and on the head's start.
         history: a row an epoch, as in metrics.jsonl.
         best: the best epoch so far.
+        temperature: what the head was divided by at the end, to be calibrated.
         frozen: validation accuracy of the base's features as they are, by knn and probe.
         draws: the random state to go on with.
         totals: (3,) of this epoch: loss, right predictions, images.
@@ -75,6 +76,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.best = Best()
         self.frozen: dict[str, float] = {}
+        self.temperature = 1.0
         self.draws = seeded_state(plan.seed, self.device)
         self.totals = torch.zeros(3, device=self.device)
 
@@ -212,6 +214,9 @@ class Run:
             "train_loss": loss,
             "val_loss": result.loss if result else None,
             "val_accuracy": result.accuracy if result else None,
+            "val_balanced_accuracy": result.balanced_accuracy if result else None,
+            "val_macro_f1": result.macro_f1 if result else None,
+            "val_calibration_error": result.calibration_error if result else None,
             "lr": self.lr(self.steps_per_epoch - 1),
             "images_per_second": n_images / self.seconds,
             "seconds": self.seconds,
