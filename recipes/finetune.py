@@ -4,7 +4,7 @@
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from recipes.shared.methods import (
     names,
 )
 from recipes.shared.options import TrainOptions, make_plan, pick_device
-from recipes.shared.runs import check_run, locked
+from recipes.shared.runs import check_run, locked, recall
 from recipes.shared.training import accuracy_line, finish, make_splits, open_data, say, train
 from vitft.command import options as cli
 from vitft.command.options import option
@@ -70,6 +70,11 @@ class CommonOptions(TrainOptions):
     )
     layers: tuple[str, ...] | None = option(
         None, "Numbers of the blocks to adapt, from 0, such as 4-5.  [default: all]"
+    )
+    from_: str | None = option(
+        None,
+        "Go on with the adapter of this run, on new images too: its base and method stand; "
+        "so does its head where the classes are the same.",
     )
     head_start: str = option(
         "probe",
@@ -123,6 +128,8 @@ def finetune(options: CommonOptions) -> dict[str, Any]:
             f"{options.adapter}: {trained:,} of {n_all:,} parameters train on {splits}, on {device}"
         )
         n_images = len(splits.train) + len(splits.validation)
+        if model.head.weight.any():  # it has learned already
+            plan = replace(plan, probe_head=False)
         plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
         save = partial(save_trained, options=options, folder=folder)
         run = train(model, splits, plan, options, folder, save, [fingerprint])
@@ -188,7 +195,12 @@ def adapt(
 ) -> None:
     """Give a base a new head and the adapter, drawn from the seed, which a pass must reach."""
     torch.manual_seed(options.seed)
-    model.new_head(classes)
+    if options.from_ is not None and options.adapter != "full":
+        adapters.load_adapter(model, options.from_, train=True, fingerprint=fingerprint)
+    if options.from_ is None or model.classes != tuple(classes):
+        model.new_head(classes)
+    if options.from_ is not None:
+        return
     if options.adapter != "full":
         adapters.inject(model, config, trainable=("head",), fingerprint=fingerprint)
         image = model.head.weight.new_zeros(1, model.config.n_channels, *[model.image_size] * 2)
@@ -268,4 +280,22 @@ def _trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-command = cli.command("finetune", FinetuneOptions, run_command, PRESETS)
+def recalled(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what need not be given again: with --resume, with --from.
+
+    Raises:
+        ValueError: the folder holds no run, or an option of the method is given with --from.
+    """
+    if given.get("resume") and "out" in given:
+        names = {field.name for field in fields(FinetuneOptions)}
+        return recall(Path(given["out"]), names, "resume")
+    if "from_" not in given:
+        return {}
+    if fixed := sorted({"adapter", "base", "targets", "layers", *method_options()} & given.keys()):
+        raise ValueError(f"--from goes on with the adapter as it is; leave out --{fixed[0]}")
+    kept = {"adapter", "base", "targets", "layers", "image_size", "resize", "crop"}
+    found = recall(Path(given["from_"]), kept | method_options().keys(), "go on with")
+    return found | ({"base": given["from_"]} if found.get("adapter") == "full" else {})
+
+
+command = cli.command("finetune", FinetuneOptions, run_command, PRESETS, recalled)

@@ -1,14 +1,16 @@
 """Train a base from scratch: `vitft pretrain --data cifar10 --out runs/base`."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
 from recipes.shared.options import TrainOptions, make_plan, pick_device
-from recipes.shared.runs import check_run, locked
+from recipes.shared.runs import check_run, locked, recall
 from recipes.shared.training import accuracy_line, finish, make_splits, open_data, say, train
 from vitft.command import options as cli
 from vitft.command.options import option
@@ -169,4 +171,12 @@ def run(options: PretrainOptions) -> None:
     click.echo(f"use it          vitft finetune --adapter lora --base {out} --data DATA --out DIR")
 
 
-command = cli.command("pretrain", PretrainOptions, run, PRESETS)
+def recalled(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what need not be given again with --resume."""
+    if given.get("resume") and "out" in given:
+        names = {field.name for field in fields(PretrainOptions)}
+        return recall(Path(given["out"]), names, "resume")
+    return {}
+
+
+command = cli.command("pretrain", PretrainOptions, run, PRESETS, recalled)

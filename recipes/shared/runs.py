@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -29,6 +29,8 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 # What may differ between a run's start and its resumption.
 MAY_DIFFER = (
     "out",
+    "epochs",
+    "patience",
     "device",
     "save_seconds",
     "compile",
@@ -126,3 +128,30 @@ def written(options: TrainOptions) -> dict[str, Any]:
     """Return the options as they read when they come back from a file: lists for tuples."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(options)))
     return {name: value for name, value in values.items() if name not in ("resume", "overwrite")}
+
+
+def recall(folder: Path, names: Collection[str], purpose: str) -> dict[str, Any]:
+    """Return what the run in a folder was started with, of these options.
+
+    Args:
+        folder: of the run.
+        names: of the options.
+        purpose: what it is wanted for, for an error.
+
+    Raises:
+        ValueError: the folder holds no run that tells it.
+    """
+    config = folder / "config.json"
+    try:
+        found = dict(json.loads(config.read_text()))
+    except FileNotFoundError:
+        raise ValueError(
+            f"there is no run to {purpose} in {folder}: it has no config.json"
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{config} is broken ({error})") from error
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in found.items()
+        if name in names and value is not None
+    }

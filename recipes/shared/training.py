@@ -166,7 +166,7 @@ def train(
 
 @torch.no_grad()
 def calibrate(run: Run, options: TrainOptions) -> None:
-    """Divide the head by the best temperature for the validation images, where that is asked for."""
+    """Divide the head by the best temperature for the validation images, if asked for."""
     if not options.calibrate:
         return
     found = evaluate(run.model, run.validation, bf16=run.plan.bf16)

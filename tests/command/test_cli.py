@@ -227,7 +227,7 @@ def test_a_run_is_not_overwritten_unasked(vitft: Run, folder: Path, base: Path) 
 
 def test_a_run_resumes_only_with_its_options(vitft: Run, folder: Path, base: Path) -> None:
     done = vitft(
-        "pretrain", "--data", folder, "--out", base, "--resume", "--epochs=9", *TINY_FLAGS, code=2
+        "pretrain", "--data", folder, "--out", base, "--resume", "--lr=9", *TINY_FLAGS, code=2
     )
     assert "was started with" in error(done)
 

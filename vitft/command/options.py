@@ -37,11 +37,19 @@ def command(
     options: type[Any],
     run: Callable[[Any], None],
     presets: Mapping[str, Mapping[str, Any]] | None = None,
+    recall: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
 ) -> click.Command:
     """Return the command `name` that calls `run` with an `options` made of what the user gave.
 
-    With `presets`, the field `preset` names one. The order is: what the user gave, then the preset,
-    then the defaults.
+    With `presets`, the field `preset` names one. The order is: what the user gave, then what
+    `recall` knows, then the preset, then the defaults.
+
+    Args:
+        name: of the command.
+        options: a dataclass of fields made by `option`.
+        run: takes one.
+        presets: values by name.
+        recall: given what the user gave, returns what an earlier run was given.
     """
 
     def callback(**given: Any) -> None:
@@ -51,6 +59,7 @@ def command(
             if isinstance(value, str) and not value.strip():
                 flag = "--" + key.replace("_", "-")
                 raise click.UsageError(f"{flag} is empty; give it a value or leave it out")
+        given = (recall(given) if recall else {}) | given
         if missing := [flag_of(field) for field in needed if field.name not in given]:
             raise click.UsageError(
                 f"missing: {', '.join(missing)}; vitft {name} --help tells what to give"
@@ -70,7 +79,7 @@ def command(
 
 def flag_of(field: "dataclasses.Field[Any]") -> str:
     """Return how an option is written on the command line."""
-    return "--" + field.name.replace("_", "-")
+    return "--" + field.name.rstrip("_").replace("_", "-")
 
 
 def resolve(
