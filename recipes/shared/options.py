@@ -54,6 +54,11 @@ class TrainOptions(DataOptions):
     optimizer: str = option(
         "adamw", "adamw, adam, or muon, which is for whole matrices, not for thin ones."
     )
+    layer_decay: float = option(
+        1.0,
+        "Multiply a block's learning rate by this for every block behind it (arXiv:2106.08254); "
+        "0.75, say, for full fine-tuning.",
+    )
     schedule: str = option("cosine", "Of the learning rate: cosine, linear, multistep or constant.")
     warmup: float = option(0.05, "Share of the run over which the learning rate rises.")
     clip: float = option(1.0, "Largest norm of the gradient; 0: any.")
@@ -178,6 +183,7 @@ def make_plan(
         "lr",
         "weight_decay",
         "optimizer",
+        "layer_decay",
         "schedule",
         "warmup",
         "clip",

@@ -1,6 +1,7 @@
 """What people type: a pipe that closes, a broken picture, a folder with less, values in quotes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -105,3 +106,13 @@ def test_an_empty_text_is_no_value(
     answer = vitft("finetune", "--adapter=lora", *words, code=2)
     assert f"Error: {flag} is empty; " in answer.stderr
     assert not list(tmp_path.glob("out/*.safetensors"))
+
+
+def test_a_name_that_the_terminal_lacks_is_replaced(base: Path, tmp_path: Path) -> None:
+    image = tmp_path / "käse\u2603.png"
+    paint(image, (200, 0, 0))
+    command = [sys.executable, "-m", "vitft", "predict", "--base", str(base), str(image)]
+    done = subprocess.run(
+        command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, check=True
+    )
+    assert b"k\xe4se?.png  " in done.stdout

@@ -152,3 +152,17 @@ def test_a_learning_rate_may_be_a_tensor_that_is_filled(name: str) -> None:
 )  # fmt: skip
 def test_schedules_rise_and_fall(schedule: str, progress: float, factor: float) -> None:
     assert lr_factor(schedule, progress, warmup=0.1) == pytest.approx(factor)
+
+
+def test_a_block_learns_the_slower_the_more_stand_behind_it() -> None:
+    model = VisionTransformer(ViTConfig(**TINY, n_classes=3))
+    options = {"name": "adamw", "lr": 1.0, "weight_decay": 0.1}
+    (optimizer,) = build_optimizers(model, layer_decay=0.5, lr_factors={"weight": 3.0}, **options)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {names[id(p)]: g["lr_factor"] for g in optimizer.param_groups for p in g["params"]}
+    assert found["head.bias"] == found["norm.bias"] == 1
+    assert found["blocks.1.ffn.w1.bias"] == 0.5
+    assert found["blocks.1.attn.wq.weight"] == 1.5
+    assert found["blocks.0.norm1.bias"] == 0.25
+    assert found["pos_embedding"] == found["cls_token"] == 0.125
+    assert found["patch_embed.weight"] == 0.375

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import io
 import signal
 import sys
 from pathlib import Path
@@ -70,6 +71,9 @@ def cli(traceback: bool) -> None:
 def main() -> NoReturn:
     """Run the command line: status 2 and one line for the user's mistakes, 130 if interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal lacks is no error
+            stream.reconfigure(errors="replace")
     sys.stdout, sys.stderr = (cast(TextIO, Outliving(s)) for s in (sys.stdout, sys.stderr))
     try:
         cli(sys.argv[1:] or ["--help"], standalone_mode=False)

@@ -4,6 +4,7 @@ Validation, evaluation, prediction and every export take it, as `Framing` tells;
 file of a base and of an adapter.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -236,6 +237,7 @@ def _eight_bits(image: Image.Image, span: tuple[float, float] | None) -> Image.I
 def _opened(path: str | Path) -> Image.Image:
     """Return an image file, opened and not yet decoded, whatever its number of pixels."""
     has_heif()
+    _quiet()
     try:
         return Image.open(path)
     except Image.DecompressionBombError:
@@ -272,6 +274,12 @@ def is_image(path: Path) -> bool:
             return True
     except UNREADABLE:
         return False
+
+
+@cache
+def _quiet() -> None:
+    """Let Pillow's warnings, of odd EXIF data, say, reach nobody: what is broken is an error."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from vitft.training.muon import Muon
 
 OPTIMIZERS = ("adamw", "adam", "muon")
 NUMBERED = re.compile(r"\.\d+\.")  # in the name of what lies inside one of several blocks
+BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+EMBEDDING = ("patch_embed.", "cls_token", "dist_token", "registers", "pos_embedding", "pre_norm.")
 SCHEDULES = ("cosine", "linear", "multistep", "constant")
 
 
@@ -21,6 +23,7 @@ def build_optimizers(
     lr: float,
     weight_decay: float,
     lr_factors: Mapping[str, float] | None = None,
+    layer_decay: float = 1.0,
     recorded: bool = False,
 ) -> list[torch.optim.Optimizer]:
     """Return the optimizers that together train every parameter that requires a gradient.
@@ -32,6 +35,7 @@ def build_optimizers(
     Args:
         lr_factors: what to multiply the learning rate of parameters by, by the last part of their
             names, "lora_b" for all B.
+        layer_decay: what to multiply a block's rate by for every block behind it; see `distances`.
         recorded: make learning rates tensors, which a recorded step reads anew.
 
     Raises:
@@ -42,7 +46,7 @@ def build_optimizers(
         raise ValueError(f"unknown optimizer {name!r}; choose from {', '.join(OPTIMIZERS)}")
     if name == "adam" and weight_decay:
         raise ValueError(f"adam has no {weight_decay=}; use --optimizer adamw, or --weight-decay 0")
-    groups = _groups(model, name, lr_factors or {})
+    groups = _groups(model, name, lr_factors or {}, layer_decay)
     if not groups:
         raise ValueError("nothing to train: no parameter requires a gradient")
     if name == "muon" and not any(muon for muon, _, _ in groups):
@@ -68,17 +72,34 @@ def build_optimizers(
 
 
 def _groups(
-    model: nn.Module, name: str, lr_factors: Mapping[str, float]
+    model: nn.Module, name: str, lr_factors: Mapping[str, float], layer_decay: float
 ) -> dict[tuple[bool, bool, float], list[nn.Parameter]]:
     """Return the trainable parameters by: whether muon is for them, weight decay, the factor."""
     groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
+    behind = distances([key for key, _ in model.named_parameters()])
     for key, parameter, module in owned_parameters(model):
         if parameter.requires_grad:
             last = key.rpartition(".")[2]
             decay = decays(module, last)
             muon = name == "muon" and decay and parameter.ndim == 2 and bool(NUMBERED.search(key))
-            groups.setdefault((muon, decay, lr_factors.get(last, 1.0)), []).append(parameter)
+            factor = lr_factors.get(last, 1.0) * layer_decay ** behind[key]
+            groups.setdefault((muon, decay, factor), []).append(parameter)
     return groups
+
+
+def distances(names: Sequence[str]) -> dict[str, int]:
+    """Return for each parameter how many layers stand behind it, as BEiT counts (arXiv:2106.08254).
+
+    None stands behind the head and the last norm, one behind the last block, and so on.
+    """
+    numbers = {name: int(n[1]) for name in names if (n := BLOCK.search(name))}
+    n_blocks = 1 + max(numbers.values(), default=-1)
+    return {
+        name: n_blocks - numbers[name]
+        if name in numbers
+        else (n_blocks + 1 if name.startswith(EMBEDDING) else 0)
+        for name in names
+    }
 
 
 def owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:

@@ -29,6 +29,7 @@ class Plan:
     optimizer: str = "adamw"
     # what to multiply the rate by, for parameters by the last part of their names
     lr_factors: Mapping[str, float] = field(default_factory=dict)
+    layer_decay: float = 1.0  # what to multiply a block's rate by for every block behind it
     schedule: str = "cosine"
     warmup: float = 0.05  # share of the run over which the learning rate rises
     clip: float = 1.0  # largest norm of the gradient; 0: any
@@ -54,6 +55,8 @@ class Plan:
         for name in ("weight_decay", "clip", "save_seconds"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} is negative; 0 switches it off")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay} is not in 0 < layer_decay <= 1")
         for name in ("warmup", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not in 0 <= {name} < 1")

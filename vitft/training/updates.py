@@ -53,6 +53,7 @@ class Updates:
             lr=plan.lr,
             weight_decay=plan.weight_decay,
             lr_factors=plan.lr_factors,
+            layer_decay=plan.layer_decay,
             recorded=plan.recorded,
         )
         self.steps = FiniteSteps(next(model.parameters()).device)
