@@ -36,6 +36,7 @@ from vitft.training.run import Run
 
 PRESETS: dict[str, dict[str, Any]] = {"default": {}}
 HEAD_STARTS = ("probe", "zeros")
+FIXED = ("adapter", "base", "targets", "layers", "unfreeze")  # what --from does not change
 CACHED_BYTES = 2**30  # of features, unless more is asked for
 
 
@@ -75,6 +76,9 @@ class CommonOptions(TrainOptions):
         None,
         "Go on with the adapter of this run, on new images too: its base and method stand; "
         "so does its head where the classes are the same.",
+    )
+    unfreeze: int = option(
+        0, "Train so many of the last blocks whole, with linear the last norm too."
     )
     head_start: str = option(
         "probe",
@@ -170,6 +174,8 @@ def resolve(
     Raises:
         ValueError: an option is unknown, out of its range, or not the method's.
     """
+    if options.unfreeze and options.adapter == "full":
+        raise ValueError("--adapter full trains every block; leave out --unfreeze")
     if options.head_start not in HEAD_STARTS:
         known = ", ".join(HEAD_STARTS)
         raise ValueError(f"unknown head start {options.head_start!r}; choose from {known}")
@@ -202,9 +208,29 @@ def adapt(
     if options.from_ is not None:
         return
     if options.adapter != "full":
-        adapters.inject(model, config, trainable=("head",), fingerprint=fingerprint)
+        config, trainable = unfrozen(model, options, config)
+        known = fingerprint if trainable == ("head",) else None  # else of less than all but it
+        adapters.inject(model, config, trainable=trainable, fingerprint=known)
         image = model.head.weight.new_zeros(1, model.config.n_channels, *[model.image_size] * 2)
         adapters.check(model, model.normalize(image))
+
+
+def unfrozen(
+    model: VisionTransformer, options: CommonOptions, config: adapters.AdapterConfig | None
+) -> tuple[adapters.AdapterConfig | None, tuple[str, ...]]:
+    """Return the config without the blocks that train whole, and the names of what does.
+
+    Raises:
+        ValueError: there are fewer blocks.
+    """
+    n, n_blocks = options.unfreeze, len(model.blocks)
+    if not 0 <= n <= n_blocks:
+        raise ValueError(f"unfreeze={n} is not in 0 <= unfreeze <= {n_blocks}, the base's blocks")
+    whole = tuple(f"blocks.{i}" for i in range(n_blocks - n, n_blocks))
+    if n and config is not None and not config.layers:
+        config = replace(config, layers=tuple(range(n_blocks - n)))
+    norm = ("norm",) if n and config is None and [*model.norm.parameters()] else ()
+    return config, ("head", *norm, *whole)
 
 
 def save_trained(run: Run, options: CommonOptions, folder: Path) -> dict[str, Any]:
@@ -291,7 +317,7 @@ def recalled(given: Mapping[str, Any]) -> dict[str, Any]:
         return recall(Path(given["out"]), names, "resume")
     if "from_" not in given:
         return {}
-    if fixed := sorted({"adapter", "base", "targets", "layers", *method_options()} & given.keys()):
+    if fixed := sorted({*FIXED, *method_options()} & given.keys()):
         raise ValueError(f"--from goes on with the adapter as it is; leave out --{fixed[0]}")
     kept = {"adapter", "base", "targets", "layers", "image_size", "resize", "crop"}
     found = recall(Path(given["from_"]), kept | method_options().keys(), "go on with")
