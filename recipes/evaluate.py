@@ -10,7 +10,7 @@ import torch
 
 from recipes.shared.model import ModelOptions, open_model
 from recipes.shared.options import DataOptions, pick_bf16, pick_device
-from recipes.shared.training import held, open_data
+from recipes.shared.splits import held, open_data
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.data.images import Images

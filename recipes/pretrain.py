@@ -11,7 +11,9 @@ import torch
 
 from recipes.shared.options import TrainOptions, make_plan, pick_device
 from recipes.shared.runs import check_run, locked, recall
-from recipes.shared.training import accuracy_line, finish, make_splits, open_data, say, train
+from recipes.shared.splits import make_splits, open_data, say
+from recipes.shared.summary import accuracy_line, finish
+from recipes.shared.training import train
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.data.preprocess import Framing

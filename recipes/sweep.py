@@ -14,12 +14,15 @@ from typing import Any
 import click
 
 import adapters
-from recipes.finetune import CommonOptions, check_base, frame, next_lines, resolve
+from recipes.finetune import check_base, next_lines
+from recipes.shared.adapt import frame
+from recipes.shared.finetuning import CommonOptions, resolve
 from recipes.shared.grid import GRID, SweepBase, SweepOptions, combinations
 from recipes.shared.members import Member, chunks, make_member, train_together
 from recipes.shared.options import pick_device
 from recipes.shared.runs import OUTPUTS, check_run, locked, start_run
-from recipes.shared.training import accuracy_line, finish, make_splits, open_data, say
+from recipes.shared.splits import make_splits, open_data, say
+from recipes.shared.summary import accuracy_line, finish
 from vitft.command import options as cli
 from vitft.files import write_json
 from vitft.model.checkpoint import load_model

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 import adapters
 from recipes.shared.model import find_base_of, open_model
 from recipes.shared.options import pick_device
+from vitft.data.decode import read_image
 from vitft.data.folders import find_images
-from vitft.data.preprocess import Fit, read_image
+from vitft.data.preprocess import Fit
 from vitft.model.checkpoint import load_model
 from vitft.training.cores import in_parts
 from vitft.training.evaluate import suitable_batch

@@ -5,7 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
-from recipes.finetune import CommonOptions, FinetuneOptions
+from recipes.shared.finetuning import CommonOptions, FinetuneOptions
 from recipes.shared.methods import method_lines, method_options
 from vitft.command.options import option
 

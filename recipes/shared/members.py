@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import adapters
-from recipes.finetune import CommonOptions, adapt, pick_cached, save_trained
-from recipes.shared.training import Splits, calibrate, say, summarise, weighted
+from recipes.shared.adapt import adapt, pick_cached, save_trained
+from recipes.shared.finetuning import CommonOptions
+from recipes.shared.splits import Splits, say
+from recipes.shared.summary import summarise
+from recipes.shared.training import calibrate, weighted
 from vitft.model.vit import VisionTransformer
 from vitft.training.loop import train
 from vitft.training.plan import Plan

@@ -11,7 +11,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from tests.conftest import paint
 from vitft import VisionTransformer, load_model, save_model
-from vitft.data.preprocess import Fit, Framing, read_image
+from vitft.data.decode import read_image
+from vitft.data.preprocess import Fit, Framing
 from vitft.data.sources import load_data
 
 

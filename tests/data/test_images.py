@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from tests.conftest import paint
+from vitft.data.decode import read_image
 from vitft.data.images import Images
-from vitft.data.preprocess import Fit, read_image
+from vitft.data.preprocess import Fit
 from vitft.data.split import channel_statistics, limit, split
 
 CPU = torch.device("cpu")

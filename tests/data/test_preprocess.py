@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitft.data.preprocess import Fit, read_image
+from vitft.data.decode import read_image
+from vitft.data.preprocess import Fit
 
 
 def eight_bits(image: Image.Image) -> list[int]:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from tests.conftest import Run, paint
 from vitft import Classifier, load_model
-from vitft.data.preprocess import Fit, read_image
+from vitft.data.decode import read_image
+from vitft.data.preprocess import Fit
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from vitft.data.decode import has_heif, is_image
 from vitft.data.listing import Listing
-from vitft.data.preprocess import has_heif, is_image
 from vitft.data.tables import list_table
 
 # name of a folder, in small letters -> the split that it holds

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vitft.data.decode import read_image
 from vitft.data.images import Images
 from vitft.data.measure import fit_to, shared
-from vitft.data.preprocess import Fit, read_image
+from vitft.data.preprocess import Fit
 from vitft.data.split import split
 
 SPLITS = ("train", "validation", "test")

@@ -10,7 +10,8 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from vitft.data.preprocess import Fit, extremes, heading
+from vitft.data.decode import extremes, heading
+from vitft.data.preprocess import Fit
 
 N_LOOKED_AT = 50  # files whose headers are read
 LITTLE = 4  # times as wide as what becomes of it: a picture that loses much

@@ -1,0 +1,111 @@
+"""A base in, given a head and an adapter for new classes; what was trained of it, saved."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import adapters
+from recipes.shared.finetuning import CACHED_BYTES, CommonOptions
+from recipes.shared.splits import say
+from vitft.data.augment import Augmentation
+from vitft.model.checkpoint import save_model
+from vitft.model.vit import VisionTransformer
+from vitft.training.features import feature_bytes, n_frozen
+from vitft.training.plan import Plan
+from vitft.training.run import Run
+
+
+def frame(model: VisionTransformer, options: CommonOptions) -> None:
+    """Take images of the size, resized and cut, as the options say.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+    if options.image_size is not None:
+        model.resize(options.image_size)
+    if options.resize is not None:
+        model.framing = replace(model.framing, resize=options.resize)
+    if options.crop is not None:
+        model.framing = replace(model.framing, crop=options.crop)
+
+
+def adapt(
+    model: VisionTransformer,
+    options: CommonOptions,
+    config: adapters.AdapterConfig | None,
+    classes: Sequence[str],
+    fingerprint: str,
+) -> None:
+    """Give a base a new head and the adapter, drawn from the seed, which a pass must reach."""
+    torch.manual_seed(options.seed)
+    if options.from_ is not None and options.adapter != "full":
+        adapters.load_adapter(model, options.from_, train=True, fingerprint=fingerprint)
+    if options.from_ is None or model.classes != tuple(classes):
+        model.new_head(classes)
+    if options.from_ is not None:
+        return
+    if options.adapter != "full":
+        config, trainable = unfrozen(model, options, config)
+        known = fingerprint if trainable == ("head",) else None  # else of less than all but it
+        adapters.inject(model, config, trainable=trainable, fingerprint=known)
+        image = model.head.weight.new_zeros(1, model.config.n_channels, *[model.image_size] * 2)
+        adapters.check(model, model.normalize(image))
+
+
+def unfrozen(
+    model: VisionTransformer, options: CommonOptions, config: adapters.AdapterConfig | None
+) -> tuple[adapters.AdapterConfig | None, tuple[str, ...]]:
+    """Return the config without the blocks that train whole, and the names of what does.
+
+    Raises:
+        ValueError: there are fewer blocks.
+    """
+    n, n_blocks = options.unfreeze, len(model.blocks)
+    if not 0 <= n <= n_blocks:
+        raise ValueError(f"unfreeze={n} is not in 0 <= unfreeze <= {n_blocks}, the base's blocks")
+    whole = tuple(f"blocks.{i}" for i in range(n_blocks - n, n_blocks))
+    if n and config is not None and not config.layers:
+        config = replace(config, layers=tuple(range(n_blocks - n)))
+    norm = ("norm",) if n and config is None and [*model.norm.parameters()] else ()
+    return config, ("head", *norm, *whole)
+
+
+def save_trained(run: Run, options: CommonOptions, folder: Path) -> dict[str, Any]:
+    """Write what was trained, and return the summary's facts about it."""
+    if options.adapter == "full":
+        file = folder / "model.safetensors"
+        save_model(run.model, file)
+    else:
+        file = folder / "adapter_model.safetensors"
+        adapters.save_adapter(run.model, folder)
+    return {
+        "adapter": options.adapter,
+        "feature_seconds": round(run.feature_seconds, 1),  # besides "seconds"
+        "base": options.base,
+        "file": file.name,
+        "file_bytes": file.stat().st_size,
+        "can_be_merged": options.adapter != "full" and adapters.mergeable(run.model),
+    }
+
+
+def pick_cached(model: VisionTransformer, options: CommonOptions, plan: Plan, n_images: int) -> int:
+    """Return how many of the model's first stages to compute once, 0 for none.
+
+    Raises:
+        ValueError: --cache-features is given, and would change what is trained.
+    """
+    n, augmented = n_frozen(model), plan.augmentation != Augmentation()
+    n_bytes = n_images * feature_bytes(model, n)
+    if options.cache_features is None:
+        pays = n > 1 and plan.epochs > 1 and n_bytes <= CACHED_BYTES and not augmented
+    else:
+        pays = options.cache_features
+        if pays and (augmented or not n):
+            why = "there is augmentation" if augmented else "the embedding trains, or has dropout"
+            raise ValueError(f"--cache-features would change the result: {why}; leave it out")
+    if pays:
+        say(f"{n} of {len(model.stages())} stages are computed once, {n_bytes / 1e6:,.0f} MB")
+    return n if pays else 0

@@ -1,0 +1,136 @@
+"""The options of `finetune` and `sweep` in; the adapter's config and the plan out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, make_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import adapters
+from recipes.shared.methods import (
+    LR_DEFAULT,
+    default_lr,
+    make_config,
+    method_lines,
+    method_options,
+    names,
+)
+from recipes.shared.options import TrainOptions, make_plan
+from recipes.shared.runs import recall
+from vitft.command.options import option
+from vitft.model.checkpoint import is_known_backbone
+from vitft.training.plan import Plan
+
+PRESETS: dict[str, dict[str, Any]] = {"default": {}}
+HEAD_STARTS = ("probe", "zeros")
+FIXED = ("adapter", "base", "targets", "layers", "unfreeze")  # what --from does not change
+CACHED_BYTES = 2**30  # of features, unless more is asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions(TrainOptions):
+    """The options that every method has."""
+
+    adapter: str = option(help=f"Method: {', '.join(names())}.")
+    base: str = option(help="A .safetensors file, a run's folder, or the name of a bundled base.")
+    preset: str = option("default", f"Values for what is not given: {', '.join(PRESETS)}.")
+    lr: float | None = option(None, f"Highest learning rate.  {LR_DEFAULT}")
+    weight_decay: float = option(0.0, "Decoupled weight decay of matrices.")
+    epochs: int = option(10, "Passes over the training images.")
+    batch_size: int = option(64, "Images in a step.")
+    image_size: int | None = option(
+        None,
+        "Side of the images, in pixels; positions are resized.  [default: the base's]",
+    )
+    resize: str | None = option(
+        None,
+        "How a picture becomes a square: shortest (the rest of it is cut off), squash, or pad.  "
+        "[default: the base's]",
+    )
+    crop: float | None = option(
+        None,
+        "Share of the resized picture's side that is kept, from the middle.  [default: the base's]",
+    )
+    targets: tuple[str, ...] | None = option(
+        None,
+        "What to adapt: names, ends of names or regular expressions.  [default: the method's, "
+        "every linear of the blocks for lora: wq,wk,wv,wo,w1,w2, and w3 where there is one]",
+    )
+    layers: tuple[str, ...] | None = option(
+        None, "Numbers of the blocks to adapt, from 0, such as 4-5.  [default: all]"
+    )
+    from_: str | None = option(
+        None,
+        "Go on with the adapter of this run, on new images too: its base and method stand; "
+        "so does its head where the classes are the same.",
+    )
+    unfreeze: int = option(
+        0, "Train so many of the last blocks whole, with linear the last norm too."
+    )
+    head_start: str = option(
+        "probe",
+        "What the new head starts from: probe, a linear probe of the base's features, or zeros.",
+    )
+    cache_features: bool | None = option(
+        None,
+        "Compute once what the frozen first blocks make of the images.  "
+        "[default: up to 1 GB, where there is no augmentation]",
+    )
+
+
+FinetuneOptions = make_dataclass(
+    "FinetuneOptions",
+    [(name, kind, field) for name, (kind, field) in method_options().items()],
+    bases=(CommonOptions,),
+    frozen=True,
+    kw_only=True,
+    namespace={
+        "__doc__": "Freeze a base, put on a head for the new classes and train only that head and "
+        "an adapter.\n\n\b\n" + "\n".join(["Methods:", *method_lines()])
+    },
+)
+
+
+def resolve(
+    options: CommonOptions, device: torch.device
+) -> tuple[CommonOptions, adapters.AdapterConfig | None, Plan]:
+    """Return the options with every default in place, the adapter's config, and the plan.
+
+    Raises:
+        ValueError: an option is unknown, out of its range, or not the method's.
+    """
+    if options.unfreeze and options.adapter == "full":
+        raise ValueError("--adapter full trains every block; leave out --unfreeze")
+    if options.head_start not in HEAD_STARTS:
+        known = ", ".join(HEAD_STARTS)
+        raise ValueError(f"unknown head start {options.head_start!r}; choose from {known}")
+    given = {name: getattr(options, name) for name in ("targets", "layers", *method_options())}
+    config = make_config(options.adapter, given)
+    if options.lr is None:
+        is_known = is_known_backbone(options.base)
+        options = replace(options, lr=default_lr(options.adapter, known_backbone=is_known))
+    plan = replace(make_plan(options, device), probe_head=options.head_start == "probe")
+    if config is not None:
+        own = [field.name for field in fields(config) if "help" in field.metadata]
+        options = replace(options, **{name: getattr(config, name) for name in own})
+        plan = replace(plan, lr_factors=config.lr_factors())
+    return options, config, plan
+
+
+def recalled(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what need not be given again: with --resume, with --from.
+
+    Raises:
+        ValueError: the folder holds no run, or an option of the method is given with --from.
+    """
+    if given.get("resume") and "out" in given:
+        names = {field.name for field in fields(FinetuneOptions)}
+        return recall(Path(given["out"]), names, "resume")
+    if "from_" not in given:
+        return {}
+    if fixed := sorted({*FIXED, *method_options()} & given.keys()):
+        raise ValueError(f"--from goes on with the adapter as it is; leave out --{fixed[0]}")
+    kept = {"adapter", "base", "targets", "layers", "image_size", "resize", "crop"}
+    found = recall(Path(given["from_"]), kept | method_options().keys(), "go on with")
+    return found | ({"base": given["from_"]} if found.get("adapter") == "full" else {})

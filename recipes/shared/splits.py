@@ -1,0 +1,94 @@
+"""The data of a command in; images to train on, to watch by and to report on, out."""
+
+from dataclasses import dataclass
+
+import click
+import torch
+
+from recipes.shared.options import VAL_FRACTION, DataOptions, TrainOptions
+from vitft.data.images import Images, listed
+from vitft.data.listing import ImageSet
+from vitft.data.preprocess import Fit
+from vitft.data.sources import load_data
+from vitft.data.split import few, limit, split
+from vitft.model.vit import VisionTransformer
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Images to train on, to watch by, and to report on once."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+    def __str__(self) -> str:
+        train, validation, test = (f"{len(x):,}" for x in (self.train, self.validation, self.test))
+        return f"{train} images ({validation} to validate, {test} to test)"
+
+
+def open_data(options: DataOptions, model: VisionTransformer) -> ImageSet:
+    """Return the set of the options for a model, which keeps the range of its 16-bit pictures.
+
+    Raises:
+        ValueError, OSError: as for `load_data`.
+    """
+    data = load_data(
+        options.data,
+        Fit.of(model),
+        test_fraction=options.test_fraction,
+        source_pattern=options.source_pattern,
+    )
+    for note in data.notes:
+        say(note)
+    model.framing = data.fit.framing
+    return data
+
+
+def held(images: Images, options: DataOptions, device: torch.device) -> Images:
+    """Return the images on `device` where they fit, as asked without those that are broken.
+
+    Raises:
+        ValueError: an image is broken; names the first ten.
+    """
+    if not options.skip_broken:
+        return images.to(device)
+    whole, broken = images.readable(device)
+    if broken:
+        say(f"{len(broken)} broken pictures are left out: {listed(broken)}")
+    return whole
+
+
+def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> Splits:
+    """Return training, validation and test images, held on `device` where they fit.
+
+    Raises:
+        ValueError: there is only one class, or an option is out of its range.
+    """
+    if len(data.classes) < 2:
+        raise ValueError(f"{data.name} has only the class {data.classes[0]!r}; add another")
+    if not len(data.train):
+        raise ValueError(f"{data.name} has no images to train on; put them into train/CLASS/")
+    train, validation, fraction = data.train, data.validation, options.val_fraction
+    if not len(validation):
+        fraction = VAL_FRACTION if fraction is None else fraction
+        train, validation = split(train, fraction=fraction, seed=options.seed)
+    elif fraction is not None:
+        raise ValueError(
+            f"{data.name} has a validation split, so --val-fraction has nothing to do; leave it out"
+        )
+    if options.shots is not None:
+        train = few(train, options.shots, seed=options.seed)
+    if options.limit is not None:
+        train = limit(train, options.limit, seed=options.seed)
+    train, validation, test = (held(x, options, device) for x in (train, validation, data.test))
+    if not len(train):
+        raise ValueError(f"{data.name} has no readable image to train on")
+    if options.calibrate and not len(validation):
+        raise ValueError("--calibrate needs validation images; leave out --val-fraction 0")
+    return Splits(train, validation, test)
+
+
+def say(text: str) -> None:
+    """Print a line for the person who waits, on standard error."""
+    click.echo(text, err=True)
