@@ -2,7 +2,7 @@
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(if $(shell $(name) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(name))))
 BIN = .venv/bin
 
-.PHONY: demo test lint mutants setup clean
+.PHONY: demo test lint families mutants setup clean
 
 demo: setup
 	$(BIN)/python -m recipes.demo
@@ -15,6 +15,11 @@ mutants: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutants]' --constraint constraints.txt
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/mutmut run --max-children 1 $(ONLY)
 	$(BIN)/mutmut results
+
+# Minutes: every architecture of timm, and the table of all families.
+families: setup
+	VITFT_ALL=1 $(BIN)/python -m pytest -q tests/families
+	$(BIN)/python -m benchmarks.families
 
 lint: setup
 	$(BIN)/ruff check
