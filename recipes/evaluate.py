@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import click
 import torch
@@ -17,6 +16,7 @@ from vitft.data.images import Images
 from vitft.data.listing import ImageSet
 from vitft.model.vit import VisionTransformer
 from vitft.training.evaluate import evaluate
+from vitft.training.task import TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +49,25 @@ def labels_for(model: VisionTransformer, classes: Sequence[str], images: Images)
     """Number the labels of images as the model numbers its classes.
 
     Raises:
-        ValueError: an image is of a class that the model does not know.
+        ValueError: an image is of a class that the model does not know, or has several labels where
+            the model tells one.
     """
-    numbers = [model.classes.index(name) if name in model.classes else -1 for name in classes]
-    labels = torch.tensor(numbers)[images.labels]
-    if (labels < 0).any():
-        unknown = classes[int(images.labels[labels < 0][0])]
-        known = ", ".join(model.classes[:20])
-        raise ValueError(f"the model has no class {unknown!r}; it tells apart {known}")
-    images.labels = labels
+    several, place = images.labels.ndim == 2, {name: i for i, name in enumerate(model.classes)}
+    if several != (model.labels == "several"):
+        kind = "several labels" if several else "one label"
+        raise ValueError(f"the images have {kind} each, but the model tells {model.labels}")
+    there = images.labels.sum(dim=0) > 0 if several else images.labels.bincount() > 0
+    for name, is_there in zip(classes, there.tolist(), strict=False):
+        if is_there and name not in place:
+            known = ", ".join(model.classes[:20])
+            raise ValueError(f"the model has no class {name!r}; it tells apart {known}")
+    numbers = torch.tensor([place.get(name, len(place)) for name in classes])
+    if several:
+        labels = images.labels.new_zeros(len(images), len(place) + 1)
+        labels[:, numbers] = images.labels
+        images.labels = labels[:, :-1]
+    else:
+        images.labels = numbers[images.labels]
 
 
 def run(options: EvaluateOptions) -> None:
@@ -71,26 +81,18 @@ def run(options: EvaluateOptions) -> None:
     labels_for(model, data.classes, images)
     images = held(images, options, device)
     bf16 = pick_bf16(options.precision, device)
-    result = evaluate(model, images, bf16=bf16, batch_size=options.batch_size)
-    figures: dict[str, Any] = {
-        f"{split}_accuracy": result.accuracy,
-        f"{split}_loss": result.loss,
-        f"{split}_balanced_accuracy": result.balanced_accuracy,
-        f"{split}_macro_f1": result.macro_f1,
-        f"{split}_calibration_error": result.calibration_error,
-        f"n_{split}": len(images),
-        "data": options.data,
-    }
+    result = evaluate(
+        model, images, task=TASKS[model.labels](), bf16=bf16, batch_size=options.batch_size
+    )
+    figures = {f"{split}_{name}": value for name, value in result.figures.items()}
+    figures |= {f"{split}_loss": result.loss}
     if options.json:
-        click.echo(json.dumps(figures))
-    else:
-        accuracy, loss = (f"{split} {name}" for name in ("accuracy", "loss"))
-        click.echo(f"{accuracy:<15} {result.accuracy:.2%} of {len(images):,} images")
-        click.echo(f"{loss:<15} {result.loss:.4f}")
-        click.echo(f"balanced        {result.balanced_accuracy:.2%}, the mean over the classes")
-        click.echo(f"macro F1        {result.macro_f1:.4f}")
-        error = result.calibration_error
-        click.echo(f"calibration     {error:.2%} from accuracy on average (ECE)")
+        click.echo(json.dumps(figures | {f"n_{split}": len(images), "data": options.data}))
+        return
+    accuracy = figures.pop(f"{split}_accuracy")
+    click.echo(f"{split + ' accuracy':<15} {accuracy:.2%} of {len(images):,} images")
+    for name, value in figures.items():
+        click.echo(f"{name.replace('_', ' '):<15} {value:.4f}")
 
 
 command = cli.command("evaluate", EvaluateOptions, run)

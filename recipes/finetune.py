@@ -48,6 +48,7 @@ def finetune(options: CommonOptions) -> dict[str, Any]:
         frame(model, options)
         fingerprint = adapters.fingerprint(model, exclude=("head",))
         data = open_data(options, model)
+        model.labels = "several" if data.several else "one"
         adapt(model, options, config, data.classes, fingerprint)
         splits = make_splits(data, options, device)
         model.to(device)

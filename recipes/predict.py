@@ -87,6 +87,8 @@ class Neighbours:
         self.classifier = classifier
         found = load_data(data, classifier.fit)
         self.classes, images = found.classes, found.train
+        if found.several:
+            raise ValueError(f"--knn needs images of one label each, and {data} has several")
         self.features = torch.cat([classifier.embed(x) for x in _all(images, classifier)])
         self.targets = SingleLabel().targets(images.labels, len(self.classes))
 

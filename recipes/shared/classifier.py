@@ -18,6 +18,7 @@ from vitft.data.preprocess import Fit
 from vitft.model.checkpoint import load_model
 from vitft.training.cores import in_parts
 from vitft.training.evaluate import suitable_batch
+from vitft.training.task import TASKS
 
 Classes = dict[str, float]  # probabilities of the most probable, best first
 Picture = Any  # a file's path, a PIL image, an array (height, width[, C]), a tensor (C, h, w)
@@ -145,7 +146,7 @@ class Classifier:
             with torch.inference_mode():
                 images = self.base.normalize(images)
                 logits: Tensor = self.model(images) if n == 1 else self.model(images, ids)
-                return logits.float().softmax(dim=1)
+                return TASKS[self.base.labels]().predict(logits.float())
 
         ids = torch.arange(1, n + 1, device=self.device).repeat(len(images))
         rows = in_parts(part, images.repeat_interleave(n, dim=0), ids)

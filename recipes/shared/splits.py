@@ -84,6 +84,8 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
     train, validation, test = (held(x, options, device) for x in (train, validation, data.test))
     if not len(train):
         raise ValueError(f"{data.name} has no readable image to train on")
+    if options.calibrate and data.several:
+        raise ValueError("--calibrate is for one label an image; leave it out")
     if options.calibrate and not len(validation):
         raise ValueError("--calibrate needs validation images; leave out --val-fraction 0")
     return Splits(train, validation, test)

@@ -30,12 +30,12 @@ def finish(
     model, started, result = run.model, time.perf_counter(), None
     if len(splits.test):
         say(f"testing on {len(splits.test):,} images")
-        result = evaluate(model, splits.test, bf16=run.plan.bf16)
+        result = evaluate(model, splits.test, task=run.plan.task, bf16=run.plan.bf16)
     summary = summarise(run, splits, options, folder, facts, result, time.perf_counter() - started)
     shown, name = splits.test, "test"
     if result is None:
         shown, name = splits.validation, "validation"
-        result = evaluate(model, shown, bf16=run.plan.bf16)
+        result = evaluate(model, shown, task=run.plan.task, bf16=run.plan.bf16)
     report(run, options, folder, summary, shown, name, result)
     return summary
 
@@ -93,12 +93,9 @@ def summarise(
     summary: dict[str, Any] = {
         "test_accuracy": result.accuracy if result else None,
         "test_loss": result.loss if result else None,
-        "test_balanced_accuracy": result.balanced_accuracy if result else None,
-        "test_macro_f1": result.macro_f1 if result else None,
-        "test_calibration_error": result.calibration_error if result else None,
-        "val_accuracy": run.kept.get("val_accuracy"),
-        "val_balanced_accuracy": run.kept.get("val_balanced_accuracy"),
-        "val_macro_f1": run.kept.get("val_macro_f1"),
+        **({f"test_{name}": x for name, x in result.figures.items()} if result else {}),
+        "val_accuracy": None,
+        **{name: x for name, x in run.kept.items() if name.startswith("val_")},
         "temperature": run.temperature,
         "kept_epoch": run.kept.get("epoch"),
         "epochs_done": run.epoch,
@@ -130,8 +127,10 @@ def accuracy_line(summary: Mapping[str, Any]) -> str:
     """Return the line that tells a run's accuracy: of the test split, or where there is none, of
     the validation split.
     """
-    for split_name, key in (("test", "test_accuracy"), ("validation", "val_accuracy")):
-        if (accuracy := summary.get(key)) is not None:
+    for split_name, key in (("test", "test_"), ("validation", "val_")):
+        if (precision := summary.get(f"{key}mean_average_precision")) is not None:
+            return f"{split_name} mean average precision {precision:.2%}"
+        if (accuracy := summary.get(f"{key}accuracy")) is not None:
             return f"{split_name + ' accuracy':<15} {accuracy:.2%}"
     return "accuracy        not measured: no image is held out"
 

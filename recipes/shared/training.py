@@ -18,7 +18,7 @@ from vitft.training.loop import train as train_runs
 from vitft.training.metrics import temperature
 from vitft.training.plan import Plan
 from vitft.training.run import Run
-from vitft.training.task import SingleLabel, balanced
+from vitft.training.task import SeveralLabels, SingleLabel, balanced
 
 CLASS_WEIGHTS = ("equal", "balanced")
 
@@ -32,6 +32,10 @@ def weighted(plan: Plan, options: TrainOptions, train: Images, n_classes: int) -
     if options.class_weights not in CLASS_WEIGHTS:
         known = ", ".join(CLASS_WEIGHTS)
         raise ValueError(f"class_weights={options.class_weights!r} is none of {known}")
+    if train.labels.ndim == 2:
+        if options.class_weights != "equal":
+            raise ValueError("--class-weights is for one label an image; leave it out")
+        return replace(plan, task=SeveralLabels())
     if options.class_weights == "equal":
         return plan
     return replace(plan, task=SingleLabel(balanced(train.labels, n_classes)))

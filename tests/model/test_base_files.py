@@ -44,6 +44,7 @@ def test_a_file_tells_all_that_an_image_needs(tmp_path: Path) -> None:
         "crop": 1.0,
         "kernel": "bicubic",
         "range": None,
+        "labels": "one",
     }
     other = load_model(path)
     assert (other.image_size, other.classes, other.facts) == (12, one.classes, one.facts)

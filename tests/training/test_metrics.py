@@ -65,6 +65,7 @@ def test_the_temperature_undoes_logits_that_are_too_large() -> None:
 
 def test_an_evaluation_tells_them() -> None:
     one = Evaluation(F.one_hot(PREDICTED, 4).double(), LABELS, torch.zeros(7))
-    assert one.balanced_accuracy == balanced_accuracy(PREDICTED, LABELS, 4)
-    assert one.macro_f1 == macro_f1(PREDICTED, LABELS, 4)
-    assert one.calibration_error == pytest.approx(2 / 7)
+    assert one.figures["accuracy"] == one.accuracy == pytest.approx(5 / 7)
+    assert one.figures["balanced_accuracy"] == balanced_accuracy(PREDICTED, LABELS, 4)
+    assert one.figures["macro_f1"] == macro_f1(PREDICTED, LABELS, 4)
+    assert one.figures["calibration_error"] == pytest.approx(2 / 7)

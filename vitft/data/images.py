@@ -52,7 +52,7 @@ class Images:
 
     Attributes:
         decode: index -> uint8 (C, height, width).
-        labels: class indices (n,).
+        labels: class indices (n,); of several labels an image, 0 and 1 (n, n_classes).
         sources: for each image what it was cut from (a video's track, say), or its own number.
         names: what each image is called: its file, or its own number.
         held: every image, uint8 (n, C, height, width), or features, float (n, ...); None where
@@ -77,6 +77,14 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def strata(self) -> Tensor:
+        """Return a class for each image (n,): its own, or the rarest of its several."""
+        labels = self.labels.cpu()
+        if labels.ndim == 1:
+            return labels
+        counts = labels.sum(dim=0)
+        return torch.where(labels > 0, counts, len(labels) + 1).argmin(dim=1)
 
     def digest(self) -> str:
         """Return a hash of the labels and sources, which change where images come or go."""

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from vitft.data.measure import fit_to, shared
 from vitft.data.preprocess import Fit
 from vitft.data.split import split
 
+SEPARATOR = "|"  # of several labels
 SPLITS = ("train", "validation", "test")
 TEST_FRACTION = 0.2  # of images that nobody has split
 TEST_SEED = 0  # one test split for every run, whatever its seed
@@ -28,6 +29,7 @@ class ImageSet:
     Attributes:
         fit: what its pictures go through.
         notes: what a person should know of it, a line each.
+        several: whether an image may have several labels, which are then 0 and 1 (n, n_classes).
     """
 
     name: str
@@ -37,6 +39,7 @@ class ImageSet:
     validation: Images
     test: Images
     notes: tuple[str, ...] = ()
+    several: bool = False
 
     @classmethod
     def of(
@@ -63,6 +66,7 @@ class Listing:
     """Image files, their classes, and the split of each: "" where nobody has split them.
 
     Attributes:
+        several: whether an image may have several labels, with SEPARATOR between them.
         skipped: how many files were passed over, by the reason.
         notes: what else was passed over.
     """
@@ -72,6 +76,7 @@ class Listing:
     splits: list[str] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    several: bool = False
 
     def add(self, paths: Sequence[Path], label: str, split: str) -> None:
         """Add files of one class and split."""
@@ -86,6 +91,7 @@ class Listing:
         self.splits += other.splits
         self.skipped += other.skipped
         self.notes += other.notes
+        self.several |= other.several
 
     def image_set(
         self,
@@ -108,18 +114,22 @@ class Listing:
             ValueError: a class has no training images, or `test_fraction` is not in 0..1 or not
                 needed.
         """
-        known = {*self.labels}
+        labels = [self._classes(label) for label in self.labels]
+        known = {*chain(*labels)}
         trained = [part in ("", "train") for part in self.splits]
-        learned = {*compress(self.labels, trained)} or known
+        learned = {*chain(*compress(labels, trained))} or known
         if only := sorted(known - learned):
-            part = self.splits[self.labels.index(only[0])]
+            part = next(p for p, some in zip(self.splits, labels, strict=True) if only[0] in some)
             raise ValueError(
                 f"{name}: class {only[0]} stands only in {part}; put images of it into train, or "
                 "remove it"
             )
         classes = sorted(known)
         fit, notes = fit_to(fit, [*compress(self.paths, trained)] or self.paths)
-        numbers = torch.tensor([classes.index(label) for label in self.labels], dtype=torch.long)
+        numbers = torch.tensor([[classes.index(name) for name in some][0] for some in labels])
+        if self.several:
+            rows = [[name in some for name in classes] for some in labels]
+            numbers = torch.tensor(rows, dtype=torch.uint8)
         images = Images(
             FileImages(self.paths, fit),
             numbers,
@@ -142,7 +152,9 @@ class Listing:
                 f"{len(twice)} images to validate or test with stand in train too, to the bit, so "
                 "accuracy will look better than it is; vitft check lists them"
             )
-        return ImageSet(name, tuple(classes), fit, **parts, notes=tuple(notes))
+        return ImageSet(
+            name, tuple(classes), fit, **parts, notes=tuple(notes), several=self.several
+        )
 
     def sources(self, pattern: str | None = None) -> list[str]:
         """Return for each file what it was cut from, where that makes sense, else itself.
@@ -166,6 +178,12 @@ class Listing:
                 found[i] = source
         return found
 
+    def _classes(self, label: str) -> list[str]:
+        """Return the classes that a label names."""
+        if not self.several:
+            return [label]
+        return [name.strip() for name in label.split(SEPARATOR) if name.strip()]
+
     def _indices(self, part: str) -> Tensor:
         wanted = ("", "train") if part == "train" else (part,)
         return torch.tensor([i for i, s in enumerate(self.splits) if s in wanted]).long()
@@ -181,7 +199,10 @@ class Listing:
                 f"nobody has split these images: {len(parts['test'])} of {len(self.paths)} are "
                 "held out to test with, the same in every run"
             )
-        counts = parts["test"].labels.bincount(minlength=len(classes)).tolist()
+        tested = parts["test"].labels
+        counts = (
+            tested.sum(dim=0) if self.several else tested.bincount(minlength=len(classes))
+        ).tolist()
         missing = [name for name, n in zip(classes, counts, strict=True) if not n]
         if missing and len(parts["test"]):
             more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""

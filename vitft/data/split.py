@@ -23,11 +23,12 @@ def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images
             f"val_fraction={fraction} is not in 0 <= val_fraction < 1; 0 trains on every image"
         )
     generator = torch.Generator().manual_seed(seed)
+    strata = images.strata()
     train: list[int] = []
     validation: list[int] = []
-    for label in images.labels.unique().tolist():
+    for label in strata.unique().tolist():
         groups: dict[str, list[int]] = {}
-        for i in (images.labels == label).nonzero().flatten().tolist():
+        for i in (strata == label).nonzero().flatten().tolist():
             groups.setdefault(images.sources[i], []).append(i)
         if len(groups) == 1:
             groups = {str(i): [i] for group in groups.values() for i in group}
@@ -63,7 +64,7 @@ def limit(images: Images, n: int, *, seed: int) -> Images:
     if n < 1:
         raise ValueError(f"limit={n} is not positive; leave it out to train on every image")
     shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    ranks = _ranks(images.labels.cpu()[shuffled])
+    ranks = _ranks(images.strata()[shuffled])
     chosen = shuffled[ranks.sort(stable=True).indices[:n]]
     return images.subset(chosen.sort().values)
 
@@ -77,7 +78,7 @@ def few(images: Images, n: int, *, seed: int) -> Images:
     if n < 1:
         raise ValueError(f"shots={n} is not positive; leave it out to train on every image")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    return images.subset(order[_ranks(images.labels.cpu()[order]) < n].sort().values)
+    return images.subset(order[_ranks(images.strata()[order]) < n].sort().values)
 
 
 def _ranks(labels: Tensor) -> Tensor:

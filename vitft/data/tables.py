@@ -4,7 +4,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vitft.data.listing import SPLITS, Listing
+from vitft.data.listing import SEPARATOR, SPLITS, Listing
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 PATH = ("path", "file_name")  # the latter is Hugging Face's
@@ -15,8 +15,8 @@ NAMES = {part: part for part in SPLITS} | {"val": "validation", "valid": "valida
 def list_table(file: Path, part: str = "") -> Listing:
     """Return the images that a table names.
 
-    Its columns are path (or file_name), beside the table where it is not absolute; label; and,
-    where it is wanted, split: train, val, valid, validation or test.
+    Its columns are path (or file_name), beside the table where it is not absolute; label, several
+    with "|" between them; and, where it is wanted, split: train, val, valid, validation or test.
 
     Args:
         file: .csv, .tsv or .parquet.
@@ -32,14 +32,13 @@ def list_table(file: Path, part: str = "") -> Listing:
         name, label = row[path_key], row[label_key]
         if not name or not label:
             raise ValueError(f"{file}: row {number} lacks its {label_key if name else path_key}")
-        if "|" in label:
-            raise ValueError(f"{file}: row {number} has several labels, {label}; one is possible")
         given = row.get("split", "").lower()
         if given not in NAMES:
             raise ValueError(
                 f"{file}: row {number} is of split {given!r}, not {', '.join(SPLITS)} or val"
             )
         listing.add([file.parent / name], label, NAMES[given] or part)
+        listing.several |= SEPARATOR in label
     if missing := [path for path in listing.paths if not path.is_file()]:
         names = ", ".join(str(path) for path in missing[:10])
         more = ", ..." if len(missing) > 10 else ""

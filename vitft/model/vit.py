@@ -32,6 +32,7 @@ class VisionTransformer(nn.Module):
         mean, std: per channel, for pixels in 0..1; what `normalize` uses.
         image_size: side of the images that `forward` takes now, in pixels; see `resize`.
         framing: how a picture of any shape becomes such an image.
+        labels: of an image: "one", or "several", each with a probability of its own.
         facts: what else its file tells: source, licence, how images are to be resized.
     """
 
@@ -42,6 +43,7 @@ class VisionTransformer(nn.Module):
         self.classes = tuple(str(i) for i in range(config.n_classes))
         self.mean = self.std = (0.5,) * config.n_channels
         self.framing = Framing()
+        self.labels = "one"
         self.facts: dict[str, Any] = {}
         dim, special = config.dim, config.special_tokens
         sizes = {"patch_size": config.patch_size, "n_channels": config.n_channels, "dim": dim}
@@ -112,9 +114,9 @@ class VisionTransformer(nn.Module):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What an image needs before the model: image_size, mean and std by channel, framing."""
+        """What an image needs before the model, and how many labels it then has."""
         normal = {"image_size": self.image_size, "mean": self.mean, "std": self.std}
-        return normal | asdict(self.framing)
+        return normal | asdict(self.framing) | {"labels": self.labels}
 
     @preprocessing.setter
     def preprocessing(self, record: Mapping[str, Any]) -> None:
@@ -129,9 +131,11 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"mean={mean} and std={std} are not for {self.config.n_channels} channels"
             )
-        framing = Framing.of(record)
+        framing, labels = Framing.of(record), str(record.get("labels", "one"))
+        if labels not in ("one", "several"):
+            raise ValueError(f"{labels=} is neither one nor several")
         self.resize(image_size)
-        self.mean, self.std, self.framing = mean, std, framing
+        self.mean, self.std, self.framing, self.labels = mean, std, framing, labels
 
     def positions(self) -> Tensor:
         """Return the position embedding for images of `image_size`: (1, prefix + N, D)."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vitft.report.page import COOL, GREY, WARM, svg
+from vitft.training.metrics import mean_average_precision
 
 N_MISTAKES, N_CLASSES = 24, 100  # thumbnails and classes shown at most
 CHARTS = {("train_loss", "val_loss"): ".4g", ("val_accuracy",): ".1%", ("lr",): ".4g"}  # of history
@@ -119,3 +120,25 @@ def mistakes(
         "wrongly classified; shown as true → predicted class, with the latter's probability.</p>"
         f'<div class="grid" style="--w: 124px">{figures}</div>'
     )
+
+
+def precisions(classes: Sequence[str], labels: Tensor, probabilities: Tensor, split: str) -> str:
+    """Return a table of the classes' average precision, the hardest first.
+
+    Args:
+        classes: their names.
+        labels: of 0 and 1 (n, n_classes).
+        probabilities: (n, n_classes).
+        split: what the images are.
+    """
+    rows = []
+    for i, name in enumerate(classes):
+        there = int((labels[:, i] > 0).sum())
+        chosen = slice(i, i + 1)
+        found = mean_average_precision(probabilities[:, chosen], labels[:, chosen])
+        rows.append((found if there else 2.0, name, there))
+    cells = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{f'{found:.1%}' if n else '–'} ({n:,} images)</dd></div>"
+        for found, name, n in sorted(rows)
+    )
+    return f"<h2>Average precision on {len(labels):,} {split} images</h2><dl>{cells}</dl>"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitft.report.page import LOOK, write_page
-from vitft.report.pictures import confusion, curves, mistakes, per_class
+from vitft.report.pictures import confusion, curves, mistakes, per_class, precisions
 
 TILES = ("test_accuracy", "trained_share", "images_per_second", "seconds")  # facts shown large
 
@@ -64,7 +64,7 @@ def write_report(
         facts: what summary.json holds; `*_accuracy` and `*_share` lie in 0..1.
         history: a row an epoch: epoch, train_loss, val_loss, val_accuracy, lr; may be empty.
         image: gives image i of the split, uint8 (C, height, width).
-        labels: its true classes, (n,).
+        labels: its true classes, (n,); of several labels 0 and 1, (n, n_classes).
         probabilities: the model's, (n, n_classes).
         split: what the images are: "test" or "validation".
     """
@@ -75,10 +75,14 @@ def write_report(
     classes = [name if len(name) <= 24 else name[:23] + "…" for name in classes]
     classes = [name.encode(errors="replace").decode() for name in classes]  # lone surrogates
     labels, probabilities = labels.long().cpu(), probabilities.detach().float().cpu().nan_to_num()
-    counts = torch.bincount(labels * k + probabilities.argmax(1), minlength=k * k).reshape(k, k)
     with warnings.catch_warnings(), style.context(LOOK, after_reset=True):
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser will have it
-        body = _facts(facts) + curves(history) + confusion(classes, counts)
-        body += per_class(classes, counts, split)
-        body += mistakes(classes, image, labels, probabilities, split)
+        body = _facts(facts) + curves(history)
+        if labels.ndim == 2:
+            body += precisions(classes, labels, probabilities, split)
+        else:
+            counts = torch.bincount(labels * k + probabilities.argmax(1), minlength=k * k)
+            counts = counts.reshape(k, k)
+            body += confusion(classes, counts) + per_class(classes, counts, split)
+            body += mistakes(classes, image, labels, probabilities, split)
     write_page(path, title, body)

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 
 class Best:
-    """The best epoch by validation so far: highest accuracy, of several the lowest loss.
+    """The best epoch by validation so far.
+
+    It has the highest accuracy, or mean average precision where images have several labels; of
+    several the lowest loss.
 
     Attributes:
         row: its row of metrics.jsonl; None before the first validation.
@@ -37,4 +40,4 @@ class Best:
 
 
 def _merit(row: Mapping[str, Any]) -> tuple[float, float]:
-    return row["val_accuracy"], -row["val_loss"]
+    return row.get("val_mean_average_precision", row["val_accuracy"]), -row["val_loss"]

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from vitft.data.images import Images
 from vitft.model.vit import VisionTransformer
 from vitft.training.cores import in_parts
-from vitft.training.metrics import balanced_accuracy, calibration_error, macro_f1
 from vitft.training.task import SingleLabel, Task
 
 MAX_BATCH = 500  # images of an evaluation's batch
@@ -20,36 +20,22 @@ MAX_NUMBERS = 2**26  # in the widest activation of a batch: 256 MB in float32
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Probabilities (n, n_classes), labels (n,) and losses (n,) in nats, on the CPU."""
+    """Probabilities (n, n_classes), labels (n, ...) and losses (n,) in nats, on the CPU."""
 
     probabilities: Tensor
     labels: Tensor
     losses: Tensor
+    task: Task = field(default_factory=SingleLabel)
+
+    @cached_property
+    def figures(self) -> dict[str, float]:
+        """What they are worth: accuracy and more, as the task measures it."""
+        return self.task.figures(self.probabilities, self.labels)
 
     @property
     def accuracy(self) -> float:
-        """Share of images whose most probable class is theirs."""
-        return (self.probabilities.argmax(dim=1) == self.labels).double().mean().item()
-
-    @property
-    def balanced_accuracy(self) -> float:
-        """Mean over the classes of the share of their images that are found."""
-        return balanced_accuracy(self.probabilities.argmax(1), self.labels, self.n_classes)
-
-    @property
-    def macro_f1(self) -> float:
-        """Mean F1 of the classes."""
-        return macro_f1(self.probabilities.argmax(1), self.labels, self.n_classes)
-
-    @property
-    def calibration_error(self) -> float:
-        """How far its probabilities are from what comes true, on average, in 0..1."""
-        return calibration_error(self.probabilities, self.labels)
-
-    @property
-    def n_classes(self) -> int:
-        """How many classes there are."""
-        return self.probabilities.shape[1]
+        """Share of images that are predicted right."""
+        return self.figures["accuracy"]
 
     @property
     def loss(self) -> float:
@@ -113,7 +99,8 @@ def evaluate(
             probabilities.append(task.predict(logits).cpu())
             labels.append(batch_labels.cpu())
             losses.append(task.loss(logits, task.targets(batch_labels, logits.shape[1])).cpu())
-    return Evaluation(*(torch.cat(found) for found in (probabilities, labels, losses)))
+    whole = [torch.cat(found) for found in (probabilities, labels, losses)]
+    return Evaluation(whole[0], whole[1], whole[2], task)
 
 
 def suitable_batch(model: VisionTransformer) -> int:

@@ -28,6 +28,25 @@ def macro_f1(predicted: Tensor, labels: Tensor, n_classes: int) -> float:
     return (2 * right / both).nanmean().item()
 
 
+def mean_average_precision(probabilities: Tensor, labels: Tensor) -> float:
+    """Return the mean over the classes of average precision; of classes that are there.
+
+    That of a class is the mean, over its images, of the share of its images among those that are at
+    least as probable.
+
+    Args:
+        probabilities: (n, n_classes).
+        labels: of 0 and 1 (n, n_classes).
+    """
+    found = []
+    for p, there in zip(probabilities.T, labels.T > 0, strict=True):
+        if there.any():
+            at_least = p[None, :] >= p[there][:, None]  # (images of the class, n)
+            precision = (at_least & there).sum(dim=1).double() / at_least.sum(dim=1)
+            found.append(precision.mean())
+    return torch.stack(found).mean().item() if found else float("nan")
+
+
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     """Return the expected calibration error (arXiv:1706.04599, equation 3), in 0..1.
 

@@ -123,7 +123,7 @@ class Run:
         """Return the indices still to come in this epoch, drawn by seed and epoch."""
         generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.epoch)
         if self.plan.sample == "balanced":
-            labels = self.train.labels.cpu()
+            labels = self.train.strata()
             chances = 1 / labels.bincount()[labels].double()
             order = torch.multinomial(chances, len(labels), replacement=True, generator=generator)
         else:
@@ -213,10 +213,8 @@ class Run:
             "epoch": self.epoch + 1,
             "train_loss": loss,
             "val_loss": result.loss if result else None,
-            "val_accuracy": result.accuracy if result else None,
-            "val_balanced_accuracy": result.balanced_accuracy if result else None,
-            "val_macro_f1": result.macro_f1 if result else None,
-            "val_calibration_error": result.calibration_error if result else None,
+            "val_accuracy": None,
+            **({f"val_{name}": x for name, x in result.figures.items()} if result else {}),
             "lr": self.lr(self.steps_per_epoch - 1),
             "images_per_second": n_images / self.seconds,
             "seconds": self.seconds,

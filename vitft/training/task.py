@@ -8,6 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitft.training.metrics import (
+    balanced_accuracy,
+    calibration_error,
+    macro_f1,
+    mean_average_precision,
+)
+
 
 class Task(Protocol):
     """What training and evaluation ask of a task; logits are (B, n_classes)."""
@@ -23,6 +30,9 @@ class Task(Protocol):
 
     def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return for every image whether it is predicted right (B,), bool."""
+
+    def figures(self, probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+        """Return what predictions (n, n_classes) are worth for labels (n, ...), by name."""
 
 
 @cache
@@ -68,3 +78,52 @@ class SingleLabel:
     def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return for every image whether its most probable class is its target's (B,), bool."""
         return logits.argmax(dim=1) == targets.argmax(dim=1)
+
+    def figures(self, probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+        """Return accuracy, balanced accuracy, macro F1 and calibration error, see `metrics`."""
+        predicted, n = probabilities.argmax(dim=1), probabilities.shape[1]
+        return {
+            "accuracy": (predicted == labels).double().mean().item(),
+            "balanced_accuracy": balanced_accuracy(predicted, labels, n),
+            "macro_f1": macro_f1(predicted, labels, n),
+            "calibration_error": calibration_error(probabilities, labels),
+        }
+
+
+@dataclass(frozen=True)
+class SeveralLabels:
+    """Any number of labels an image: for every class, whether it is there; in nats a class."""
+
+    def targets(self, labels: Tensor, n_classes: int) -> Tensor:
+        """Return labels (B, n_classes), of 0 and 1, in float32."""
+        return labels.float()
+
+    def loss(self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
+        """Return the mean binary cross-entropy of every image (B,), smoothed towards 1/2."""
+        targets = targets * (1 - smoothing) + smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """Return the probability of every class (B, n_classes), each for itself."""
+        return logits.sigmoid()
+
+    def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return for every image whether all its classes are told right (B,), bool."""
+        return ((logits > 0) == (targets > 0.5)).all(dim=1)
+
+    def figures(self, probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+        """Return mean average precision; at a probability of 1/2 accuracy, of all, and macro F1."""
+        right, there = probabilities > 0.5, labels > 0
+        both = right.sum(dim=0) + there.sum(dim=0)
+        f1 = 2 * (right & there).sum(dim=0).double() / both
+        return {
+            "accuracy": (right == there).all(dim=1).double().mean().item(),
+            "mean_average_precision": mean_average_precision(probabilities, labels),
+            "macro_f1": f1.nanmean().item(),
+        }
+
+
+TASKS: dict[str, type[SingleLabel] | type[SeveralLabels]] = {
+    "one": SingleLabel,
+    "several": SeveralLabels,
+}
