@@ -84,6 +84,10 @@ def run_command(options: CommonOptions) -> None:
     summary = finetune(options)
     trained, n_all, out = summary["n_trainable"], summary["n_parameters"], shlex.quote(options.out)
     click.echo(accuracy_line(summary))
+    if summary["kept_epoch"] == 0:
+        click.echo(
+            "kept            the linear probe at its start: by validation no epoch is better"
+        )
     click.echo(f"trained         {trained:,} of {n_all:,} parameters ({trained / n_all:.2%})")
     click.echo(f"file            {out}/{summary['file']} ({summary['file_bytes'] / 1000:,.0f} kB)")
     click.echo(f"report          {out}/report.html")

@@ -40,6 +40,12 @@ def test_help_imports_no_torch() -> None:
     assert not loaded_after(code) & {"torch", "numpy", "PIL", "tqdm", "adapters", "recipes"}
 
 
+def test_the_help_of_a_command_imports_no_torch() -> None:
+    run = "try: cli(['finetune', '--help'])\nexcept SystemExit: pass"
+    code = "from vitft.command.cli import cli\n" + run
+    assert not loaded_after(code) & {"torch", "numpy", "PIL", "tqdm", "adapters", "recipes"}
+
+
 @pytest.mark.parametrize("package", [adapters, recipes, vitft])
 def test_the_three_packages_stand_side_by_side(package: object) -> None:
     assert Path(package.__file__).parents[1] == Path(__file__).parents[1]  # type: ignore[attr-defined]

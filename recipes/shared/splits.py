@@ -55,7 +55,8 @@ def held(images: Images, options: DataOptions, device: torch.device) -> Images:
         return images.to(device)
     whole, broken = images.readable(device)
     if broken:
-        say(f"{len(broken)} broken pictures are left out: {listed(broken)}")
+        pictures = "picture is" if len(broken) == 1 else "pictures are"
+        say(f"{len(broken)} broken {pictures} left out: {listed(broken)}")
     return whole
 
 

@@ -60,6 +60,15 @@ def test_a_run_ends_when_validation_gets_no_better(tmp_path: Path) -> None:
     assert len(run.history) == best + 2 < 40
 
 
+def test_a_start_that_no_epoch_betters_is_kept(tmp_path: Path) -> None:
+    run = new_run(tmp_path, keep="best", probe_head=True, **WILD | {"lr": 30.0, "epochs": 2})
+    train(run)
+    assert run.kept["epoch"] == 0
+    assert merit(run.kept) > max(map(merit, run.history))
+    result = evaluate(run.model, run.validation)
+    assert (result.accuracy, result.loss) == (run.kept["val_accuracy"], run.kept["val_loss"])
+
+
 def test_without_validation_the_last_epoch_is_kept(tmp_path: Path) -> None:
     run = new_run(tmp_path, keep="best", patience=1, epochs=3)
     run.validation = run.validation_inputs = run.validation.subset(torch.arange(0))

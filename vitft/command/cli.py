@@ -10,12 +10,13 @@ from typing import Any, NoReturn, TextIO, cast
 
 import click
 
+from vitft.command.help import kept
 from vitft.command.streams import Outliving
 from vitft.training.stop import stop_at_once
 from vitft.version import __version__
 
 # command -> (module in recipes, what `vitft --help` says of it)
-COMMANDS = {
+COMMANDS: dict[str, str] = {
     "pretrain": "Train a base from scratch.",
     "finetune": "Freeze a base and train an adapter and a new head.",
     "sweep": "Train many adapters together and pick the best by validation.",
@@ -38,6 +39,15 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands."""
         return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return a command and what is left of the arguments; print its help where that is all."""
+        if len(args) == 2 and args[0] in COMMANDS and args[1] in ("-h", "--help"):
+            click.echo(kept(args[0]), nl=False)
+            ctx.exit()
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Return the command, imported from its recipe."""

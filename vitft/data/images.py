@@ -116,7 +116,7 @@ class Images:
                 f"{len(broken)} of {len(self)} images are broken; mend or remove them, or leave "
                 f"them out with --skip-broken: {listed(broken)}"
                 if len(broken) > 1
-                else listed(broken)
+                else f"{listed(broken)}, or leave it out with --skip-broken"
             )
         return self
 

@@ -116,6 +116,7 @@ class Loop:
                     run.model.head.parameters(), found[key].head, strict=True
                 ):
                     parameter.copy_(value)
+            run.note_start()
 
     def _run_epoch(self, stop: list[int], bar: "tqdm[Any]") -> None:
         """Take the steps that are left of an epoch; save by the clock, and when asked to stop."""

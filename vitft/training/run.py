@@ -17,7 +17,7 @@ from vitft.files import write_bytes
 from vitft.model.vit import VisionTransformer
 from vitft.training.best import Best
 from vitft.training.draws import seeded_state
-from vitft.training.evaluate import evaluate
+from vitft.training.evaluate import Evaluation, evaluate
 from vitft.training.optim import lr_factor
 from vitft.training.plan import Plan
 from vitft.training.state import STATE, load_state, save_state
@@ -196,6 +196,22 @@ class Run:
             f"learning rate {self.lr(step):.3g}; try {' or '.join(tries)}"
         )
 
+    def note_start(self) -> None:
+        """Count what the model starts from, where that has learned already, as epoch 0.
+
+        Where no epoch is better by validation, it is what is kept.
+        """
+        if self.plan.keep == "best" and len(self.validation_inputs):
+            result = self._validate()
+            figures = {f"val_{name}": value for name, value in result.figures.items()}
+            row = {"epoch": 0, "train_loss": None, "val_loss": result.loss, **figures}
+            self.best.note(row, self.trainable)
+
+    def _validate(self) -> Evaluation:
+        return evaluate(
+            self.model, self.validation_inputs, task=self.plan.task, bf16=self.plan.bf16
+        )
+
     def finish_epoch(self) -> dict[str, Any]:
         """Validate, write the epoch's line of metrics.jsonl, and return it.
 
@@ -206,9 +222,7 @@ class Run:
         loss, n_images = (self.totals[0] / self.totals[2]).item(), int(self.totals[2])
         result = None
         if len(self.validation_inputs):
-            result = evaluate(
-                self.model, self.validation_inputs, task=self.plan.task, bf16=self.plan.bf16
-            )
+            result = self._validate()
         row = {
             "epoch": self.epoch + 1,
             "train_loss": loss,

@@ -1,0 +1,19 @@
+"""The help that is kept is the help that the commands' options make."""
+
+import json
+
+import pytest
+
+from tests.conftest import Run
+from vitft.command.cli import COMMANDS
+from vitft.command.help import FILE, kept, made
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_is_kept_is_what_is_made(name: str, vitft: Run) -> None:
+    assert kept(name) == made(name), "write it anew: python -m vitft.command.help"
+    assert vitft(name, "--help").stdout == vitft(name, "-h").stdout == kept(name)
+
+
+def test_no_help_is_kept_for_a_command_that_is_gone() -> None:
+    assert json.loads(FILE.read_text()).keys() == COMMANDS.keys()
