@@ -68,8 +68,15 @@ class TrainOptions(DataOptions):
     )
     shift: int = option(0, "Move training images by up to so many pixels.")
     min_area: float = option(1.0, "Cut training images to at least this share of their area.")
+    max_ratio: float = option(10 / 9, "Of the sides of such a cut, either way; 1.33 is usual.")
     trivial: bool = option(
         False, "Change each training image in one way more, by TrivialAugment (arXiv:2103.10158)."
+    )
+    rand: bool = option(
+        False, "Or in two ways of medium strength, by RandAugment (arXiv:1909.13719)."
+    )
+    erase: float = option(
+        0.0, "Share of training images that lose a rectangle to its mean colour (arXiv:1708.04896)."
     )
     mixup: float = option(0.0, "Share of training images blended with another.")
     cutmix: float = option(0.0, "Share of training images that get a rectangle of another.")
@@ -171,7 +178,10 @@ def make_plan(
         flip=options.flip,
         shift=options.shift,
         min_area=options.min_area,
+        max_ratio=options.max_ratio,
         trivial=options.trivial,
+        rand=options.rand,
+        erase=options.erase,
         mixup=options.mixup,
         cutmix=options.cutmix,
     )

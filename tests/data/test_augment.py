@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from vitft.data.augment import MOVES, RECOLOURINGS, Augmentation, trivial_augment
+from vitft.data.augment import Augmentation
+from vitft.data.changes import MOVES, RECOLOURINGS, trivial_augment
 
 
 def batch(n: int = 64) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitft.data import augment
-from vitft.data.augment import MOVES, RECOLOURINGS, Augmentation, trivial_augment
+from vitft.data import changes
+from vitft.data.augment import Augmentation
+from vitft.data.changes import MOVES, RECOLOURINGS, erased, rand_augment, trivial_augment
 from vitft.data.named import import_torchvision
 
 import_torchvision()
@@ -35,7 +36,7 @@ def inner(x: Tensor) -> Tensor:
 def test_blends_are_torchvisions(name: str, s: float) -> None:
     theirs = {"colour": "saturation"}.get(name, name)
     x = pictures() / 255
-    found = getattr(augment, f"_{name}")(x * 255, torch.tensor(s)).clamp(0, 255) / 255
+    found = getattr(changes, f"_{name}")(x * 255, torch.tensor(s)).clamp(0, 255) / 255
     expected = getattr(TF, f"adjust_{theirs}")(x, 1 + 0.9 * s)
     if name == "sharpness":  # torchvision leaves the border as it is
         found, expected = found[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1]
@@ -47,9 +48,9 @@ def test_posterizing_and_solarizing_are_torchvisions(s: float) -> None:
     x = pictures()
     whole = x.to(torch.uint8)
     bits = 8 - round(4 * abs(s))
-    found = augment._posterize(x, torch.tensor(s))
+    found = changes._posterize(x, torch.tensor(s))
     assert torch.equal(found.to(torch.uint8), TF.posterize(whole, bits))
-    found, threshold = augment._solarize(x, torch.tensor(s)), 256 * abs(s)
+    found, threshold = changes._solarize(x, torch.tensor(s)), 256 * abs(s)
     assert torch.equal(found, torch.where(x >= threshold, 255 - x, x))
     if threshold <= 255:
         assert torch.equal(found.to(torch.uint8), TF.solarize(whole, math.ceil(threshold)))
@@ -58,7 +59,7 @@ def test_posterizing_and_solarizing_are_torchvisions(s: float) -> None:
 def test_stretching_the_contrast_is_torchvisions() -> None:
     x = pictures()
     x[0, 1] = 77  # one colour stays
-    found = augment._autocontrast(x, torch.tensor(1.0))
+    found = changes._autocontrast(x, torch.tensor(1.0))
     torch.testing.assert_close(found / 255, TF.autocontrast(x / 255), rtol=0, atol=1e-5)
 
 
@@ -67,7 +68,7 @@ def test_stretching_the_contrast_is_torchvisions() -> None:
 def test_moves_are_torchvisions(name: str, s: float) -> None:
     x, limit = pictures(), MOVES[name]
     change = torch.full((3,), 1 + list(MOVES).index(name))
-    found = augment._moved(x, change, torch.full((3,), s))
+    found = changes._moved(x, change, torch.full((3,), s))
     angle, shift, shear = 0.0, [0, 0], [0.0, 0.0]
     if name == "turn":
         angle = math.degrees(-limit * s)
@@ -111,7 +112,7 @@ def test_every_change_is_drawn_equally_often_and_strengths_evenly(
         drawn.extend([change, strength])
         return images
 
-    monkeypatch.setattr(augment, "_moved", moved)
+    monkeypatch.setattr(changes, "_moved", moved)
     n = 130 * n_kinds
     trivial_augment(torch.zeros(n, 3, 2, 2))
     counts = drawn[0].bincount(minlength=n_kinds)
@@ -193,3 +194,66 @@ def test_the_share_of_mixed_images_is_that_which_is_asked_for() -> None:
     touched = (mixed != images).flatten(1)
     assert abs(touched.all(1).float().mean() - 0.2) < 0.03
     assert 0.2 < touched.any(1).float().mean() - touched.all(1).float().mean() < 0.31
+
+
+def areas(images: Tensor) -> Tensor:
+    """Return the share of each image that was changed, from images of all different pixels."""
+    return (images != PIXELS).any(dim=1).double().mean(dim=(1, 2))
+
+
+PIXELS = torch.arange(3 * 24 * 30).float().view(1, 3, 24, 30) / 9
+
+
+def test_rectangles_are_erased_as_torchvision_erases_them() -> None:
+    n = 4000
+    ours = areas(erased(PIXELS.expand(n, -1, -1, -1), 0.5))
+    transforms = import_torchvision().transforms.v2
+    theirs = areas(torch.cat([transforms.RandomErasing(0.5, value=-1)(PIXELS) for _ in range(n)]))
+    for found, expected in (
+        ((ours > 0).double(), (theirs > 0).double()),
+        (ours[ours > 0], theirs[theirs > 0]),
+        (ours[ours > 0].square(), theirs[theirs > 0].square()),
+    ):
+        error = (found.var() / len(found) + expected.var() / len(expected)).sqrt()
+        assert (found.mean() - expected.mean()).abs() < 4.5 * error
+
+
+def test_what_is_erased_is_one_rectangle_of_the_mean_colour() -> None:
+    for image in erased(PIXELS.expand(20, -1, -1, -1), 1.0):
+        gone = (image != PIXELS[0]).any(dim=0)
+        rows, columns = gone.any(dim=1), gone.any(dim=0)
+        assert gone.sum() == rows.sum() * columns.sum()
+        colour = image[:, gone]
+        torch.testing.assert_close(colour, PIXELS.mean(dim=(0, 2, 3))[:, None].expand_as(colour))
+
+
+def test_two_changes_of_one_strength_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    strengths: list[Tensor] = []
+    plain = changes.changed
+
+    def noted(images: Tensor, strength: Tensor) -> Tensor:
+        strengths.append(strength)
+        return plain(images, strength)
+
+    monkeypatch.setattr(changes, "changed", noted)
+    found = rand_augment(PIXELS.expand(500, -1, -1, -1).clone())
+    assert len(strengths) == 2
+    for strength in strengths:
+        assert strength.unique().tolist() == pytest.approx([-0.3, 0.3])
+        assert 180 < (strength > 0).sum() < 320
+    assert not torch.equal(*strengths)
+    assert found.shape == (500, 3, 24, 30)
+
+
+def test_a_cut_may_be_wider_than_the_image_is() -> None:
+    torch.manual_seed(0)
+    x = torch.linspace(0, 255, 64).view(1, 1, 1, 64).expand(800, 3, 64, 64)
+    y = x.transpose(2, 3)
+    both = torch.cat([x[:, :1], y[:, :1], y[:, :1]], dim=1).contiguous()
+    found, _ = Augmentation(min_area=0.3, max_ratio=4 / 3)(both, torch.zeros(800, 2))
+    inner = found[:, :, 16:48, 16:48]
+    wide = inner[:, 0, :, -1].mean(dim=1) - inner[:, 0, :, 0].mean(dim=1)
+    tall = inner[:, 1, -1].mean(dim=1) - inner[:, 1, 0].mean(dim=1)
+    ratio = (wide / tall).abs()
+    assert ratio.max() == pytest.approx(4 / 3, rel=0.03)
+    assert ratio.min() == pytest.approx(3 / 4, rel=0.03)

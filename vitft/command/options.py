@@ -149,7 +149,8 @@ def _parameter(field: "dataclasses.Field[Any]", kind: Any) -> click.Parameter:
     if kind in (bool, bool | None):
         return click.Option([f"{flag}/--no-{flag[2:]}", field.name], default=None, help=text)
     if not required and default not in (None, "", ()):
-        shown = ",".join(default) if many else f"{default}"
+        shown = ",".join(default) if many else str(default)
+        shown = f"{default:g}" if isinstance(default, float) else shown
         text += f"  [default: {shown}]"
     if many:
         kind, metavar = comma_separated, "A,B,..."

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitft.data.changes import erased, rand_augment, trivial_augment
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -21,9 +23,11 @@ class Augmentation:
 
     flip: bool = False  # mirror half of the images
     shift: int = 0  # move by up to so many pixels, edges reflected
-    # cut out a rectangle of at least this share of the area, sides within 9:10 and 10:9
-    min_area: float = 1.0
+    min_area: float = 1.0  # cut out a rectangle of at least this share of the area
+    max_ratio: float = 10 / 9  # of its sides, either way
     trivial: bool = False  # change each image in one way more, see `trivial_augment`
+    rand: bool = False  # or in two ways, see `rand_augment`
+    erase: float = 0.0  # share of images that lose a rectangle, see `erased`
     mixup: float = 0.0  # share of images blended with another (arXiv:1710.09412)
     cutmix: float = 0.0  # share of images that get a rectangle of another (arXiv:1905.04899)
 
@@ -34,6 +38,12 @@ class Augmentation:
             raise ValueError(
                 f"min_area={self.min_area} is not in 0 < min_area <= 1; 1 switches it off"
             )
+        if not self.max_ratio >= 1:
+            raise ValueError(f"max_ratio={self.max_ratio} is below 1; 1 keeps the image's shape")
+        if self.trivial and self.rand:
+            raise ValueError("trivial and rand are two ways to change images; choose one")
+        if not 0 <= self.erase <= 1:
+            raise ValueError(f"erase={self.erase} is not in 0 <= erase <= 1; 0 switches it off")
         if not (min(self.mixup, self.cutmix) >= 0 and self.mixup + self.cutmix <= 1):
             raise ValueError(
                 f"mixup={self.mixup} and cutmix={self.cutmix} are shares, and add up to 1 at most"
@@ -45,6 +55,10 @@ class Augmentation:
             images = self.move(images)
         if self.trivial:
             images = trivial_augment(images)
+        if self.rand:
+            images = rand_augment(images)
+        if self.erase:
+            images = erased(images, self.erase)
         if self.mixup or self.cutmix:
             images, targets = self.mix(images, targets)
         return images, targets
@@ -57,7 +71,9 @@ class Augmentation:
             return torch.empty(n, device=images.device).uniform_(low, high)
 
         area = rand(self.min_area, 1)
-        widest = (-area.log()).clamp(max=math.log(10 / 9))  # so that no side exceeds the image's
+        widest = (-area.log()).clamp(
+            max=math.log(self.max_ratio)
+        )  # so that no side exceeds the image's
         ratio = (rand(-1, 1) * widest).exp()
         scale_x, scale_y = (area * ratio).sqrt(), (area / ratio).sqrt()
         shift_x = rand(-self.shift - 0.5, self.shift + 0.5).round() * (2 / width)
@@ -86,85 +102,3 @@ class Augmentation:
         share = blend.mean(dim=(1, 2, 3)).view(-1, 1)
         mixed = images + blend * (images.flip(0) - images)
         return mixed, targets + share * (targets.flip(0) - targets)
-
-
-def trivial_augment(images: Tensor) -> Tensor:
-    """Return each image changed in one way, drawn with its strength (arXiv:2103.10158, table 1).
-
-    Of the paper's changes only the equalised histogram is left out; its ranges are the narrow ones.
-    """
-    n, device = len(images), images.device
-    change = torch.randint(len(MOVES) + len(RECOLOURINGS) + 1, (n,), device=device)  # 0: none
-    strength = torch.empty(n, device=device).uniform_(-1, 1)
-    images = _moved(images, change, strength)
-    for i, recolour in enumerate(RECOLOURINGS, start=len(MOVES) + 1):
-        chosen = (change == i).view(-1, 1, 1, 1)
-        changed = recolour(images, strength.view(-1, 1, 1, 1)).clamp(0, 255)
-        images = torch.where(chosen, changed, images)
-    return images
-
-
-# the largest: shears, shifts in halves of an image, angle in radians
-MOVES = {"shear x": 0.3, "shear y": 0.3, "x": 0.625, "y": 0.625, "turn": math.pi / 6}
-
-
-def _moved(images: Tensor, change: Tensor, strength: Tensor) -> Tensor:
-    """Return the images sheared, shifted or turned where that is their change."""
-    shear_x, shear_y, x, y, angle = (
-        limit * strength * (change == i) for i, limit in enumerate(MOVES.values(), start=1)
-    )
-    cos, sin = angle.cos(), angle.sin()
-    theta = torch.stack([cos, shear_x - sin, x, shear_y + sin, cos, y], dim=1).unflatten(1, (2, 3))
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-
-
-def _away(reference: Tensor, images: Tensor, strength: Tensor) -> Tensor:
-    """Return the images drawn towards the reference, at -1, or away from it, at 1."""
-    return reference + (1 + 0.9 * strength) * (images - reference)
-
-
-def grey(images: Tensor) -> Tensor:
-    """Return the brightness that the eye sees, (B, 1, height, width), by ITU-R BT.601's weights."""
-    if images.shape[1] != 3:
-        return images.mean(dim=1, keepdim=True)
-    red, green, blue = images.split(1, dim=1)
-    return 0.2989 * red + 0.587 * green + 0.114 * blue
-
-
-def _brightness(images: Tensor, strength: Tensor) -> Tensor:
-    return _away(torch.zeros_like(images), images, strength)
-
-
-def _colour(images: Tensor, strength: Tensor) -> Tensor:
-    return _away(grey(images), images, strength)
-
-
-def _contrast(images: Tensor, strength: Tensor) -> Tensor:
-    return _away(grey(images).mean(dim=(2, 3), keepdim=True), images, strength)
-
-
-def _sharpness(images: Tensor, strength: Tensor) -> Tensor:
-    around = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
-    return _away((9 * around + 4 * images) / 13, images, strength)
-
-
-def _posterize(images: Tensor, strength: Tensor) -> Tensor:
-    step = 2 ** (4 * strength.abs()).round()  # 8 to 4 bits are left
-    return (images.round() / step).floor() * step  # resampling leaves 127.9998 of 128
-
-
-def _solarize(images: Tensor, strength: Tensor) -> Tensor:
-    return torch.where(images < 256 * strength.abs(), images, 255 - images)
-
-
-def _autocontrast(images: Tensor, strength: Tensor) -> Tensor:
-    darkest, brightest = (f(images, dim=(2, 3), keepdim=True) for f in (torch.amin, torch.amax))
-    stretched = 255 * (images - darkest) / (brightest - darkest).clamp(min=1)
-    return torch.where(brightest > darkest, stretched, images)  # one colour stays
-
-
-RECOLOURINGS = (
-    *(_brightness, _colour, _contrast, _sharpness),
-    *(_posterize, _solarize, _autocontrast),
-)
