@@ -80,6 +80,9 @@ def test_it_repeats_under_the_same_seed() -> None:
         ({"shift": -1}, "shift=-1 is negative"),
         ({"min_area": 0.0}, "min_area=0.0 is not in"),
         ({"mixup": 0.6, "cutmix": 0.6}, "add up to 1 at most"),
+        ({"max_ratio": 0.9}, "max_ratio=0.9 is below 1"),
+        ({"erase": 1.1}, "erase=1.1 is not in"),
+        ({"trivial": True, "rand": True}, "two ways to change images; choose one"),
     ],
 )
 def test_values_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
