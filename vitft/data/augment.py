@@ -71,9 +71,8 @@ class Augmentation:
             return torch.empty(n, device=images.device).uniform_(low, high)
 
         area = rand(self.min_area, 1)
-        widest = (-area.log()).clamp(
-            max=math.log(self.max_ratio)
-        )  # so that no side exceeds the image's
+        # no side exceeds the image's
+        widest = (-area.log()).clamp(max=math.log(self.max_ratio))
         ratio = (rand(-1, 1) * widest).exp()
         scale_x, scale_y = (area * ratio).sqrt(), (area / ratio).sqrt()
         shift_x = rand(-self.shift - 0.5, self.shift + 0.5).round() * (2 / width)
