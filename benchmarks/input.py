@@ -34,15 +34,16 @@ COLUMNS = {"way": "", "images_per_second": ",.0f", "of torchvision": ".2f"}
 @click.option("--data", help="A folder with train/CLASS.  [default: photographs that it makes]")
 @click.option("--image-size", default=224, show_default=True)
 @click.option("--images", "n", default=300, show_default=True, help="How many, at most.")
+@click.option("--epochs", default=1, show_default=True, help="Passes; vitft decodes in the first.")
 @click.option("--rounds", default=3, show_default=True)
-def main(data: str | None, image_size: int, n: int, rounds: int) -> None:
+def main(data: str | None, image_size: int, n: int, epochs: int, rounds: int) -> None:
     """Time every way in turn and print the medians."""
     with TemporaryDirectory() as folder:
         root = Path(data) if data else make_photographs(Path(folder))
-        ways: dict[str, Any] = {"torchvision": torchvision_way(root, image_size, n)}
+        ways: dict[str, Any] = {"torchvision": torchvision_way(root, image_size, n, epochs)}
         for kernel in KERNELS:
             ways[f"vitft, {kernel}"] = vitft_way(
-                root, Fit(image_size, 3, Framing(kernel=kernel)), n
+                root, Fit(image_size, 3, Framing(kernel=kernel)), n, epochs
             )
         counts = {name: way() for name, way in ways.items()}
         assert len({*counts.values()}) == 1, counts
@@ -56,12 +57,14 @@ def main(data: str | None, image_size: int, n: int, rounds: int) -> None:
         }
         for name, seconds in times.items()
     ]
-    facts = {"data": data or "12 megapixels", "images": count, "image_size": image_size}
-    path = write_result(f"input_{Path(data).name if data else 'large'}_cpu", rows, **facts)
+    facts: dict[str, Any] = {"data": data or "12 megapixels", "image_size": image_size}
+    facts |= {"images": count // epochs, "epochs": epochs}
+    name = f"input_{Path(data).name if data else 'large'}{f'_{epochs}' if epochs > 1 else ''}_cpu"
+    path = write_result(name, rows, **facts)
     click.echo(f"{table(rows, COLUMNS)}\n\n{path}")
 
 
-def torchvision_way(root: Path, image_size: int, n: int) -> Any:
+def torchvision_way(root: Path, image_size: int, n: int, epochs: int) -> Any:
     """Return a function that reads images by torchvision, and counts them."""
     torchvision = import_torchvision()
     transforms = torchvision.transforms
@@ -73,19 +76,20 @@ def torchvision_way(root: Path, image_size: int, n: int) -> Any:
 
     def read() -> int:
         loader = DataLoader(some, 32, num_workers=os.cpu_count() or 1)
-        return sum(len(images) for images, _ in loader)
+        return sum(len(images) for _ in range(epochs) for images, _ in loader)
 
     return read
 
 
-def vitft_way(root: Path, fit: Fit, n: int) -> Any:
+def vitft_way(root: Path, fit: Fit, n: int, epochs: int) -> Any:
     """Return a function that reads images as training does at first, and counts them."""
     train = load_data(str(root), fit).train
     indices = torch.tensor(chosen(len(train), n))
 
     def read() -> int:
         images: Images = train.subset(indices).to(CPU)
-        return sum(len(x) for x, _ in images.batches(torch.arange(len(images)), 32, CPU))
+        order = torch.arange(len(images))
+        return sum(len(x) for _ in range(epochs) for x, _ in images.batches(order, 32, CPU))
 
     return read
 
