@@ -4,7 +4,7 @@
 """
 
 import shlex
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,40 @@ from recipes.shared.summary import accuracy_line, finish
 from recipes.shared.training import train
 from vitft.command import options as cli
 from vitft.model.checkpoint import find_base, load_model
+from vitft.model.vit import VisionTransformer
 
 
-def finetune(options: CommonOptions) -> dict[str, Any]:
-    """Train an adapter, write the files of the run and return its summary.
+@dataclass(frozen=True)
+class Finetuned:
+    """What a fine-tuning leaves.
+
+    Attributes:
+        model: with its adapter, ready for evaluation.
+        history: a row an epoch, as in metrics.jsonl.
+        summary: what summary.json holds.
+    """
+
+    model: VisionTransformer
+    history: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def finetune(**given: Any) -> Finetuned:
+    """Fine-tune as `vitft finetune` does, from Python: `vitft.finetune(adapter="lora", ...)`.
+
+    Args:
+        given: the options of the command, with underscores; `from_` for `--from`.
+
+    Raises:
+        TypeError: an option is unknown or missing.
+        ValueError, OSError: what the user can mend.
+        KeyboardInterrupt: stopped, with the state saved.
+    """
+    return train_adapter(FinetuneOptions(**recalled(given) | given))
+
+
+def train_adapter(options: CommonOptions) -> Finetuned:
+    """Train an adapter, write the files of the run and return what it leaves.
 
     The order is fixed: build, load, inject (which freezes), move to the device, compile, optimize.
 
@@ -59,12 +89,13 @@ def finetune(options: CommonOptions) -> dict[str, Any]:
             f"{options.adapter}: {trained:,} of {n_all:,} parameters train on {splits}, on {device}"
         )
         n_images = len(splits.train) + len(splits.validation)
-        if model.head.weight.any():  # it has learned already
+        if model.has_head:  # it has learned already
             plan = replace(plan, probe_head=False)
         plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
         save = partial(save_trained, options=options, folder=folder)
         run = train(model, splits, plan, options, folder, save, [fingerprint])
-        return finish(run, splits, options, folder, save(run))
+        summary = finish(run, splits, options, folder, save(run))
+        return Finetuned(model.eval(), run.history, summary)
 
 
 def check_base(base: str, folder: Path) -> None:
@@ -81,7 +112,7 @@ def check_base(base: str, folder: Path) -> None:
 
 def run_command(options: CommonOptions) -> None:
     """Train and print what a person wants to know."""
-    summary = finetune(options)
+    summary = train_adapter(options).summary
     trained, n_all, out = summary["n_trainable"], summary["n_parameters"], shlex.quote(options.out)
     click.echo(accuracy_line(summary))
     if summary["kept_epoch"] == 0:

@@ -9,7 +9,6 @@ from unittest.mock import patch
 import pytest
 
 import adapters
-from tests.conftest import Run
 
 ROOT = Path(__file__).parents[1]
 README, PART_2 = ROOT / "README.md", ROOT / "docs" / "part-2.md"
@@ -54,15 +53,14 @@ def test_the_readmes_program_runs(
 def test_the_python_of_photographs_runs(
     base: Path,
     folder: Path,
-    vitft: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    flags = ["--adapter=lora", "--base", base, "--data", folder, "--epochs=1"]
-    vitft("finetune", *flags, "--out", "runs/mine")
-    run(PHOTOGRAPHS, **{'"photo.jpg"': repr(str(folder / "test" / "red" / "000.png"))})
+    image = folder / "test" / "red" / "000.png"
+    given = {"dinov2-small/": str(base), '"DATA"': f'"{folder}"', "photo.jpg": str(image)}
+    run(PHOTOGRAPHS, **given)
     assert "'red': " in capsys.readouterr().out
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitft.version import __version__
 
 if TYPE_CHECKING:
+    from recipes.finetune import finetune
     from recipes.shared.classifier import Classifier
     from vitft.model.checkpoint import load_model, save_model
     from vitft.model.config import ViTConfig
@@ -19,12 +20,14 @@ __all__ = [
     "VisionTransformer",
     "ViTConfig",
     "__version__",
+    "finetune",
     "load_model",
     "save_model",
 ]
 
 _HOME = {
     "Classifier": "recipes.shared.classifier",
+    "finetune": "recipes.finetune",
     "VisionTransformer": "vitft.model.vit",
     "ViTConfig": "vitft.model.config",
     "load_model": "vitft.model.checkpoint",

@@ -54,6 +54,8 @@ def combinations(options: SweepBase) -> list[tuple[dict[str, Any], CommonOptions
     Raises:
         ValueError: a value is no number, or nothing can be trained so.
     """
+    if options.from_ is not None:
+        raise ValueError("a sweep starts new adapters; leave out --from")
     if options.val_fraction == 0:
         raise ValueError("a sweep picks by validation; leave out --val-fraction 0")
     for name in ("seeds", "together"):

@@ -181,6 +181,7 @@ def test_a_stopped_sweep_goes_on_as_if_it_had_not(
         (["--val-fraction=0"], "a sweep picks by validation; leave out --val-fraction 0"),
         (["--lr=1e-3,0.001"], "--lr has a value twice: [0.001, 0.001]"),
         (["--compile"], "a sweep computes its adapters in one pass; leave out --compile"),
+        (["--from=x"], "a sweep starts new adapters; leave out --from"),
         (["--adapter=boft"], "unknown adapter 'boft'; choose from lora"),
         (["--width=3"], "--width means nothing to --adapter lora"),
     ],
