@@ -76,7 +76,7 @@ def run(options: EvaluateOptions) -> None:
     if options.batch_size is not None and options.batch_size < 1:
         raise ValueError(f"batch_size={options.batch_size} is not positive")
     model = open_model(options.base, options.adapter).to(device)
-    data = open_data(options, model)
+    data = open_data(options, model, learn=False)
     split, images = measured_split(data)
     labels_for(model, data.classes, images)
     images = held(images, options, device)

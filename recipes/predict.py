@@ -85,7 +85,7 @@ class Neighbours:
 
     def __init__(self, classifier: Classifier, data: str) -> None:
         self.classifier = classifier
-        found = load_data(data, classifier.fit)
+        found = load_data(data, classifier.fit, learn=False)
         self.classes, images = found.classes, found.train
         if found.several:
             raise ValueError(f"--knn needs images of one label each, and {data} has several")

@@ -42,7 +42,9 @@ def adapt(
     """Give a base a new head and the adapter, drawn from the seed, which a pass must reach."""
     torch.manual_seed(options.seed)
     if options.from_ is not None and options.adapter != "full":
+        record = model.preprocessing  # of the images that it goes on with
         adapters.load_adapter(model, options.from_, train=True, fingerprint=fingerprint)
+        model.preprocessing = record
     if options.from_ is None or model.classes != tuple(classes):
         model.new_head(classes)
     if options.from_ is not None:

@@ -27,8 +27,13 @@ class Splits:
         return f"{train} images ({validation} to validate, {test} to test)"
 
 
-def open_data(options: DataOptions, model: VisionTransformer) -> ImageSet:
+def open_data(options: DataOptions, model: VisionTransformer, *, learn: bool = True) -> ImageSet:
     """Return the set of the options for a model, which keeps the range of its 16-bit pictures.
+
+    Args:
+        options: of the command.
+        model: takes the images.
+        learn: whether it will learn from them.
 
     Raises:
         ValueError, OSError: as for `load_data`.
@@ -38,6 +43,7 @@ def open_data(options: DataOptions, model: VisionTransformer) -> ImageSet:
         Fit.of(model),
         test_fraction=options.test_fraction,
         source_pattern=options.source_pattern,
+        learn=learn,
     )
     for note in data.notes:
         say(note)

@@ -146,3 +146,15 @@ def test_every_kernel_gives_what_is_there_where_nothing_is_resized() -> None:
     plain = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     for kernel in ("bicubic", "draft-bicubic"):
         assert torch.equal(Fit(16, 3, Framing(kernel=kernel))(image), plain)
+
+
+def test_only_what_trains_tells_the_range(tmp_path: Path) -> None:
+    for i, part in enumerate(("train", "test")):
+        path = tmp_path / part / "a" / "1.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 5000 + i, np.uint16)).save(path)
+        Image.fromarray(np.full((8, 8), 100, np.uint16)).save(path.with_name("2.png"))
+    known = Fit(8, 1, Framing(range=(0.0, 9000.0)))
+    assert load_data(str(tmp_path), known, learn=False).fit == known
+    assert load_data(str(tmp_path), Fit(8, 1), learn=False).fit.framing.range is None
+    assert load_data(str(tmp_path), known).fit.framing.range == (100, 5000)  # of the new set

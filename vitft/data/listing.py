@@ -100,6 +100,7 @@ class Listing:
         *,
         test_fraction: float | None = None,
         source_pattern: str | None = None,
+        learn: bool = True,
     ) -> ImageSet:
         """Return the files as a set; a test split is drawn where there is none.
 
@@ -108,15 +109,41 @@ class Listing:
             fit: makes a tensor of a picture.
             test_fraction: share of each class to test with; by default TEST_FRACTION of images that
                 nobody has split, and none where only validation is given.
-            source_pattern: see `sources_of`.
+            source_pattern: see `sources`.
+            learn: whether a model is to learn from them, so that they tell the range of values.
 
         Raises:
             ValueError: a class has no training images, or `test_fraction` is not in 0..1 or not
                 needed.
         """
         labels = [self._classes(label) for label in self.labels]
-        known = {*chain(*labels)}
         trained = [part in ("", "train") for part in self.splits]
+        classes = self._known(name, labels, trained)
+        fit, notes = fit_to(fit, [*compress(self.paths, trained)] or self.paths, learn=learn)
+        files, names = FileImages(self.paths, fit), [str(path) for path in self.paths]
+        numbers = self._numbers(classes, labels)
+        images = Images(files, numbers, self.sources(source_pattern), names)
+        parts = {part: images.subset(self._indices(part)) for part in SPLITS}
+        if test_fraction is not None and len(parts["test"]):
+            raise ValueError(f"{name} has a test split, so --test-fraction has nothing to do")
+        if test_fraction is None:
+            test_fraction = TEST_FRACTION if "" in self.splits else 0.0
+        if test_fraction and not len(parts["test"]):
+            parts["train"], parts["test"] = held_out(parts["train"], test_fraction)
+        notes = [*self._lines(classes, parts), *notes]
+        return ImageSet(
+            name, tuple(classes), fit, **parts, notes=tuple(notes), several=self.several
+        )
+
+    def _known(
+        self, name: str, labels: Sequence[Sequence[str]], trained: Sequence[bool]
+    ) -> list[str]:
+        """Return the classes, in the order of their names.
+
+        Raises:
+            ValueError: one has no training images.
+        """
+        known = {*chain(*labels)}
         learned = {*chain(*compress(labels, trained))} or known
         if only := sorted(known - learned):
             part = next(p for p, some in zip(self.splits, labels, strict=True) if only[0] in some)
@@ -124,37 +151,17 @@ class Listing:
                 f"{name}: class {only[0]} stands only in {part}; put images of it into train, or "
                 "remove it"
             )
-        classes = sorted(known)
-        fit, notes = fit_to(fit, [*compress(self.paths, trained)] or self.paths)
-        numbers = torch.tensor([[classes.index(name) for name in some][0] for some in labels])
-        if self.several:
-            rows = [[name in some for name in classes] for some in labels]
-            numbers = torch.tensor(rows, dtype=torch.uint8)
-        images = Images(
-            FileImages(self.paths, fit),
-            numbers,
-            self.sources(source_pattern),
-            [str(path) for path in self.paths],
-        )
-        where = {part: self._indices(part) for part in SPLITS}
-        parts = {part: images.subset(indices) for part, indices in where.items()}
-        if test_fraction is not None and len(parts["test"]):
-            raise ValueError(f"{name} has a test split, so --test-fraction has nothing to do")
-        fraction = test_fraction
-        if fraction is None:
-            fraction = TEST_FRACTION if "" in self.splits else 0.0
-        if fraction and not len(parts["test"]):
-            parts["train"], parts["test"] = held_out(parts["train"], fraction)
-        notes = [*self._lines(classes, parts), *notes]
-        unseen = [*parts["validation"].names, *parts["test"].names]
-        if twice := shared(unseen, parts["train"].names):
-            notes.append(
-                f"{len(twice)} images to validate or test with stand in train too, to the bit, so "
-                "accuracy will look better than it is; vitft check lists them"
-            )
-        return ImageSet(
-            name, tuple(classes), fit, **parts, notes=tuple(notes), several=self.several
-        )
+        return sorted(known)
+
+    def _numbers(self, classes: Sequence[str], labels: Sequence[Sequence[str]]) -> Tensor:
+        """Return class indices (n,); of several labels an image, 0 and 1 (n, n_classes)."""
+        place = {name: i for i, name in enumerate(classes)}
+        if not self.several:
+            return torch.tensor([place[name] for (name,) in labels], dtype=torch.long)
+        numbers = torch.zeros(len(labels), len(classes), dtype=torch.uint8)
+        for row, names in zip(numbers, labels, strict=True):
+            row[[place[name] for name in names]] = 1
+        return numbers
 
     def sources(self, pattern: str | None = None) -> list[str]:
         """Return for each file what it was cut from, where that makes sense, else itself.
@@ -167,7 +174,8 @@ class Listing:
             ValueError: the pattern is no regular expression with a group.
         """
         if pattern is not None:
-            return [_matched(_compiled(pattern), path) for path in self.paths]
+            compiled = _compiled(pattern)
+            return [_matched(compiled, path) for path in self.paths]
         found = [source_of(path) for path in self.paths]
         groups: dict[tuple[str, str], list[int]] = {}
         for i, key in enumerate(zip(self.labels, self.splits, strict=True)):
@@ -207,6 +215,12 @@ class Listing:
         if missing and len(parts["test"]):
             more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
             lines.append(f"no test image of {', '.join(missing[:10])}{more}")
+        unseen = [*parts["validation"].names, *parts["test"].names]
+        if twice := shared(unseen, parts["train"].names):
+            lines.append(
+                f"{len(twice)} images to validate or test with stand in train too, to the bit, so "
+                "accuracy will look better than it is; vitft check lists them"
+            )
         return lines
 
 

@@ -18,18 +18,19 @@ LITTLE = 4  # times as wide as what becomes of it: a picture that loses much
 UNEVEN = 0.1  # share of a picture that may be cut off without a word
 
 
-def fit_to(fit: Fit, paths: Sequence[Path]) -> tuple[Fit, list[str]]:
+def fit_to(fit: Fit, paths: Sequence[Path], *, learn: bool) -> tuple[Fit, list[str]]:
     """Return `fit` with the range of 16-bit and float pictures, and what a person should know.
 
     Args:
         fit: that of a model.
-        paths: of pictures to train on; a broken one is passed over.
+        paths: of pictures; a broken one is passed over.
+        learn: whether they are to train on; if not, the range of `fit` stands.
     """
     headings = [h for path in paths[:: len(paths) // N_LOOKED_AT + 1] if (h := heading(path))]
     if not headings:
         return fit, []
     notes = _shape_notes(fit, [size for size, _ in headings])
-    if fit.framing.range is None and any(is_deep for _, is_deep in headings):
+    if learn and any(is_deep for _, is_deep in headings):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = [pair for pair in pool.map(extremes, paths) if pair]
         low, high = min(a for a, _ in found), max(b for _, b in found)

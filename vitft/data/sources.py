@@ -15,6 +15,7 @@ def load_data(
     *,
     test_fraction: float | None = None,
     source_pattern: str | None = None,
+    learn: bool = True,
 ) -> ImageSet:
     """Return the set that `data` names.
 
@@ -27,6 +28,7 @@ def load_data(
         test_fraction: share of each class to hold out where there is no test split; see
             `Listing.image_set`.
         source_pattern: what names the source of a file; see `Listing.sources`.
+        learn: whether a model is to learn from the set; if not, the range of `fit` stands.
 
     Raises:
         ValueError: unknown name; a folder or table that doesn't hold what it needs; an option that
@@ -41,7 +43,9 @@ def load_data(
         return load_named(data, fit)
     listing = list_data(data)
     name = path.resolve().name if path.is_dir() else path.stem
-    return listing.image_set(name, fit, test_fraction=test_fraction, source_pattern=source_pattern)
+    return listing.image_set(
+        name, fit, test_fraction=test_fraction, source_pattern=source_pattern, learn=learn
+    )
 
 
 def list_data(data: str) -> Listing:
