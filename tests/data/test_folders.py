@@ -4,8 +4,8 @@ import pytest
 
 from tests.conftest import paint
 from vitft.data.folders import list_folder
-from vitft.data.listing import believed, source_of
 from vitft.data.preprocess import Fit
+from vitft.data.sourcing import believed, source_of
 from vitft.data.split import split
 
 

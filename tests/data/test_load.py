@@ -11,11 +11,12 @@ import torch
 from tests.conftest import paint
 from vitft.data import named
 from vitft.data.folders import find_images, list_folder
-from vitft.data.listing import ImageSet, believed, source_of
+from vitft.data.listing import ImageSet
 from vitft.data.named import DATASETS, data_folder
 from vitft.data.preprocess import Fit
 from vitft.data.shapes import CLASSES, draw
 from vitft.data.sources import load_data
+from vitft.data.sourcing import believed, source_of
 
 
 def whole(folder: Path) -> ImageSet:

@@ -1,6 +1,5 @@
 """Image files with labels and splits in, none of them read yet; an `ImageSet` out."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from vitft.data.decode import read_image
 from vitft.data.images import Images
 from vitft.data.measure import fit_to, shared
 from vitft.data.preprocess import Fit
+from vitft.data.sourcing import sources_of
 from vitft.data.split import split
 
 SEPARATOR = "|"  # of several labels
@@ -109,7 +109,7 @@ class Listing:
             fit: makes a tensor of a picture.
             test_fraction: share of each class to test with; by default TEST_FRACTION of images that
                 nobody has split, and none where only validation is given.
-            source_pattern: see `sources`.
+            source_pattern: see `sources_of`.
             learn: whether a model is to learn from them, so that they tell the range of values.
 
         Raises:
@@ -122,7 +122,9 @@ class Listing:
         fit, notes = fit_to(fit, [*compress(self.paths, trained)] or self.paths, learn=learn)
         files, names = FileImages(self.paths, fit), [str(path) for path in self.paths]
         numbers = self._numbers(classes, labels)
-        images = Images(files, numbers, self.sources(source_pattern), names)
+        alike = [*zip(self.labels, self.splits, strict=True)]
+        sources = sources_of(self.paths, alike, source_pattern)
+        images = Images(files, numbers, sources, names)
         parts = {part: images.subset(self._indices(part)) for part in SPLITS}
         if test_fraction is not None and len(parts["test"]):
             raise ValueError(f"{name} has a test split, so --test-fraction has nothing to do")
@@ -162,29 +164,6 @@ class Listing:
         for row, names in zip(numbers, labels, strict=True):
             row[[place[name] for name in names]] = 1
         return numbers
-
-    def sources(self, pattern: str | None = None) -> list[str]:
-        """Return for each file what it was cut from, where that makes sense, else itself.
-
-        Args:
-            pattern: a regular expression whose first group, found in a path, is the source; by
-                default see `source_of`.
-
-        Raises:
-            ValueError: the pattern is no regular expression with a group.
-        """
-        if pattern is not None:
-            compiled = _compiled(pattern)
-            return [_matched(compiled, path) for path in self.paths]
-        found = [source_of(path) for path in self.paths]
-        groups: dict[tuple[str, str], list[int]] = {}
-        for i, key in enumerate(zip(self.labels, self.splits, strict=True)):
-            groups.setdefault(key, []).append(i)
-        for group in groups.values():
-            kept = believed([found[i] for i in group], [self.paths[i] for i in group])
-            for i, source in zip(group, kept, strict=True):
-                found[i] = source
-        return found
 
     def _classes(self, label: str) -> list[str]:
         """Return the classes that a label names."""
@@ -235,41 +214,3 @@ def held_out(images: Images, fraction: float) -> tuple[Images, Images]:
     if not 0 <= fraction < 1:
         raise ValueError(f"test_fraction={fraction} is not in 0 <= test_fraction <= 1")
     return split(images, fraction=fraction, seed=TEST_SEED)
-
-
-def source_of(path: Path) -> str:
-    """Return what an image was cut from: TRACK for a file called TRACK_FRAME, else the file.
-
-    A date and a time, as in a phone's IMG_20240131_093000, are no track of that day.
-    """
-    track = re.fullmatch(r"(.*\d)_\d+", path.stem)
-    if track is None or re.search(r"(^|\D)\d{8}_\d{6,9}$", path.stem):
-        return f"{path.parent}/{path.stem}"
-    return f"{path.parent}/{track[1]}"
-
-
-def believed(sources: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """Return the sources of one class's files, or the files where the sources make no sense.
-
-    They make no sense where one has nearly all files, as where names begin with the class's.
-    """
-    most = max(Counter(sources).values(), default=0)
-    return [*sources] if most <= 0.75 * len(paths) else [str(path) for path in paths]
-
-
-def _compiled(pattern: str) -> "re.Pattern[str]":
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"source_pattern={pattern!r} is no regular expression: {error}") from error
-    if not compiled.groups:
-        raise ValueError(
-            f"source_pattern={pattern!r} has no group; put brackets around what names a source, "
-            "as in '(patient[0-9]+)_'"
-        )
-    return compiled
-
-
-def _matched(pattern: "re.Pattern[str]", path: Path) -> str:
-    found = pattern.search(path.as_posix())
-    return str(path) if found is None or found[1] is None else found[1]

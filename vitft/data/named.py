@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from vitft.data.images import Images
-from vitft.data.listing import ImageSet, source_of
+from vitft.data.listing import ImageSet
 from vitft.data.preprocess import Fit
 from vitft.data.shapes import CLASSES as DRAWN
 from vitft.data.shapes import draw
+from vitft.data.sourcing import source_of
 
 N_DRAWN = {"train": 6000, "test": 2000}
 

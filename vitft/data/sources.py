@@ -27,7 +27,7 @@ def load_data(
         fit: makes a square of a picture. That of the set also knows the range of 16-bit pictures.
         test_fraction: share of each class to hold out where there is no test split; see
             `Listing.image_set`.
-        source_pattern: what names the source of a file; see `Listing.sources`.
+        source_pattern: what names the source of a file; see `sources_of`.
         learn: whether a model is to learn from the set; if not, the range of `fit` stands.
 
     Raises:

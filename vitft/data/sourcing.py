@@ -1,0 +1,72 @@
+"""Files in; what each picture was cut from, a video or a patient, out: no source in two splits."""
+
+import re
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+
+def sources_of(
+    paths: Sequence[Path], alike: Sequence[Hashable], pattern: str | None = None
+) -> list[str]:
+    """Return for each file what it was cut from, where that makes sense, else itself.
+
+    Args:
+        paths: of the files.
+        alike: of each file, what it has in common with others whose names are alike: its class.
+        pattern: a regular expression whose first group, found in a path, is the source; by default
+            see `source_of`.
+
+    Raises:
+        ValueError: the pattern is no regular expression with a group.
+    """
+    if pattern is not None:
+        compiled = _compiled(pattern)
+        return [_matched(compiled, path) for path in paths]
+    found = [source_of(path) for path in paths]
+    groups: dict[Hashable, list[int]] = {}
+    for i, key in enumerate(alike):
+        groups.setdefault(key, []).append(i)
+    for group in groups.values():
+        kept = believed([found[i] for i in group], [paths[i] for i in group])
+        for i, source in zip(group, kept, strict=True):
+            found[i] = source
+    return found
+
+
+def source_of(path: Path) -> str:
+    """Return what an image was cut from: TRACK for a file called TRACK_FRAME, else the file.
+
+    A date and a time, as in a phone's IMG_20240131_093000, are no track of that day.
+    """
+    track = re.fullmatch(r"(.*\d)_\d+", path.stem)
+    if track is None or re.search(r"(^|\D)\d{8}_\d{6,9}$", path.stem):
+        return f"{path.parent}/{path.stem}"
+    return f"{path.parent}/{track[1]}"
+
+
+def believed(sources: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """Return the sources of one class's files, or the files where the sources make no sense.
+
+    They make no sense where one has nearly all files, as where names begin with the class's.
+    """
+    most = max(Counter(sources).values(), default=0)
+    return [*sources] if most <= 0.75 * len(paths) else [str(path) for path in paths]
+
+
+def _compiled(pattern: str) -> "re.Pattern[str]":
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"source_pattern={pattern!r} is no regular expression: {error}") from error
+    if not compiled.groups:
+        raise ValueError(
+            f"source_pattern={pattern!r} has no group; put brackets around what names a source, "
+            "as in '(patient[0-9]+)_'"
+        )
+    return compiled
+
+
+def _matched(pattern: "re.Pattern[str]", path: Path) -> str:
+    found = pattern.search(path.as_posix())
+    return str(path) if found is None or found[1] is None else found[1]
