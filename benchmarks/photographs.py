@@ -4,10 +4,10 @@
 
 Both start as a process of their own and end with the accuracy on the test split: the same
 training images, epochs, batch size and learning rate; LoRA of rank 8 on every linear of the blocks;
-no augmentation. vitft takes float32, as the peer does, and what it chooses by itself: bfloat16 where
-the processor has it. The peer is `Trainer` with PEFT and torchvision's transforms in a DataLoader with
-as many workers as cores. In turn; seconds are of the clock, megabytes the peak of the largest
-process.
+no augmentation. vitft takes float32, as the peer does, and what it chooses by itself: bfloat16
+where the processor has it. The peer is `Trainer` with PEFT and torchvision's transforms in a
+DataLoader with as many workers as cores. In turn; seconds are of the clock, megabytes the peak of
+the largest process.
 """
 
 import json
