@@ -7,7 +7,7 @@ import pytest
 import adapters
 import recipes
 import vitft
-from vitft.command.cli import COMMANDS
+from vitft.command.help import COMMANDS
 
 
 def loaded_after(code: str) -> set[str]:

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from tests.conftest import TINY_FLAGS, Run, paint
-from vitft.command.cli import COMMANDS
+from vitft.command.help import COMMANDS
 
 COMMON = [
     *("data", "out", "epochs", "batch-size", "lr", "weight-decay"),

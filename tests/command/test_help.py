@@ -5,8 +5,7 @@ import json
 import pytest
 
 from tests.conftest import Run
-from vitft.command.cli import COMMANDS
-from vitft.command.help import FILE, kept, made
+from vitft.command.help import COMMANDS, FILE, kept, made
 
 
 @pytest.mark.parametrize("name", COMMANDS)

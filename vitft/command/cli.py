@@ -10,27 +10,10 @@ from typing import Any, NoReturn, TextIO, cast
 
 import click
 
-from vitft.command.help import kept
+from vitft.command.help import COMMANDS, kept
 from vitft.command.streams import Outliving
 from vitft.training.stop import stop_at_once
 from vitft.version import __version__
-
-# command -> (module in recipes, what `vitft --help` says of it)
-COMMANDS: dict[str, str] = {
-    "pretrain": "Train a base from scratch.",
-    "finetune": "Freeze a base and train an adapter and a new head.",
-    "sweep": "Train many adapters together and pick the best by validation.",
-    "compare": "Show finished runs side by side.",
-    "evaluate": "Measure accuracy on a test split.",
-    "predict": "Classify image files.",
-    "embed": "Write the features of image files.",
-    "convert": "Make a base of another library's Vision Transformer.",
-    "export": "Write a base for transformers, timm or ONNX Runtime.",
-    "merge": "Bake an adapter into a plain base.",
-    "inspect": "Show what a base or an adapter holds.",
-    "check": "Find broken, doubled and odd images in a data set.",
-    "data": "List the data sets that have a name.",
-}
 
 
 class LazyGroup(click.Group):

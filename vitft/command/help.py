@@ -1,14 +1,30 @@
-"""The help of every command as text, kept so that `--help` imports no recipe, and no torch.
+"""Every command and its help as text, kept so that `--help` imports no recipe, and no torch.
 
 `python -m vitft.command.help` writes it anew from the commands; a test compares them.
 """
 
 import importlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import click
+
+# command, a module in recipes -> what `vitft --help` says of it
+COMMANDS: dict[str, str] = {
+    "pretrain": "Train a base from scratch.",
+    "finetune": "Freeze a base and train an adapter and a new head.",
+    "sweep": "Train many adapters together and pick the best by validation.",
+    "compare": "Show finished runs side by side.",
+    "evaluate": "Measure accuracy on a test split.",
+    "predict": "Classify image files.",
+    "embed": "Write the features of image files.",
+    "convert": "Make a base of another library's Vision Transformer.",
+    "export": "Write a base for transformers, timm or ONNX Runtime.",
+    "merge": "Bake an adapter into a plain base.",
+    "inspect": "Show what a base or an adapter holds.",
+    "check": "Find broken, doubled and odd images in a data set.",
+    "data": "List the data sets that have a name.",
+}
 
 FILE = Path(__file__).with_name("help.json")
 WIDTH = 100
@@ -29,12 +45,10 @@ def made(name: str) -> str:
     return command.get_help(context) + "\n"
 
 
-def write(names: Iterable[str]) -> None:
-    """Keep the help of these commands."""
-    FILE.write_text(json.dumps({name: made(name) for name in names}, indent=1) + "\n")
+def write() -> None:
+    """Keep the help of every command."""
+    FILE.write_text(json.dumps({name: made(name) for name in COMMANDS}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    from vitft.command.cli import COMMANDS
-
-    write(COMMANDS)
+    write()

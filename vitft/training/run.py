@@ -114,7 +114,8 @@ class Run:
             self.totals.copy_(torch.tensor(progress["totals"]))
             for name in PROGRESS:
                 setattr(self, name, progress[name])
-            self.best.row, self.frozen = progress["best"], progress["frozen"]
+            # which a state of an earlier version lacks
+            self.best.row, self.frozen = progress.get("best"), progress.get("frozen", {})
             self.updates.steps.restart(self.step)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is broken ({error}); start again with --overwrite") from error
