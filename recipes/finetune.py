@@ -78,7 +78,6 @@ def train_adapter(options: CommonOptions) -> Finetuned:
         frame(model, options)
         fingerprint = adapters.fingerprint(model, exclude=("head",))
         data = open_data(options, model)
-        model.labels = "several" if data.several else "one"
         adapt(model, options, config, data.classes, fingerprint)
         splits = make_splits(data, options, device)
         model.to(device)

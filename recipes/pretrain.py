@@ -125,8 +125,7 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
         splits = make_splits(data, options, device)
         torch.manual_seed(options.seed)
         model = VisionTransformer(replace(config, n_classes=len(data.classes)))
-        model.framing = data.fit.framing
-        model.labels = "several" if data.several else "one"
+        model.framing, model.labels = plain.framing, plain.labels
         initialise(model, options.init)
         model.classes = data.classes
         model.mean, model.std = channel_statistics(splits.train)

@@ -47,7 +47,6 @@ def sweep(options: SweepBase) -> dict[str, Any]:
         frame(base, options)
         fingerprint = adapters.fingerprint(base, exclude=("head",))
         data = open_data(options, base)
-        base.labels = "several" if data.several else "one"
         base.new_head(data.classes)
         base.to(device)
         seeds = sorted({member.seed for _, member, _, _ in made})

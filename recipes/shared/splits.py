@@ -28,7 +28,7 @@ class Splits:
 
 
 def open_data(options: DataOptions, model: VisionTransformer, *, learn: bool = True) -> ImageSet:
-    """Return the set of the options for a model, which keeps the range of its 16-bit pictures.
+    """Return the set of the options for a model, which keeps what it tells of pictures and labels.
 
     Args:
         options: of the command.
@@ -48,6 +48,8 @@ def open_data(options: DataOptions, model: VisionTransformer, *, learn: bool = T
     for note in data.notes:
         say(note)
     model.framing = data.fit.framing
+    if learn:
+        model.labels = "several" if data.several else "one"
     return data
 
 
