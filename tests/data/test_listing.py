@@ -148,6 +148,13 @@ def test_parquet_is_read_as_other_tables(tmp_path: Path) -> None:
     assert (data.classes, sizes(data)) == (("0", "1"), (8, 0, 2))
 
 
+@pytest.mark.parametrize("name", ["list.parquet", "list.csv"])
+def test_a_broken_table_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=rf"{name} is no readable table \("):
+        load_data(str(tmp_path / name), Fit(8))
+
+
 def test_an_imagefolder_of_hugging_face_is_read(tmp_path: Path) -> None:
     for part, n in (("train", 4), ("test", 2)):
         fill(tmp_path, f"{part}/deep", n=n)

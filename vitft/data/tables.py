@@ -76,7 +76,10 @@ def _read_parquet(file: Path) -> Sequence[Mapping[str, object]]:
         import pyarrow.parquet
     except ImportError as error:
         raise ValueError("Parquet needs pyarrow; install vitft[parquet]") from error
-    rows: list[dict[str, object]] = pyarrow.parquet.read_table(file).to_pylist()
+    try:
+        rows: list[dict[str, object]] = pyarrow.parquet.read_table(file).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise OSError(str(error)) from error
     return rows
 
 
