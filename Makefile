@@ -16,9 +16,9 @@ mutants: setup
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/mutmut run --max-children 1 $(ONLY)
 	$(BIN)/mutmut results
 
-# Minutes: every architecture of timm, and the table of all families.
+# Minutes: every architecture of timm, every kind of adapter compiled, and the table of all families.
 families: setup
-	VITFT_ALL=1 $(BIN)/python -m pytest -q tests/families
+	VITFT_ALL=1 $(BIN)/python -m pytest -q tests/families tests/adapters/test_config.py
 	$(BIN)/python -m benchmarks.families
 
 lint: setup

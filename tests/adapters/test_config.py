@@ -1,6 +1,7 @@
 """What holds for every layer and config, whatever the method."""
 
 import copy
+import os
 import pickle
 
 import pytest
@@ -112,7 +113,7 @@ def test_copies_and_pickles_of_an_adapted_model_are_independent(kind: str) -> No
                 assert own[key] is parameter
 
 
-@every_kind
+@pytest.mark.parametrize("kind", KINDS if os.environ.get("VITFT_ALL") else METHODS)
 def test_compiled_in_place_equals_eager_with_adapters_on_off_and_on(kind: str) -> None:
     model = adapted(kind)
     keys, on, off = list(model.state_dict()), model(X), toy()(X)

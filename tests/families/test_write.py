@@ -157,7 +157,7 @@ def test_an_export_that_its_library_does_not_load_is_refused(tmp_path: Path) -> 
 
 
 ONNX = [
-    *(("hf", name, 32) for name in ("dinov2 registers", "siglip", "clip", "vit of classes")),
+    *(("hf", name, 32) for name in ("siglip", "clip", "vit of classes")),
     ("hf", "dinov3 gated", 48),
     ("timm", "dinov2 giant", 48),
 ]
