@@ -37,23 +37,22 @@ def embed(options: EmbedOptions) -> tuple[np.ndarray, list[str]]:
         ValueError, OSError: a file is missing or broken.
     """
     classifier = Classifier(options.base, options.adapter or (), device=options.device)
+    images = [*expand(options.image)]
     paths: list[str] = []
-
-    def images() -> "list[Tensor]":
-        found = []
-        for path in tqdm([*expand(options.image)], unit=" images", disable=None):
-            try:
-                found.append(classifier.read(path))
-            except ValueError as error:
-                if not options.skip_broken:
-                    raise
-                click.echo(f"skipped: {error}", err=True)
-            else:
-                paths.append(path)
-        return found
-
-    features = [classifier.embed(batch) for batch in classifier.batches(iter(images()))]
-    return torch.cat([*features, torch.zeros(0, *features[0].shape[1:])]).numpy(), paths
+    features = [torch.zeros(0, classifier.base.config.n_features)]
+    with tqdm(total=len(images), unit=" images", disable=None) as bar:
+        for read in classifier.read_each(images):
+            bar.update(len(read))
+            for _, image in read:
+                if isinstance(image, ValueError):
+                    if not options.skip_broken:
+                        raise ValueError(f"{image}, or leave it out with --skip-broken")
+                    click.echo(f"skipped: {image}", err=True)
+            whole = [(path, image) for path, image in read if isinstance(image, Tensor)]
+            if whole:
+                paths += [path for path, _ in whole]
+                features.append(classifier.embed(torch.stack([image for _, image in whole])))
+    return torch.cat(features).numpy(), paths
 
 
 def run(options: EmbedOptions) -> None:

@@ -67,12 +67,10 @@ def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | Valu
     if options.knn is not None:
         neighbour = Neighbours(classifier, options.knn)
         answer, classes = neighbour.answer, [neighbour.classes]
-    for i in range(0, len(options.image), classifier.batch_size):
-        paths = options.image[i : i + classifier.batch_size]
-        read = [_read(classifier, path) for path in paths]
-        whole = [image for image in read if isinstance(image, Tensor)]
+    for read in classifier.read_each(options.image):
+        whole = [image for _, image in read if isinstance(image, Tensor)]
         rows = iter(answer(torch.stack(whole)) if whole else ())
-        for path, image in zip(paths, read, strict=True):
+        for path, image in read:
             if isinstance(image, ValueError):
                 yield path, image
                 continue
@@ -102,14 +100,6 @@ def _all(images: Images, classifier: Classifier) -> Iterator[Tensor]:
     order, cpu = torch.arange(len(images)), torch.device("cpu")
     for batch, _ in images.to(cpu).batches(order, classifier.batch_size, cpu):
         yield batch
-
-
-def _read(classifier: Classifier, path: str) -> Tensor | ValueError:
-    """Return the image file at `path`, or what is wrong with it."""
-    try:
-        return classifier.read(path)
-    except ValueError as error:
-        return error
 
 
 def _above(found: Classes, threshold: float) -> Classes:

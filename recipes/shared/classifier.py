@@ -1,6 +1,8 @@
 """Pictures of any kind in; classes and their probabilities, or features, out."""
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +92,8 @@ class Classifier:
             raise ValueError(f"top={top} is not positive; leave it out for 5")
         several = isinstance(pictures, list | tuple) or _is_folder(pictures) or _is_batch(pictures)
         found = []
-        for batch in self.batches(self.read(p) for p in expand(pictures)):
-            for rows in self.answer(batch):
+        for images in self._whole(pictures):
+            for rows in self.answer(images):
                 best = [best_of(p, c, top) for p, c in zip(rows, self.all_classes, strict=True)]
                 found.append(
                     best[0] if len(best) == 1 else dict(zip(self.names, best, strict=True))
@@ -103,9 +105,9 @@ class Classifier:
 
         Of several adapters, those of the first.
         """
-        batches = self.batches(self.read(p) for p in expand(pictures))
-        rows = [self.answer(batch)[:, 0, : len(self.classes)] for batch in batches]
-        return torch.cat([*rows, torch.zeros(0, len(self.classes))])
+        n = len(self.classes)
+        rows = [self.answer(images)[:, 0, :n] for images in self._whole(pictures)]
+        return torch.cat([*rows, torch.zeros(0, n)])
 
     def features(self, pictures: Picture | Sequence[Picture]) -> Tensor:
         """Return what the head reads (n, D or 2 D), of pictures, as `predict` takes them.
@@ -113,7 +115,43 @@ class Classifier:
         Raises:
             ValueError: there are several adapters, each with features of its own.
         """
-        return torch.cat([self.embed(b) for b in self.batches(map(self.read, expand(pictures)))])
+        rows = [self.embed(images) for images in self._whole(pictures)]
+        return torch.cat([*rows, torch.zeros(0, self.base.config.n_features)])
+
+    def read_each(
+        self, pictures: Picture | Sequence[Picture]
+    ) -> Iterator[list[tuple[Picture, Tensor | ValueError]]]:
+        """Yield pictures, as many as suit one pass, each as `read` gives it or with what is wrong.
+
+        They are decoded side by side.
+
+        Raises:
+            ValueError: a folder holds none.
+            OSError: a file is missing.
+        """
+        waiting = [*expand(pictures)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for i in range(0, len(waiting), self.batch_size):
+                some = waiting[i : i + self.batch_size]
+                yield [*zip(some, pool.map(self._try, some), strict=True)]
+
+    def _try(self, picture: Picture) -> Tensor | ValueError:
+        try:
+            return self.read(picture)
+        except ValueError as error:
+            return error
+
+    def _whole(self, pictures: Picture | Sequence[Picture]) -> Iterator[Tensor]:
+        """Yield batches (B, C, image_size, image_size) of pictures.
+
+        Raises:
+            ValueError: one is broken.
+        """
+        for read in self.read_each(pictures):
+            for _, image in read:
+                if isinstance(image, ValueError):
+                    raise image
+            yield torch.stack([image for _, image in read if isinstance(image, Tensor)])
 
     def read(self, picture: Picture) -> Tensor:
         """Return a picture as uint8 (C, image_size, image_size).
@@ -126,17 +164,6 @@ class Classifier:
         if not isinstance(picture, Image.Image):
             picture = as_image(picture)
         return self.fit(picture.copy())
-
-    def batches(self, images: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Yield batches (B, C, image_size, image_size) that suit one pass."""
-        waiting: list[Tensor] = []
-        for image in images:
-            waiting.append(image)
-            if len(waiting) == self.batch_size:
-                yield torch.stack(waiting)
-                waiting = []
-        if waiting:
-            yield torch.stack(waiting)
 
     def answer(self, images: Tensor) -> Tensor:
         """Return the probabilities (B, n_adapters, n_classes) of images as `read` gives them."""
