@@ -18,7 +18,7 @@ mutants: setup
 
 # Minutes: every architecture of timm, every kind of adapter compiled, and the table of all families.
 families: setup
-	VITFT_ALL=1 $(BIN)/python -m pytest -q tests/families tests/adapters/test_config.py
+	VITFT_ALL=1 $(BIN)/python -m pytest -q tests/families tests/adapters/test_config.py tests/adapters/test_hostile.py
 	$(BIN)/python -m benchmarks.families
 
 lint: setup
