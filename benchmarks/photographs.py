@@ -48,6 +48,7 @@ def main(peer: Path | None, rounds: int, **given: Any) -> None:
     if peer is not None:
         peer.write_text(json.dumps({"test_accuracy": train_peer(**given)}))
         return
+    options = dict(given)
     with TemporaryDirectory() as folder:
         data = few_images(Path(given["data"]), Path(folder, "data"), given.pop("shots"))
         n = sum(1 for _ in data.glob("train/*/*"))
@@ -69,7 +70,7 @@ def main(peer: Path | None, rounds: int, **given: Any) -> None:
         {"way": way} | {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         for way, runs in found.items()
     ]
-    path = write_result("photographs_cpu", rows, rounds=rounds, images=n, options=given)
+    path = write_result("photographs_cpu", rows, rounds=rounds, images=n, options=options)
     click.echo(f"{table(rows, COLUMNS)}\n\n{path}")
 
 
