@@ -78,6 +78,8 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
         raise ValueError(f"{data.name} has only the class {data.classes[0]!r}; add another")
     if not len(data.train):
         raise ValueError(f"{data.name} has no images to train on; put them into train/CLASS/")
+    if options.calibrate and data.several:
+        raise ValueError("--calibrate is for one label an image; leave it out")
     train, validation, fraction = data.train, data.validation, options.val_fraction
     if not len(validation):
         fraction = VAL_FRACTION if fraction is None else fraction
@@ -93,8 +95,6 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
     train, validation, test = (held(x, options, device) for x in (train, validation, data.test))
     if not len(train):
         raise ValueError(f"{data.name} has no readable image to train on")
-    if options.calibrate and data.several:
-        raise ValueError("--calibrate is for one label an image; leave it out")
     if options.calibrate and not len(validation):
         raise ValueError("--calibrate needs validation images; leave out --val-fraction 0")
     return Splits(train, validation, test)

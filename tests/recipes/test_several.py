@@ -129,3 +129,13 @@ def test_average_precision_is_the_mean_of_precision_at_each_hit() -> None:
     assert mean_average_precision(probabilities, labels) == pytest.approx(expected)
     both = torch.cat([labels, torch.zeros_like(labels)], dim=1)  # a class that is never there
     assert mean_average_precision(probabilities.expand(5, 2), both) == pytest.approx(expected)
+
+
+def test_average_precision_counts_equals_together() -> None:
+    probabilities, labels = torch.randint(0, 5, (60, 3)) / 4, torch.randint(0, 2, (60, 3))
+    found = []
+    for p, there in zip(probabilities.T, labels.T > 0, strict=True):
+        shares = [there[p >= x].double().mean() for x in p[there]]
+        found.append(torch.stack(shares).mean())
+    expected = torch.stack(found).mean().item()
+    assert mean_average_precision(probabilities, labels) == pytest.approx(expected)

@@ -197,8 +197,8 @@ class Listing:
         unseen = [*parts["validation"].names, *parts["test"].names]
         if twice := shared(unseen, parts["train"].names):
             lines.append(
-                f"{len(twice)} images to validate or test with stand in train too, to the bit, so "
-                "accuracy will look better than it is; vitft check lists them"
+                f"of the images to validate or test with, {len(twice)} stand in train too, to the "
+                "bit, so accuracy will look better than it is; vitft check lists them"
             )
         return lines
 

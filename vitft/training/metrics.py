@@ -41,9 +41,10 @@ def mean_average_precision(probabilities: Tensor, labels: Tensor) -> float:
     found = []
     for p, there in zip(probabilities.T, labels.T > 0, strict=True):
         if there.any():
-            at_least = p[None, :] >= p[there][:, None]  # (images of the class, n)
-            precision = (at_least & there).sum(dim=1).double() / at_least.sum(dim=1)
-            found.append(precision.mean())
+            every, own = p.sort().values, p[there].sort().values
+            at_least = len(every) - torch.searchsorted(every, own)  # as probable as each of its own
+            right = len(own) - torch.searchsorted(own, own)
+            found.append((right.double() / at_least).mean())
     return torch.stack(found).mean().item() if found else float("nan")
 
 
@@ -80,4 +81,4 @@ def temperature(probabilities: Tensor, labels: Tensor) -> float:
     for _ in range(40):
         a, b = high - ratio * (high - low), low + ratio * (high - low)
         low, high = (low, b) if loss(a) < loss(b) else (a, high)
-    return float(torch.tensor(20.0) ** ((low + high) / 2))
+    return float(20 ** ((low + high) / 2))
