@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import click
 
 from vitft.command import options as cli
-from vitft.data.named import DATASETS, data_folder
+from vitft.data.cache import MAX_KEPT, data_folder, decoded_folder
+from vitft.data.named import DATASETS
 from vitft.data.shapes import CLASSES
 
 
@@ -24,6 +25,10 @@ def run(options: DataOptions) -> None:
         click.echo(f"{name:<14} torchvision's {torchvision_name}, {where}")
     click.echo("FOLDER         your own: train, val and test with CLASS/* each, or CLASS/* alone")
     click.echo("TABLE          your own: a CSV, TSV or Parquet file with path,label[,split]")
+    click.echo(
+        f"decoded images of your own sets are kept in {decoded_folder()}, "
+        f"{MAX_KEPT / 2**30:.0f} GB at most; delete them at any time"
+    )
 
 
 command = cli.command("data", DataOptions, run)

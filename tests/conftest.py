@@ -29,6 +29,13 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 torch.set_num_threads(1)  # fixtures of modules are made before those of functions
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _empty_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VITFT_DATA", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _repeatable() -> Iterator[None]:
     torch.manual_seed(0)

@@ -104,6 +104,11 @@ class TrainOptions(DataOptions):
     keep: str = option(
         "best", "The weights of which epoch are kept: best, by validation where there is, or last."
     )
+    ema: float = option(
+        0.0,
+        "Decay of an average of the weights, which is validated and kept in place of them, 0.99, "
+        "say; 0: none.",
+    )
     patience: int = option(
         0, "End after so many epochs without a better validation; 0: train them all."
     )
@@ -200,6 +205,7 @@ def make_plan(
         "label_smoothing",
         "sample",
         "keep",
+        "ema",
         "patience",
         "seed",
         "save_seconds",

@@ -13,6 +13,8 @@ from vitft.data.sources import load_data
 from vitft.data.split import few, limit, split
 from vitft.model.vit import VisionTransformer
 
+MAX_KEPT = 1.25  # times as large as what the model takes: images of which parts are cut out
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -24,7 +26,12 @@ class Splits:
 
     def __str__(self) -> str:
         train, validation, test = (f"{len(x):,}" for x in (self.train, self.validation, self.test))
-        return f"{train} images ({validation} to validate, {test} to test)"
+        held = [x.held for x in (self.train, self.validation, self.test) if x.held is not None]
+        n_bytes = sum(x.numel() for x in held)
+        return (
+            f"{train} images ({validation} to validate, {test} to test; {n_bytes / 1e6:,.0f} MB in "
+            "memory)"
+        )
 
 
 def open_data(options: DataOptions, model: VisionTransformer, *, learn: bool = True) -> ImageSet:
@@ -92,12 +99,19 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
         train = few(train, options.shots, seed=options.seed)
     if options.limit is not None:
         train = limit(train, options.limit, seed=options.seed)
+    if options.min_area < 1:
+        train = train.at(kept_side(data.fit.image_size, options.min_area))
     train, validation, test = (held(x, options, device) for x in (train, validation, data.test))
     if not len(train):
         raise ValueError(f"{data.name} has no readable image to train on")
     if options.calibrate and not len(validation):
         raise ValueError("--calibrate needs validation images; leave out --val-fraction 0")
     return Splits(train, validation, test)
+
+
+def kept_side(image_size: int, min_area: float) -> int:
+    """Return the side to keep images at, so that parts of them show more than the whole does."""
+    return round(image_size * min(MAX_KEPT, min_area**-0.5))
 
 
 def say(text: str) -> None:

@@ -72,7 +72,7 @@ def train(
     except KeyboardInterrupt:
         usable = ""
         if run.history:
-            run.best.put_back(run.trainable)
+            run.settle()
             facts = {"stopped": f"after {run.epoch} of {plan.epochs} epochs"} | save(run)
             summary = summarise(run, splits, options, folder, facts)
             report(run, options, folder, summary, splits.test, "test")

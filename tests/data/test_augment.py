@@ -2,6 +2,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageEnhance
 
 from vitft.data.augment import Augmentation
@@ -61,6 +62,30 @@ def test_mixed_targets_tell_the_share_of_each_image() -> None:
         )
         share = float(untouched.float().mean())
         assert share == pytest.approx(1 - sum(options.values()), abs=0.1)
+
+
+def test_parts_of_a_larger_image_show_its_detail() -> None:
+    fine = torch.tensor([0.0, 255.0]).repeat(16).expand(400, 1, 32, 32).clone()  # stripes
+    coarse = F.avg_pool2d(fine, 2)  # of which nothing is left at half the size
+    targets = torch.ones(400, 1)
+    cut = Augmentation(min_area=0.25, max_ratio=1.0)
+    torch.manual_seed(1)
+    large, _ = cut(fine, targets, 16)
+    torch.manual_seed(1)
+    small, _ = cut(coarse, targets, 16)
+    assert large.shape == small.shape == (400, 1, 16, 16)
+    assert small.std() < 1 < 20 < large.std()
+
+
+def test_a_larger_image_is_moved_like_a_small_one() -> None:
+    ramp = torch.linspace(0, 255, 8).expand(500, 1, 8, 8).clone()
+    large = F.interpolate(ramp, scale_factor=4, mode="bilinear", align_corners=False)
+    move = Augmentation(flip=True, shift=2, min_area=0.5)
+    torch.manual_seed(1)
+    one = move.move(ramp)
+    torch.manual_seed(1)
+    other = move.move(large, 8)
+    assert (one - other).abs().mean() < 6  # of 255; a shift of a pixel is 36
 
 
 def test_it_repeats_under_the_same_seed() -> None:

@@ -10,9 +10,10 @@ import torch
 
 from tests.conftest import paint
 from vitft.data import named
+from vitft.data.cache import data_folder
 from vitft.data.folders import find_images, list_folder
 from vitft.data.listing import ImageSet
-from vitft.data.named import DATASETS, data_folder
+from vitft.data.named import DATASETS
 from vitft.data.preprocess import Fit
 from vitft.data.shapes import CLASSES, draw
 from vitft.data.sources import load_data

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.conftest import paint
-from vitft.data.named import DATASETS, data_folder, import_torchvision
+from vitft.data.cache import data_folder
+from vitft.data.named import DATASETS, import_torchvision
 from vitft.data.preprocess import Fit
 from vitft.data.sources import load_data
 

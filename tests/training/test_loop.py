@@ -36,7 +36,7 @@ def bright_and_dark(n: int) -> Images:
     return Images(lambda i: pixels[i], labels).to(CPU)
 
 
-def new_run(folder: Path, **options: Any) -> Run:
+def new_run(folder: Path, *, kind: type[Run] = Run, **options: Any) -> Run:
     """Return a run on 40 images, ready to start."""
     torch.manual_seed(1)
     model = VisionTransformer(ViTConfig(**TINY, n_classes=2, dropout=0.1))
@@ -52,7 +52,7 @@ def new_run(folder: Path, **options: Any) -> Run:
         | options
     )
     folder.mkdir(exist_ok=True)
-    return Run(model, bright_and_dark(40), bright_and_dark(10), plan, folder)
+    return kind(model, bright_and_dark(40), bright_and_dark(10), plan, folder)
 
 
 def weights(run: Run) -> dict[str, Tensor]:
@@ -182,7 +182,9 @@ def test_validation_sees_no_augmentation(tmp_path: Path) -> None:
     seen: list[bool] = []
 
     class Spy(Augmentation):
-        def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        def __call__(
+            self, images: Tensor, targets: Tensor, size: int | None = None
+        ) -> tuple[Tensor, Tensor]:
             seen.append(run.model.training)
             return images, targets
 

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on their device: images in, images of that shape out.
+"""Augmentation of whole batches on their device: images in, images of the wanted size out.
 
 Images are (B, C, height, width), pixels 0..255 as floats.
 """
@@ -49,10 +49,18 @@ class Augmentation:
                 f"mixup={self.mixup} and cutmix={self.cutmix} are shares, and add up to 1 at most"
             )
 
-    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images (B, C, height, width) and target probabilities (B, n_classes), changed."""
+    def __call__(
+        self, images: Tensor, targets: Tensor, size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return images and target probabilities (B, n_classes), changed.
+
+        Args:
+            images: (B, C, height, width); larger than `size` where parts of them are to show more.
+            targets: (B, n_classes).
+            size: side of the images that come out, where they are moved; by default as they are.
+        """
         if self.flip or self.shift or self.min_area < 1:
-            images = self.move(images)
+            images = self.move(images, size)
         if self.trivial:
             images = trivial_augment(images)
         if self.rand:
@@ -63,9 +71,10 @@ class Augmentation:
             images, targets = self.mix(images, targets)
         return images, targets
 
-    def move(self, images: Tensor) -> Tensor:
-        """Return each image cut, shifted and mirrored at random, in one resampling."""
-        n, height, width = len(images), *images.shape[-2:]
+    def move(self, images: Tensor, size: int | None = None) -> Tensor:
+        """Return each image cut, shifted and mirrored at random, in one resampling, see above."""
+        height, width = (size, size) if size else images.shape[-2:]
+        n = len(images)
 
         def rand(low: float, high: float) -> Tensor:
             return torch.empty(n, device=images.device).uniform_(low, high)
@@ -82,7 +91,7 @@ class Augmentation:
         theta[:, 1, 1] = scale_y
         theta[:, 0, 2] = shift_x + rand(-1, 1) * (1 - scale_x)
         theta[:, 1, 2] = shift_y + rand(-1, 1) * (1 - scale_y)
-        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        grid = F.affine_grid(theta, [*images.shape[:2], height, width], align_corners=False)
         return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
     def mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

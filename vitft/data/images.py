@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-MAX_BYTES = 4 * 2**30  # a set larger than this is streamed
+from vitft.data.memory import room
 
 
 def listed(errors: Sequence[Exception]) -> str:
@@ -55,6 +55,8 @@ class Images:
         labels: class indices (n,); of several labels an image, 0 and 1 (n, n_classes).
         sources: for each image what it was cut from (a video's track, say), or its own number.
         names: what each image is called: its file, or its own number.
+        sized: side in pixels -> a `decode` for squares of at most this side; None where images are
+            of one size.
         held: every image, uint8 (n, C, height, width), or features, float (n, ...); None where
             images are streamed.
         stage: the stage of a model that takes them: 0 for pixels, n for the features that its first
@@ -67,8 +69,10 @@ class Images:
         labels: Tensor,
         sources: Sequence[str] = (),
         names: Sequence[str] = (),
+        *,
+        sized: Callable[[int], Callable[[int], Tensor]] | None = None,
     ) -> None:
-        self.decode = decode
+        self.decode, self.sized = decode, sized
         self.labels = labels
         self.sources = list(sources) or [str(i) for i in range(len(labels))]
         self.names = list(names) or [str(i) for i in range(len(labels))]
@@ -93,20 +97,30 @@ class Images:
 
     def subset(self, indices: Tensor) -> "Images":
         """Return the images at `indices` (m,), in that order."""
-        chosen = indices.tolist()
+        chosen, sized = indices.tolist(), self.sized
         subset = Images(
             _Chosen(self.decode, chosen),
             self.labels[indices.cpu()],
             [self.sources[i] for i in chosen],
             [self.names[i] for i in chosen],
+            sized=(lambda side: _Chosen(sized(side), chosen)) if sized else None,
         )
         subset.stage = self.stage
         if self.held is not None:
             subset.held = self.held[indices.to(self.held.device)]
         return subset
 
-    def to(self, device: torch.device, max_bytes: int = MAX_BYTES) -> "Images":
+    def at(self, side: int) -> "Images":
+        """Return the images as squares of at most this side, where they may be of any; not held."""
+        if self.sized is None:
+            return self
+        decode = self.sized(side)
+        return Images(decode, self.labels, self.sources, self.names, sized=self.sized)
+
+    def to(self, device: torch.device, max_bytes: int | None = None) -> "Images":
         """Hold the images whole on `device` if they fit into `max_bytes`; else stay streamed.
+
+        By default they may take the `room` of the device.
 
         Raises:
             ValueError: images are broken; tells how many, and names the first ten.
@@ -121,7 +135,7 @@ class Images:
         return self
 
     def readable(
-        self, device: torch.device, max_bytes: int = MAX_BYTES
+        self, device: torch.device, max_bytes: int | None = None
     ) -> tuple["Images", list[Exception]]:
         """Return the images that are not broken, as `to` has them, and why the others are."""
         failures = self._hold(device, max_bytes, every=True)
@@ -131,20 +145,20 @@ class Images:
         return self.subset(torch.tensor(whole, dtype=torch.long)), [*failures.values()]
 
     def _hold(
-        self, device: torch.device, max_bytes: int, *, every: bool = False
+        self, device: torch.device, max_bytes: int | None, *, every: bool = False
     ) -> dict[int, Exception]:
         """Hold the images if they fit; return those that are broken, and why.
 
         Args:
             device: to hold them on.
-            max_bytes: what they may take.
+            max_bytes: what they may take; see `to`.
             every: look at each image, also where they are not held.
         """
         failures: dict[int, Exception] = {}
         if self.held is None and len(self):
             tried = (self._try(i, failures) for i in range(len(self)))
             first = next((image for image in tried if image is not None), None)
-            held = None
+            held, max_bytes = None, room(device) if max_bytes is None else max_bytes
             if first is not None and len(self) * first.numel() <= max_bytes:
                 held = first.new_zeros(len(self), *first.shape)  # each image is held once
 

@@ -1,17 +1,19 @@
 """Image files with labels and splits in, none of them read yet; an `ImageSet` out."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, compress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vitft.data.cache import kept
 from vitft.data.decode import read_image
 from vitft.data.images import Images
-from vitft.data.measure import fit_to, shared
+from vitft.data.measure import fit_to, shared, shorter_side
 from vitft.data.preprocess import Fit
 from vitft.data.sourcing import sources_of
 from vitft.data.split import split
@@ -120,11 +122,13 @@ class Listing:
         trained = [part in ("", "train") for part in self.splits]
         classes = self._known(name, labels, trained)
         fit, notes = fit_to(fit, [*compress(self.paths, trained)] or self.paths, learn=learn)
-        files, names = FileImages(self.paths, fit), [str(path) for path in self.paths]
         numbers = self._numbers(classes, labels)
         alike = [*zip(self.labels, self.splits, strict=True)]
         sources = sources_of(self.paths, alike, source_pattern)
-        images = Images(files, numbers, sources, names)
+        names = [str(path) for path in self.paths]
+        images = Images(
+            self._decoder(fit), numbers, sources, names, sized=partial(self._sized, fit)
+        )
         parts = {part: images.subset(self._indices(part)) for part in SPLITS}
         if test_fraction is not None and len(parts["test"]):
             raise ValueError(f"{name} has a test split, so --test-fraction has nothing to do")
@@ -136,6 +140,15 @@ class Listing:
         return ImageSet(
             name, tuple(classes), fit, **parts, notes=tuple(notes), several=self.several
         )
+
+    def _decoder(self, fit: Fit) -> Callable[[int], Tensor]:
+        """Return index -> image, which is decoded once and kept."""
+        return kept(FileImages(self.paths, fit), self.paths, fit)
+
+    def _sized(self, fit: Fit, side: int) -> Callable[[int], Tensor]:
+        """Return index -> image of at most this side, if the pictures are as large."""
+        side = max(fit.image_size, min(side, shorter_side(self.paths)))
+        return self._decoder(replace(fit, image_size=side))
 
     def _known(
         self, name: str, labels: Sequence[Sequence[str]], trained: Sequence[bool]

@@ -26,7 +26,7 @@ def fit_to(fit: Fit, paths: Sequence[Path], *, learn: bool) -> tuple[Fit, list[s
         paths: of pictures; a broken one is passed over.
         learn: whether they are to train on; if not, the range of `fit` stands.
     """
-    headings = [h for path in paths[:: len(paths) // N_LOOKED_AT + 1] if (h := heading(path))]
+    headings = _headings(paths)
     if not headings:
         return fit, []
     notes = _shape_notes(fit, [size for size, _ in headings])
@@ -38,6 +38,18 @@ def fit_to(fit: Fit, paths: Sequence[Path], *, learn: bool) -> tuple[Fit, list[s
             fit = replace(fit, framing=replace(fit.framing, range=(low, high)))
             notes.append(f"16-bit or float pictures: values {low:g} to {high:g} become 0 to 255")
     return fit, notes
+
+
+def shorter_side(paths: Sequence[Path]) -> int:
+    """Return the median of the pictures' shorter sides, in pixels; 0 where all are broken."""
+    sides = [min(size) for size, _ in _headings(paths)]
+    return round(statistics.median(sides)) if sides else 0
+
+
+def _headings(paths: Sequence[Path]) -> list[tuple[tuple[int, int], bool]]:
+    """Return what the headers of some pictures tell."""
+    some = paths[:: len(paths) // N_LOOKED_AT + 1]
+    return [found for path in some if (found := heading(path))]
 
 
 def _shape_notes(fit: Fit, sizes: Sequence[tuple[int, int]]) -> list[str]:

@@ -1,7 +1,6 @@
 """Data sets that have a name, drawn by the program or torchvision's: both splits out."""
 
 import importlib
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitft.data.cache import data_folder
 from vitft.data.images import Images
 from vitft.data.listing import ImageSet
 from vitft.data.preprocess import Fit
@@ -50,13 +50,6 @@ DATASETS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "svhn": ("SVHN", {"split": "train"}, {"split": "test"}),
     "usps": ("USPS", {"train": True}, {"train": False}),
 }
-
-
-def data_folder() -> Path:
-    """Return the folder of named sets: $VITFT_DATA, or `vitft` in the platform's cache folder."""
-    from platformdirs import user_cache_path
-
-    return Path(os.environ.get("VITFT_DATA") or user_cache_path("vitft"))
 
 
 @dataclass(frozen=True)

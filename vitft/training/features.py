@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vitft.data.images import MAX_BYTES, Images
+from vitft.data.images import Images
+from vitft.data.memory import room
 from vitft.model.vit import VisionTransformer
 from vitft.training.draws import first_varying_stage
 from vitft.training.evaluate import compute, evaluating, suitable_batch
@@ -47,12 +48,12 @@ def extract(
     folder: Path,
     bf16: bool = False,
     batch_size: int | None = None,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int | None = None,
 ) -> Images:
     """Return `images` with the output of the first `n_stages` in place of pixels.
 
-    A set of over `max_bytes` lies in a memory-mapped file in `folder`. The file has no name any
-    more, so its space is freed with the tensor.
+    A set of over `max_bytes`, by default the `room` of the device, lies in a memory-mapped file in
+    `folder`. The file has no name any more, so its space is freed with the tensor.
 
     Raises:
         OSError: that file cannot be written.
@@ -76,10 +77,10 @@ def extract(
     return extracted
 
 
-def _allocate(shape: tuple[int, ...], like: Tensor, folder: Path, max_bytes: int) -> Tensor:
+def _allocate(shape: tuple[int, ...], like: Tensor, folder: Path, max_bytes: int | None) -> Tensor:
     """Return an empty tensor, in memory on the device of `like` where it fits, else in a file."""
     size = torch.Size(shape).numel()
-    if size * like.element_size() <= max_bytes:
+    if size * like.element_size() <= (room(like.device) if max_bytes is None else max_bytes):
         return like.new_empty(shape)
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):  # where the disk is full, now rather than by a signal

@@ -77,7 +77,7 @@ class Loop:
                 self._finish_epoch(bar)
             self._save()
             for run in self.step.runs:
-                run.best.put_back(run.trainable)
+                run.settle()
             if stop:  # during the last validation: nothing is lost, and nothing more is wanted
                 raise Interrupted(stop[0])
 

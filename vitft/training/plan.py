@@ -37,6 +37,7 @@ class Plan:
     probe_head: bool = False  # start from the head of a linear probe
     sample: str = "all"  # of an epoch: every image once, or balanced: every class as often
     keep: str = "last"  # whose weights the model has in the end: those of the best or last epoch
+    ema: float = 0.0  # decay of an average of the weights, which is kept in place of them; 0: none
     patience: int = 0  # end after so many epochs without a better validation; 0: never
     sizes: tuple[tuple[int, float], ...] = ()  # (image size, share of the epochs), then in full
     augmentation: Augmentation = Augmentation()
@@ -57,7 +58,7 @@ class Plan:
                 raise ValueError(f"{name}={getattr(self, name)} is negative; 0 switches it off")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay} is not in 0 < layer_decay <= 1")
-        for name in ("warmup", "label_smoothing"):
+        for name in ("warmup", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not in 0 <= {name} < 1")
         if not 0 <= self.seed < 2**32:

@@ -15,6 +15,7 @@ from torch import Tensor
 from vitft.data.images import Images
 from vitft.files import write_bytes
 from vitft.model.vit import VisionTransformer
+from vitft.training.average import Average, put
 from vitft.training.best import Best
 from vitft.training.draws import seeded_state
 from vitft.training.evaluate import Evaluation, evaluate
@@ -44,6 +45,7 @@ class Run:
         feature_seconds: spent before the steps, on frozen stages and on the head's start.
         history: a row an epoch, as in metrics.jsonl.
         best: the best epoch so far.
+        average: of the weights, which is validated in place of them, where the plan says so.
         temperature: what the head was divided by at the end, to be calibrated.
         frozen: validation accuracy of the base's features as they are, by knn and probe.
         draws: the random state to go on with.
@@ -74,7 +76,7 @@ class Run:
         self.belongs = [*model.classes, train.digest(), validation.digest(), *belongs]
         self.epoch, self.step, self.seconds, self.feature_seconds = 0, 0, 0.0, 0.0
         self.history: list[dict[str, Any]] = []
-        self.best = Best()
+        self.best, self.average = Best(), Average(self.trainable, plan.ema)
         self.frozen: dict[str, float] = {}
         self.temperature = 1.0
         self.draws = seeded_state(plan.seed, self.device)
@@ -92,7 +94,8 @@ class Run:
         progress |= {"totals": self.totals.tolist(), "belongs": self.belongs}
         progress |= {"best": self.best.row, "frozen": self.frozen}
         path, optimizers = self.folder / STATE, self.updates.optimizers
-        save_state(path, self.model, optimizers, self.draws, progress, self.best.weights)
+        kept = {"best": self.best.weights, "average": self.average.values}
+        save_state(path, self.model, optimizers, self.draws, progress, kept)
 
     def restore(self) -> None:
         """Go back to the state that was saved last.
@@ -102,7 +105,7 @@ class Run:
             ValueError: the saved state is broken or belongs to another model.
         """
         path = self.folder / STATE
-        progress, self.draws, self.best.weights = load_state(
+        progress, self.draws, kept = load_state(
             path, self.model, self.updates.optimizers, self.device
         )
         if progress.pop("belongs", None) != self.belongs:
@@ -110,6 +113,7 @@ class Run:
                 f"the run in {self.folder} was started on other images, classes or another base; "
                 "put them back, or start again with --overwrite"
             )
+        self.best.weights, self.average.values = kept["best"], kept["average"]
         try:
             self.totals.copy_(torch.tensor(progress["totals"]))
             for name in PROGRESS:
@@ -208,10 +212,15 @@ class Run:
             row = {"epoch": 0, "train_loss": None, "val_loss": result.loss, **figures}
             self.best.note(row, self.trainable)
 
+    def settle(self) -> None:
+        """Give the model the weights that are kept: of the best epoch, or the average now."""
+        put(self.best.weights or self.average.values, self.trainable)
+
     def _validate(self) -> Evaluation:
-        return evaluate(
-            self.model, self.validation_inputs, task=self.plan.task, bf16=self.plan.bf16
-        )
+        with self.average.in_place():
+            return evaluate(
+                self.model, self.validation_inputs, task=self.plan.task, bf16=self.plan.bf16
+            )
 
     def finish_epoch(self) -> dict[str, Any]:
         """Validate, write the epoch's line of metrics.jsonl, and return it.
@@ -235,7 +244,8 @@ class Run:
             "seconds": self.seconds,
         }
         self.history.append(row)
-        self.best.note(row, self.trainable if self.plan.keep == "best" else {})
+        weights = self.average.values or self.trainable
+        self.best.note(row, weights if self.plan.keep == "best" else {})
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         write_bytes(self.folder / "metrics.jsonl", lines.encode())
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0

@@ -12,6 +12,7 @@ from vitft.training.draws import random_state
 
 STATE = "state.safetensors"
 RANDOM = ("random.cpu", "random.cuda")
+WEIGHTS = ("best", "average")  # kept beside those of the model
 
 
 def save_state(
@@ -20,7 +21,7 @@ def save_state(
     optimizers: Sequence[torch.optim.Optimizer],
     draws: Sequence[Tensor],
     progress: dict[str, Any],
-    best: Mapping[str, Tensor],
+    kept: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
     """Write everything that training goes on from, whole or not at all.
 
@@ -30,11 +31,12 @@ def save_state(
         optimizers: their state is saved, their options are not.
         draws: the random state, as `random_state` gives it.
         progress: how far the run has come, as JSON can hold it.
-        best: weights of the best epoch, by name.
+        kept: for each of WEIGHTS what they are, by name.
     """
     tensors = {f"model.{name}": value for name, value in _trained(model).items()}
     tensors |= {f"buffer.{name}": value for name, value in _buffers(model).items()}
-    tensors |= {f"best.{name}": value for name, value in best.items()}
+    for kind in WEIGHTS:
+        tensors |= {f"{kind}.{name}": value for name, value in kept.get(kind, {}).items()}
     for i, optimizer in enumerate(optimizers):
         for j, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{j}.{name}": value for name, value in values.items()}
@@ -46,8 +48,8 @@ def load_state(
     model: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     device: torch.device,
-) -> tuple[dict[str, Any], list[Tensor], dict[str, Tensor]]:
-    """Put back what `save_state` wrote; return progress, random state and best weights.
+) -> tuple[dict[str, Any], list[Tensor], dict[str, dict[str, Tensor]]]:
+    """Put back what `save_state` wrote; return progress, random state and the weights kept.
 
     Where the run was on another kind of device, that of this device is taken as it is now.
 
@@ -73,10 +75,14 @@ def load_state(
             trained[name].copy_(value)
         for name, buffer in _buffers(model).items():
             buffer.copy_(tensors.get(f"buffer.{name}", buffer))
-    best = {name[5:]: value for name, value in tensors.items() if name.startswith("best.")}
-    if any(name not in trained or trained[name].shape != best[name].shape for name in best):
-        raise ValueError(f"{path} is broken (its best weights are another model's)")
-    return progress, draws, {name: value.to(device) for name, value in best.items()}
+    kept: dict[str, dict[str, Tensor]] = {kind: {} for kind in WEIGHTS}
+    for key, value in tensors.items():
+        kind, _, name = key.partition(".")
+        if kind in kept:
+            if name not in trained or trained[name].shape != value.shape:
+                raise ValueError(f"{path} is broken (its {kind} weights are another model's)")
+            kept[kind][name] = value.to(device)
+    return progress, draws, kept
 
 
 def _load_optimizers(

@@ -27,15 +27,16 @@ Join = Callable[[list[VisionTransformer]], VisionTransformer]
 
 
 def prepare(
-    model: VisionTransformer, plan: Plan, images: Tensor, labels: Tensor, *, stage: int
+    model: VisionTransformer, plan: Plan, images: Tensor, labels: Tensor, *, stage: int, size: int
 ) -> tuple[Tensor, Tensor]:
     """Return the input of `stage` for a batch as it is held, augmented, and targets (B, n_classes).
 
-    Stage 0 takes normalised images (B, C, image_size, image_size), a later one features.
+    Stage 0 takes normalised images (B, C, image_size, image_size), a later one features. Images are
+    augmented at their side in full, `size`, and then scaled where the model takes smaller ones.
     """
     targets = plan.task.targets(labels, model.head.out_features)
     if stage == 0:
-        images, targets = plan.augmentation(images.float(), targets)
+        images, targets = plan.augmentation(images.float(), targets, size)
         images = resample(model.normalize(images), model.image_size)
     return images, targets
 
@@ -89,12 +90,17 @@ class Step:
         for run, batch in zip(self.leaders, batches, strict=True):
             if not self.alone:
                 set_random_state(run.draws, run.device)
-            prepared.append(self.prepare(run.model, run.plan, *batch, stage=self.stage))
+            prepared.append(
+                self.prepare(run.model, run.plan, *batch, stage=self.stage, size=run.image_size)
+            )
             if not self.alone:
                 run.draws = random_state(run.device)
         for run in self.runs:
             run.updates.set_lr(run.lr(run.step))
         self.learn(*chain(*prepared))
+        for run in self.runs:
+            if run not in self.failed:
+                run.average.note(run.epoch * run.steps_per_epoch + run.step)
         if not self.alone:  # goes on after what the base's dropout drew
             self.leaders[-1].draws = random_state(self.leaders[-1].device)
 
