@@ -32,7 +32,7 @@ class Average:
             return
         if not self.values:
             self.values = {name: p.detach().clone() for name, p in self.parameters.items()}
-        weights = [self.parameters[name] for name in self.values]
+        weights: list[Tensor] = [self.parameters[name] for name in self.values]
         decay = min(self.decay, (1 + t) / (10 + t))
         torch._foreach_lerp_([*self.values.values()], weights, 1 - decay)
 
