@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from benchmarks.backbone_step import peft_model
 from benchmarks.results import table, write_result
 from vitft import load_model
-from vitft.data.images import Images
-from vitft.data.preprocess import Fit
-from vitft.data.sources import load_data
+from vitft.data.load import load_data
 from vitft.data.split import limit as limited
 from vitft.data.split import split
-from vitft.training.optim import lr_factor
+from vitft.optimizers.build import lr_factor
+from vitft.pictures.images import Images
+from vitft.pictures.preprocess import Fit
 
 COLUMNS = {"way": "", "lr": "g", "val_accuracy": ".2%", "test_accuracy": ".2%", "seconds": ",.0f"}
 CPU = torch.device("cpu")

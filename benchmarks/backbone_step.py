@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import adapters
 from benchmarks.results import medians, table, write_result
 from vitft import load_model
-from vitft.data.images import Images
 from vitft.data.named import import_torchvision
+from vitft.pictures.images import Images
 from vitft.training.plan import Plan
 from vitft.training.run import Run
 from vitft.training.step import Step

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import adapters
 from benchmarks.results import medians, table, write_result
 from vitft import load_model
-from vitft.training.cores import in_parts
+from vitft.devices.cores import in_parts
 
 COLUMNS = {
     "adapters": "",

@@ -21,10 +21,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
 from benchmarks.results import medians, table, write_result
-from vitft.data.images import Images
+from vitft.data.load import load_data
 from vitft.data.named import import_torchvision
-from vitft.data.preprocess import KERNELS, Fit, Framing
-from vitft.data.sources import load_data
+from vitft.pictures.images import Images
+from vitft.pictures.preprocess import KERNELS, Fit, Framing
 
 CPU = torch.device("cpu")
 COLUMNS = {"way": "", "images_per_second": ",.0f", "of torchvision": ".2f"}

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 import adapters
 from benchmarks.results import medians, table, write_result
 from vitft import VisionTransformer, ViTConfig
-from vitft.data.images import Images
 from vitft.data.named import import_torchvision
+from vitft.pictures.images import Images
 from vitft.training.loop import synchronize
 from vitft.training.plan import Plan
 from vitft.training.run import Run

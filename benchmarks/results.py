@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from vitft import __version__
-from vitft.training.graphs import WARM_UP
+from vitft.devices.graphs import WARM_UP
 
 FOLDER = Path(os.environ.get("VITFT_RESULTS", Path(__file__).parent / "results"))
 

@@ -19,7 +19,7 @@ from torch import Tensor
 import adapters
 from benchmarks.results import medians, table, write_result
 from vitft import VisionTransformer, load_model
-from vitft.data.images import Images
+from vitft.pictures.images import Images
 from vitft.training.loop import synchronize
 from vitft.training.plan import Plan
 from vitft.training.run import Run

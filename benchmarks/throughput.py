@@ -20,8 +20,8 @@ import torch
 
 from benchmarks.results import table, write_result
 from vitft import VisionTransformer, ViTConfig
-from vitft.data.augment import Augmentation
-from vitft.data.images import Images
+from vitft.pictures.augment import Augmentation
+from vitft.pictures.images import Images
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run

@@ -13,7 +13,7 @@ from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.data.check import Checked, Pair, check
 from vitft.data.listing import Listing
-from vitft.data.sources import list_data
+from vitft.data.load import list_data
 
 UNEVEN = 10  # times as many images in one class as in another
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import click
 
 from vitft.command import options as cli
-from vitft.data.cache import MAX_KEPT, data_folder, decoded_folder
 from vitft.data.named import DATASETS
 from vitft.data.shapes import CLASSES
+from vitft.pictures.cache import MAX_KEPT, data_folder, decoded_folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ from recipes.shared.options import DataOptions, pick_bf16, pick_device
 from recipes.shared.splits import held, open_data
 from vitft.command import options as cli
 from vitft.command.options import option
-from vitft.data.images import Images
 from vitft.data.listing import ImageSet
+from vitft.evaluation.evaluate import evaluate
+from vitft.evaluation.task import TASKS
 from vitft.model.vit import VisionTransformer
-from vitft.training.evaluate import evaluate
-from vitft.training.task import TASKS
+from vitft.pictures.images import Images
 
 
 @dataclass(frozen=True, kw_only=True)

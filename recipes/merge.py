@@ -11,8 +11,8 @@ import adapters
 from recipes.shared.model import ModelOptions, open_model
 from vitft.command import options as cli
 from vitft.command.options import option
+from vitft.evaluation.evaluate import suitable_batch
 from vitft.model.checkpoint import load_model, save_model
-from vitft.training.evaluate import suitable_batch
 
 
 @dataclass(frozen=True, kw_only=True)

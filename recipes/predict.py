@@ -17,11 +17,11 @@ from recipes.shared.classifier import Classes, Classifier, best_of, expand
 from recipes.shared.model import ModelOptions
 from vitft.command import options as cli
 from vitft.command.options import option
-from vitft.data.images import Images
-from vitft.data.sources import load_data
+from vitft.data.load import load_data
+from vitft.evaluation.probe import neighbours
+from vitft.evaluation.task import SingleLabel
 from vitft.files import write_bytes
-from vitft.training.probe import neighbours
-from vitft.training.task import SingleLabel
+from vitft.pictures.images import Images
 
 FORMATS = ("text", "csv", "json")
 

@@ -16,12 +16,12 @@ from recipes.shared.summary import accuracy_line, finish
 from recipes.shared.training import train
 from vitft.command import options as cli
 from vitft.command.options import option
-from vitft.data.preprocess import Framing
 from vitft.data.split import channel_statistics
 from vitft.model.checkpoint import save_model
 from vitft.model.config import ViTConfig
 from vitft.model.init import INITS, initialise
 from vitft.model.vit import VisionTransformer
+from vitft.pictures.preprocess import Framing
 from vitft.training.run import Run
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -10,10 +10,10 @@ import torch
 import adapters
 from recipes.shared.finetuning import CACHED_BYTES, CommonOptions
 from recipes.shared.splits import say
-from vitft.data.augment import Augmentation
+from vitft.evaluation.features import feature_bytes, n_frozen
 from vitft.model.checkpoint import save_model
 from vitft.model.vit import VisionTransformer
-from vitft.training.features import feature_bytes, n_frozen
+from vitft.pictures.augment import Augmentation
 from vitft.training.plan import Plan
 from vitft.training.run import Run
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 import adapters
 from recipes.shared.model import find_base_of, open_model
 from recipes.shared.options import pick_device
-from vitft.data.decode import read_image
 from vitft.data.folders import find_images
-from vitft.data.preprocess import Fit
+from vitft.devices.cores import in_parts
+from vitft.evaluation.evaluate import suitable_batch
+from vitft.evaluation.task import TASKS
 from vitft.model.checkpoint import load_model
-from vitft.training.cores import in_parts
-from vitft.training.evaluate import suitable_batch
-from vitft.training.task import TASKS
+from vitft.pictures.decode import read_image
+from vitft.pictures.preprocess import Fit
 
 Classes = dict[str, float]  # probabilities of the most probable, best first
 Picture = Any  # a file's path, a PIL image, an array (height, width[, C]), a tensor (C, h, w)

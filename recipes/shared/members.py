@@ -13,11 +13,11 @@ from recipes.shared.splits import Splits, say
 from recipes.shared.summary import summarise
 from recipes.shared.training import calibrate, weighted
 from vitft.model.vit import VisionTransformer
+from vitft.optimizers.updates import NotFinite
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
 from vitft.training.state import STATE
-from vitft.training.updates import NotFinite
 
 
 @dataclass

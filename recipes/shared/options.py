@@ -7,8 +7,8 @@ from importlib.util import find_spec
 import torch
 
 from vitft.command.options import option
-from vitft.data.augment import Augmentation
 from vitft.data.listing import TEST_FRACTION
+from vitft.pictures.augment import Augmentation
 from vitft.training.plan import Plan
 
 VAL_FRACTION = 0.1  # of the training images of a set without a validation split

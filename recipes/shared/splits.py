@@ -6,12 +6,12 @@ import click
 import torch
 
 from recipes.shared.options import VAL_FRACTION, DataOptions, TrainOptions
-from vitft.data.images import Images, listed
 from vitft.data.listing import ImageSet
-from vitft.data.preprocess import Fit
-from vitft.data.sources import load_data
+from vitft.data.load import load_data
 from vitft.data.split import few, limit, split
 from vitft.model.vit import VisionTransformer
+from vitft.pictures.images import Images, listed
+from vitft.pictures.preprocess import Fit
 
 MAX_KEPT = 1.25  # times as large as what the model takes: images of which parts are cut out
 

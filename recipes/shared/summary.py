@@ -12,10 +12,10 @@ import torch
 from recipes.shared.options import TrainOptions
 from recipes.shared.runs import written
 from recipes.shared.splits import Splits, say
-from vitft.data.images import Images
+from vitft.evaluation.evaluate import Evaluation, evaluate
 from vitft.files import write_json
+from vitft.pictures.images import Images
 from vitft.report.run import write_report
-from vitft.training.evaluate import Evaluation, evaluate
 from vitft.training.run import Run
 from vitft.version import __version__
 

@@ -11,14 +11,14 @@ from recipes.shared.options import TrainOptions, pick_compile
 from recipes.shared.runs import start_run
 from recipes.shared.splits import Splits
 from recipes.shared.summary import report, summarise
-from vitft.data.images import Images
+from vitft.evaluation.evaluate import evaluate
+from vitft.evaluation.metrics import temperature
+from vitft.evaluation.task import SeveralLabels, SingleLabel, balanced
 from vitft.model.vit import VisionTransformer
-from vitft.training.evaluate import evaluate
+from vitft.pictures.images import Images
 from vitft.training.loop import train as train_runs
-from vitft.training.metrics import temperature
 from vitft.training.plan import Plan
 from vitft.training.run import Run
-from vitft.training.task import SeveralLabels, SingleLabel, balanced
 
 CLASS_WEIGHTS = ("equal", "balanced")
 

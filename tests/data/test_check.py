@@ -11,8 +11,8 @@ from PIL import Image
 from tests.conftest import Run
 from vitft.data.check import check
 from vitft.data.folders import list_folder
-from vitft.data.preprocess import Fit
-from vitft.data.sources import load_data
+from vitft.data.load import load_data
+from vitft.pictures.preprocess import Fit
 
 
 def picture(seed: int, size: int = 64) -> Image.Image:

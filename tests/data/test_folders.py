@@ -4,9 +4,9 @@ import pytest
 
 from tests.conftest import paint
 from vitft.data.folders import list_folder
-from vitft.data.preprocess import Fit
-from vitft.data.sourcing import believed, source_of
+from vitft.data.sources import believed, source_of
 from vitft.data.split import split
+from vitft.pictures.preprocess import Fit
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from PIL import Image
 from tests.conftest import paint
 from vitft.data.folders import find_images
 from vitft.data.listing import ImageSet
-from vitft.data.preprocess import Fit
-from vitft.data.sources import load_data
+from vitft.data.load import load_data
+from vitft.pictures.preprocess import Fit
 
 
 def fill(root: Path, names: str, n: int = 5) -> None:

@@ -10,14 +10,14 @@ import torch
 
 from tests.conftest import paint
 from vitft.data import named
-from vitft.data.cache import data_folder
 from vitft.data.folders import find_images, list_folder
 from vitft.data.listing import ImageSet
+from vitft.data.load import load_data
 from vitft.data.named import DATASETS
-from vitft.data.preprocess import Fit
 from vitft.data.shapes import CLASSES, draw
-from vitft.data.sources import load_data
-from vitft.data.sourcing import believed, source_of
+from vitft.data.sources import believed, source_of
+from vitft.pictures.cache import data_folder
+from vitft.pictures.preprocess import Fit
 
 
 def whole(folder: Path) -> ImageSet:

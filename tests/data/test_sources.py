@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from tests.conftest import paint
-from vitft.data.cache import data_folder
+from vitft.data.load import load_data
 from vitft.data.named import DATASETS, import_torchvision
-from vitft.data.preprocess import Fit
-from vitft.data.sources import load_data
+from vitft.pictures.cache import data_folder
+from vitft.pictures.preprocess import Fit
 
 
 def test_a_folder_gives_its_classes_and_both_splits(folder: Path) -> None:

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from vitft.data import named
+from vitft.data.load import load_data
 from vitft.data.named import import_torchvision
-from vitft.data.preprocess import Fit
-from vitft.data.sources import load_data
+from vitft.pictures.preprocess import Fit
 
 
 class Pairs:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from tests.conftest import Run, paint
 from vitft import Classifier, load_model
-from vitft.data.decode import read_image
-from vitft.data.preprocess import Fit
+from vitft.pictures.decode import read_image
+from vitft.pictures.preprocess import Fit
 
 
 @pytest.fixture(scope="module")

@@ -231,7 +231,7 @@ def test_predict_asks_several_adapters_in_one_pass(
     vitft: Run, folder: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("recipes.shared.classifier.MAX_ROWS", 4)
-    monkeypatch.setattr("vitft.training.cores.n_parts", lambda device, n_images: 3)
+    monkeypatch.setattr("vitft.devices.cores.n_parts", lambda device, n_images: 3)
     common = ["--data", folder, "--base", base, "--epochs=1"]
     vitft("finetune", "--adapter=lora", *common, "--rank=2", "--out", tmp_path / "a")
     vitft("finetune", "--adapter=dora", *common, "--rank=3", "--out", tmp_path / "b,c")

@@ -10,11 +10,11 @@ from PIL import Image
 
 from tests.conftest import Run, summary
 from vitft import Classifier
-from vitft.data.preprocess import Fit
-from vitft.data.sources import load_data
+from vitft.data.load import load_data
 from vitft.data.split import split
-from vitft.training.metrics import mean_average_precision
-from vitft.training.task import SeveralLabels
+from vitft.evaluation.metrics import mean_average_precision
+from vitft.evaluation.task import SeveralLabels
+from vitft.pictures.preprocess import Fit
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
 

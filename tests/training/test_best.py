@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from tests.conftest import Run as Vitft
 from tests.conftest import summary
 from tests.training.test_loop import bright_and_dark, new_run, weights
-from vitft.data.images import Images
 from vitft.data.split import few
-from vitft.training.evaluate import evaluate
+from vitft.evaluation.evaluate import evaluate
+from vitft.evaluation.probe import neighbours
+from vitft.evaluation.task import SingleLabel, balanced
+from vitft.pictures.images import Images
 from vitft.training.loop import train
-from vitft.training.probe import neighbours
 from vitft.training.run import Run
-from vitft.training.task import SingleLabel, balanced
 
 WILD = {"lr": 0.3, "epochs": 6, "optimizer": "adamw", "clip": 0.0}  # gets better and worse
 

@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 from tests.conftest import TINY
 from vitft import VisionTransformer, ViTConfig
+from vitft.evaluation.features import n_frozen
 from vitft.training.draws import (
     first_varying_stage,
     random_state,
     seeded_state,
     set_random_state,
 )
-from vitft.training.features import n_frozen
 
 CPU = torch.device("cpu")
 

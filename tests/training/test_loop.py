@@ -14,17 +14,17 @@ import adapters
 from tests.conftest import TINY
 from tests.training.test_draws import Normed
 from vitft import VisionTransformer, ViTConfig
-from vitft.data.augment import Augmentation
-from vitft.data.images import Images
+from vitft.evaluation.evaluate import evaluate
 from vitft.files import read_tensors, write_tensors
-from vitft.training.evaluate import evaluate
+from vitft.optimizers.build import OPTIMIZERS
+from vitft.optimizers.updates import NotFinite
+from vitft.pictures.augment import Augmentation
+from vitft.pictures.images import Images
 from vitft.training.loop import train
-from vitft.training.optim import OPTIMIZERS
 from vitft.training.plan import Plan
 from vitft.training.run import Run
 from vitft.training.step import Step
 from vitft.training.stop import Interrupted
-from vitft.training.updates import NotFinite
 
 CPU = torch.device("cpu")
 

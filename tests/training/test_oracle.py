@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import adapters
 from tests.conftest import TINY
 from vitft import VisionTransformer, ViTConfig
-from vitft.data.images import Images
+from vitft.pictures.images import Images
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from vitft.data.augment import Augmentation
+from vitft.pictures.augment import Augmentation
 from vitft.training.plan import Plan
 
 GOOD: dict[str, Any] = {"epochs": 1, "batch_size": 1, "lr": 1.0, "weight_decay": 0.0}

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from tests.conftest import TINY
 from vitft import VisionTransformer, ViTConfig
-from vitft.data.images import Images
-from vitft.training.features import extract
+from vitft.evaluation.features import extract
+from vitft.pictures.images import Images
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.progress import epoch_line, show

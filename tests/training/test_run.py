@@ -9,14 +9,14 @@ import torch
 
 from tests.conftest import TINY
 from vitft import VisionTransformer, ViTConfig
-from vitft.data.images import Images
+from vitft.evaluation.evaluate import evaluate
+from vitft.evaluation.task import SingleLabel
 from vitft.files import read_tensors, write_tensors
-from vitft.training.evaluate import evaluate
+from vitft.optimizers.updates import NotFinite
+from vitft.pictures.images import Images
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
-from vitft.training.task import SingleLabel
-from vitft.training.updates import NotFinite
 
 CPU = torch.device("cpu")
 

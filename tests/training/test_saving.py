@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.training.test_together import Group, ends, images
+from vitft.optimizers.updates import NotFinite
 from vitft.training import loop
 from vitft.training.loop import train
 from vitft.training.run import Run
 from vitft.training.step import Step
-from vitft.training.updates import NotFinite
 
 
 class Clock:

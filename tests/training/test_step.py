@@ -13,17 +13,17 @@ from torch import Tensor, nn
 import adapters
 from tests.conftest import TINY
 from vitft import VisionTransformer, ViTConfig
-from vitft.data.augment import Augmentation
-from vitft.data.images import Images
+from vitft.evaluation.evaluate import evaluate, suitable_batch
 from vitft.files import read_tensors
+from vitft.optimizers.updates import NotFinite
+from vitft.pictures.augment import Augmentation
+from vitft.pictures.images import Images
 from vitft.training.draws import first_varying_stage
-from vitft.training.evaluate import evaluate, suitable_batch
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
 from vitft.training.step import Step, add_gradients
 from vitft.training.stop import Interrupted
-from vitft.training.updates import NotFinite
 
 CPU = torch.device("cpu")
 LABELS = torch.arange(40) % 2

@@ -11,13 +11,13 @@ from torch import Tensor
 import adapters
 from tests.conftest import TINY
 from vitft import VisionTransformer, ViTConfig
-from vitft.data.augment import Augmentation
-from vitft.data.images import Images
+from vitft.optimizers.updates import NotFinite
+from vitft.pictures.augment import Augmentation
+from vitft.pictures.images import Images
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
 from vitft.training.step import Step, add_gradients, passes
-from vitft.training.updates import NotFinite
 
 CPU = torch.device("cpu")
 PLAN: dict[str, Any] = {"epochs": 2, "batch_size": 7, "lr": 1e-2, "weight_decay": 0.1}

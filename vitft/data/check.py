@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitft.data.decode import read_image
 from vitft.data.listing import Listing
+from vitft.pictures.decode import read_image
 
 HASH_SIDE = 8  # of a perceptual hash, 64 bits
 NEAR = 4  # bits in which the hashes of nearly the same pictures differ at most

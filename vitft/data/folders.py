@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vitft.data.decode import has_heif, is_image
 from vitft.data.listing import Listing
 from vitft.data.tables import list_table
+from vitft.pictures.decode import has_heif, is_image
 
 # name of a folder, in small letters -> the split that it holds
 NAMES = {"train": "train", "test": "test"}

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vitft.data.cache import kept
-from vitft.data.decode import read_image
-from vitft.data.images import Images
-from vitft.data.measure import fit_to, shared, shorter_side
-from vitft.data.preprocess import Fit
-from vitft.data.sourcing import sources_of
+from vitft.data.sources import sources_of
 from vitft.data.split import split
+from vitft.pictures.cache import kept
+from vitft.pictures.decode import read_image
+from vitft.pictures.images import Images
+from vitft.pictures.measure import fit_to, shared, shorter_side
+from vitft.pictures.preprocess import Fit
 
 SEPARATOR = "|"  # of several labels
 SPLITS = ("train", "validation", "test")

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitft.data.cache import data_folder
-from vitft.data.images import Images
 from vitft.data.listing import ImageSet
-from vitft.data.preprocess import Fit
 from vitft.data.shapes import CLASSES as DRAWN
 from vitft.data.shapes import draw
-from vitft.data.sourcing import source_of
+from vitft.data.sources import source_of
+from vitft.pictures.cache import data_folder
+from vitft.pictures.images import Images
+from vitft.pictures.preprocess import Fit
 
 N_DRAWN = {"train": 6000, "test": 2000}
 

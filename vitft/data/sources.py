@@ -1,65 +1,72 @@
-"""What `--data` says in; a data set with its splits and class names out."""
+"""Files in; what each picture was cut from, a video or a patient, out: no source in two splits."""
 
+import re
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
-from vitft.data.folders import list_folder
-from vitft.data.listing import ImageSet, Listing
-from vitft.data.named import load_named
-from vitft.data.preprocess import Fit
-from vitft.data.tables import SUFFIXES, list_table
 
-
-def load_data(
-    data: str,
-    fit: Fit = Fit(32),  # noqa: B008 (frozen)
-    *,
-    test_fraction: float | None = None,
-    source_pattern: str | None = None,
-    learn: bool = True,
-) -> ImageSet:
-    """Return the set that `data` names.
-
-    It names one of DATASETS, one drawn by the program, a folder (see `list_folder`) or a table (see
-    `list_table`).
+def sources_of(
+    paths: Sequence[Path], alike: Sequence[Hashable], pattern: str | None = None
+) -> list[str]:
+    """Return for each file what it was cut from, where that makes sense, else itself.
 
     Args:
-        data: the name, folder or table.
-        fit: makes a square of a picture. That of the set also knows the range of 16-bit pictures.
-        test_fraction: share of each class to hold out where there is no test split; see
-            `Listing.image_set`.
-        source_pattern: what names the source of a file; see `sources_of`.
-        learn: whether a model is to learn from the set; if not, the range of `fit` stands.
+        paths: of the files.
+        alike: of each file, what it has in common with others whose names are alike: its class.
+        pattern: a regular expression whose first group, found in a path, is the source; by default
+            see `source_of`.
 
     Raises:
-        ValueError: unknown name; a folder or table that doesn't hold what it needs; an option that
-            does not suit it.
-        OSError: a named set is neither there nor could be downloaded.
+        ValueError: the pattern is no regular expression with a group.
     """
-    path = Path(data)
-    if not is_files(data):
-        for name, value in (("test-fraction", test_fraction), ("source-pattern", source_pattern)):
-            if value is not None:
-                raise ValueError(f"--{name} is for folders and tables; {data} is neither")
-        return load_named(data, fit)
-    listing = list_data(data)
-    name = path.resolve().name if path.is_dir() else path.stem
-    return listing.image_set(
-        name, fit, test_fraction=test_fraction, source_pattern=source_pattern, learn=learn
-    )
+    if pattern is not None:
+        compiled = _compiled(pattern)
+        return [_matched(compiled, path) for path in paths]
+    found = [source_of(path) for path in paths]
+    groups: dict[Hashable, list[int]] = {}
+    for i, key in enumerate(alike):
+        groups.setdefault(key, []).append(i)
+    for group in groups.values():
+        kept = believed([found[i] for i in group], [paths[i] for i in group])
+        for i, source in zip(group, kept, strict=True):
+            found[i] = source
+    return found
 
 
-def list_data(data: str) -> Listing:
-    """Return the image files of a folder or table.
+def source_of(path: Path) -> str:
+    """Return what an image was cut from: TRACK for a file called TRACK_FRAME, else the file.
 
-    Raises:
-        ValueError: it is neither, or doesn't hold what it needs.
+    A date and a time, as in a phone's IMG_20240131_093000, are no track of that day.
     """
-    if not is_files(data):
-        raise ValueError(f"{data} is neither a folder nor a CSV, TSV or Parquet file")
-    return list_folder(Path(data)) if Path(data).is_dir() else list_table(Path(data))
+    track = re.fullmatch(r"(.*\d)_\d+", path.stem)
+    if track is None or re.search(r"(^|\D)\d{8}_\d{6,9}$", path.stem):
+        return f"{path.parent}/{path.stem}"
+    return f"{path.parent}/{track[1]}"
 
 
-def is_files(data: str) -> bool:
-    """Return whether `data` is a folder or table, not a name."""
-    path = Path(data)
-    return path.is_dir() or (path.suffix.lower() in SUFFIXES and path.is_file())
+def believed(sources: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """Return the sources of one class's files, or the files where the sources make no sense.
+
+    They make no sense where one has nearly all files, as where names begin with the class's.
+    """
+    most = max(Counter(sources).values(), default=0)
+    return [*sources] if most <= 0.75 * len(paths) else [str(path) for path in paths]
+
+
+def _compiled(pattern: str) -> "re.Pattern[str]":
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"source_pattern={pattern!r} is no regular expression: {error}") from error
+    if not compiled.groups:
+        raise ValueError(
+            f"source_pattern={pattern!r} has no group; put brackets around what names a source, "
+            "as in '(patient[0-9]+)_'"
+        )
+    return compiled
+
+
+def _matched(pattern: "re.Pattern[str]", path: Path) -> str:
+    found = pattern.search(path.as_posix())
+    return str(path) if found is None or found[1] is None else found[1]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vitft.data.images import Images
+from vitft.pictures.images import Images
 
 
 def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images]:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from vitft.data.preprocess import Framing
 from vitft.families.architectures import describe_architecture
 from vitft.families.huggingface import CLIP_MEAN, CLIP_STD, HALF, KINDS, Kind, describe_huggingface
 from vitft.families.originals import describe_original
 from vitft.families.source import Source
+from vitft.pictures.preprocess import Framing
 
 
 def describe(source: Source) -> tuple[str, dict[str, Any]]:

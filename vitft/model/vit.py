@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitft.data.preprocess import Framing
 from vitft.model.blocks import Block
 from vitft.model.config import ViTConfig
 from vitft.model.patches import ConvEmbed, PatchEmbed
 from vitft.model.pooling import MapPooling, reduce_tokens
 from vitft.model.positions import AxialRope, positions_of
+from vitft.pictures.preprocess import Framing
 
 STEMS = {"linear": PatchEmbed, "conv": ConvEmbed}
 

@@ -9,8 +9,8 @@ from html import escape
 import torch
 from torch import Tensor
 
+from vitft.evaluation.metrics import mean_average_precision
 from vitft.report.page import COOL, GREY, WARM, svg
-from vitft.training.metrics import mean_average_precision
 
 N_MISTAKES, N_CLASSES = 24, 100  # thumbnails and classes shown at most
 CHARTS = {("train_loss", "val_loss"): ".4g", ("val_accuracy",): ".1%", ("lr",): ".4g"}  # of history

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vitft.evaluation.evaluate import evaluating
 from vitft.model.vit import VisionTransformer
-from vitft.training.evaluate import evaluating
 
 
 def random_state(device: torch.device) -> list[Tensor]:

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from vitft.data.images import Images
+from vitft.evaluation.features import extract, n_frozen
+from vitft.evaluation.probe import Probe, fit_probe
+from vitft.optimizers.updates import NotFinite
+from vitft.pictures.images import Images
 from vitft.training.draws import random_state, set_random_state
-from vitft.training.features import extract, n_frozen
-from vitft.training.probe import Probe, fit_probe
 from vitft.training.progress import epoch_line, frozen_line, show
 from vitft.training.run import Run
 from vitft.training.step import Join, Step
 from vitft.training.stop import Interrupted, stop_signals
-from vitft.training.updates import NotFinite
 
 SHOW_SECONDS = 0.5  # between looks at the loss so far
 

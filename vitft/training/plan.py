@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vitft.data.augment import Augmentation
-from vitft.training.optim import lr_factor
-from vitft.training.task import SingleLabel, Task
+from vitft.evaluation.task import SingleLabel, Task
+from vitft.optimizers.build import lr_factor
+from vitft.pictures.augment import Augmentation
 
 KEEP = ("best", "last")
 SAMPLES = ("all", "balanced")

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitft.data.images import Images
+from vitft.evaluation.evaluate import Evaluation, evaluate
 from vitft.files import write_bytes
 from vitft.model.vit import VisionTransformer
-from vitft.training.average import Average, put
+from vitft.optimizers.average import Average, put
+from vitft.optimizers.build import lr_factor
+from vitft.optimizers.updates import NotFinite, Updates
+from vitft.pictures.images import Images
 from vitft.training.best import Best
 from vitft.training.draws import seeded_state
-from vitft.training.evaluate import Evaluation, evaluate
-from vitft.training.optim import lr_factor
 from vitft.training.plan import Plan
 from vitft.training.state import STATE, load_state, save_state
-from vitft.training.updates import NotFinite, Updates
 
 PROGRESS = ("epoch", "step", "seconds", "history")  # saved and restored
 

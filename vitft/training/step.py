@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitft.devices.cores import each, in_parts, n_parts
+from vitft.devices.graphs import Recorded
+from vitft.evaluation.evaluate import resample
+from vitft.evaluation.features import n_frozen
 from vitft.model.vit import VisionTransformer
-from vitft.training.cores import each, in_parts, n_parts
+from vitft.optimizers.updates import NotFinite
 from vitft.training.draws import first_varying_stage, random_state, set_random_state
-from vitft.training.evaluate import resample
-from vitft.training.features import n_frozen
-from vitft.training.graphs import Recorded
 from vitft.training.plan import Plan
 from vitft.training.run import Run
-from vitft.training.updates import NotFinite
 
 Join = Callable[[list[VisionTransformer]], VisionTransformer]
 

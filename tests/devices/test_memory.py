@@ -1,0 +1,41 @@
+"""What a set may take follows what is free, also in a container."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from vitft.devices import memory
+from vitft.devices.memory import free_bytes, room
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of a container's limits, on a machine with 1000 bytes free."""
+    monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
+    found = SimpleNamespace(available=1000)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: found)
+    return tmp_path
+
+
+def test_a_set_takes_a_quarter_of_what_is_free(group: Path) -> None:
+    assert free_bytes(CPU) == 1000
+    assert room(CPU) == 250
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "free"),
+    [("700", "300", 400), ("max", "300", 1000), ("700", "900", 0), ("9000", "1", 1000)],
+)
+def test_a_container_may_have_less(group: Path, limit: str, used: str, free: int) -> None:
+    (group / "memory.max").write_text(limit + "\n")
+    (group / "memory.current").write_text(used + "\n")
+    assert free_bytes(CPU) == free
+
+
+def test_a_gpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (800, 10_000))
+    assert room(torch.device("cuda", 1)) == 200

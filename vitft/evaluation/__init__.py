@@ -1,0 +1,1 @@
+"""What a model is worth: the task, its figures, features and probes."""

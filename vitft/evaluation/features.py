@@ -1,0 +1,89 @@
+"""Images and a model in; what the model's frozen first stages make of them out, computed once.
+
+Where nothing changes from one epoch to the next, an epoch then costs only the stages that train.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vitft.devices.memory import room
+from vitft.evaluation.evaluate import compute, evaluating, suitable_batch
+from vitft.model.vit import VisionTransformer
+from vitft.pictures.images import Images
+from vitft.training.draws import first_varying_stage
+
+
+def n_frozen(model: VisionTransformer) -> int:
+    """Return how many of the first stages compute in training what they compute in evaluation.
+
+    They have no parameter that trains, draw no random numbers and change no buffer.
+    """
+    n_blocks = len(model.blocks)
+    stage = {"norm.": n_blocks + 1, "map_pool.": n_blocks + 1, "head.": n_blocks + 2}
+    stage |= {f"blocks.{i}.": i + 1 for i in range(n_blocks)}
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    firsts = [next((stage[s] for s in stage if name.startswith(s)), 0) for name in trained]
+    return min([first_varying_stage(model), *firsts])
+
+
+def feature_bytes(model: VisionTransformer, n_stages: int) -> int:
+    """Return the bytes that the first `n_stages` make of an image, in float32."""
+    with torch.device("meta"):
+        like, size = VisionTransformer(model.config), model.image_size
+        like.resize(size)
+        images = torch.empty(1, model.config.n_channels, size, size)
+        return 4 * like.run(images, last=n_stages).numel()
+
+
+def extract(
+    model: VisionTransformer,
+    images: Images,
+    n_stages: int,
+    *,
+    folder: Path,
+    bf16: bool = False,
+    batch_size: int | None = None,
+    max_bytes: int | None = None,
+) -> Images:
+    """Return `images` with the output of the first `n_stages` in place of pixels.
+
+    A set of over `max_bytes`, by default the `room` of the device, lies in a memory-mapped file in
+    `folder`. The file has no name any more, so its space is freed with the tensor.
+
+    Raises:
+        OSError: that file cannot be written.
+    """
+    device, order, done = model.head.weight.device, torch.arange(len(images)), 0
+    extracted = Images(images.decode, images.labels, images.sources)
+    extracted.stage = n_stages
+    batches = images.batches(order, batch_size or suitable_batch(model), device)
+    with (
+        evaluating(model),
+        tqdm(total=len(images), desc="frozen stages", unit=" images", disable=None) as bar,
+    ):
+        for batch, _ in batches:
+            features = compute(model, batch, stage=images.stage, last=n_stages, bf16=bf16)
+            if extracted.held is None:
+                shape = (len(images), *features.shape[1:])
+                extracted.held = _allocate(shape, features, folder, max_bytes)
+            extracted.held[done : done + len(batch)] = features
+            done += len(batch)
+            bar.update(len(batch))
+    return extracted
+
+
+def _allocate(shape: tuple[int, ...], like: Tensor, folder: Path, max_bytes: int | None) -> Tensor:
+    """Return an empty tensor, in memory on the device of `like` where it fits, else in a file."""
+    size = torch.Size(shape).numel()
+    if size * like.element_size() <= (room(like.device) if max_bytes is None else max_bytes):
+        return like.new_empty(shape)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # where the disk is full, now rather than by a signal
+            os.posix_fallocate(file.fileno(), 0, size * like.element_size())
+        mapped = torch.from_file(file.name, shared=True, size=size, dtype=like.dtype)
+    return mapped.view(shape)

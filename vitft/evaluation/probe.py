@@ -1,0 +1,127 @@
+"""A model and images in; the head of a linear probe, fitted to the features as they are, out.
+
+A head that starts at random or at zero first spoils the features that it stands on: its early
+gradients are large and point anywhere (arXiv:2202.10054).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitft.evaluation.features import extract
+from vitft.evaluation.task import Task
+from vitft.model.vit import VisionTransformer
+from vitft.pictures.images import Images
+
+DECAY = 0.1  # of the weights, which are those of features of variance 1
+MAX_STEPS = 200
+CHUNK = 1024  # features whose neighbours are looked for at a time
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A head fitted to the features as they are, and how well the features tell classes apart.
+
+    Attributes:
+        head: weight (O, D) and bias (O,).
+        figures: accuracy on the validation images of nearest neighbours, "knn", and of the head,
+            "probe"; {} without such images.
+    """
+
+    head: tuple[Tensor, Tensor]
+    figures: dict[str, float]
+
+
+def fit_probe(
+    model: VisionTransformer,
+    images: Images,
+    validation: Images,
+    task: Task,
+    *,
+    folder: Path,
+    bf16: bool = False,
+) -> Probe:
+    """Return a head that fits the model's features of the images, and what they are worth.
+
+    Args:
+        model: as it is; what it computes in evaluation counts.
+        images: pixels, or what the model's first stages make of them.
+        validation: the same to measure by; may be empty.
+        task: whose loss is minimised.
+        folder: for features too large for memory.
+        bf16: compute the features in bfloat16.
+
+    Raises:
+        OSError: the features fit neither in memory nor in the folder.
+    """
+
+    def features(some: Images) -> tuple[Tensor, Tensor]:
+        n = len(model.stages()) - 1
+        x = some.held if some.stage == n else None
+        if x is None:
+            x = extract(model, some, n, folder=folder, bf16=bf16).held
+        assert x is not None
+        return x.float(), task.targets(some.labels.to(x.device), model.head.out_features)
+
+    x, targets = features(images)
+    weight, bias = regression(x, targets, task)
+    if not len(validation):
+        return Probe((weight, bias), {})
+    y, expected = features(validation)
+    logits = {"knn": neighbours(x, targets, y), "probe": F.linear(y, weight, bias)}
+    right = {name: task.correct(found, expected) for name, found in logits.items()}
+    return Probe((weight, bias), {name: r.double().mean().item() for name, r in right.items()})
+
+
+def neighbours(x: Tensor, targets: Tensor, y: Tensor, k: int = 20) -> Tensor:
+    """Return the weighted votes (m, O) of the k nearest of x for each of y (arXiv:1805.01978).
+
+    Near is a high cosine; a vote weighs exp(cosine / 0.07).
+
+    Args:
+        x: features (n, D).
+        targets: theirs (n, O).
+        y: features (m, D).
+        k: how many vote.
+    """
+    x, votes = F.normalize(x, dim=1), []
+    for some in F.normalize(y, dim=1).split(CHUNK):
+        near = (some @ x.T).topk(min(k, len(x)), dim=1)
+        weights = ((near.values - 1) / 0.07).exp()  # (chunk, k)
+        votes.append((weights[:, :, None] * targets[near.indices]).sum(dim=1))
+    return torch.cat(votes)
+
+
+def regression(
+    x: Tensor, targets: Tensor, task: Task, decay: float = DECAY
+) -> tuple[Tensor, Tensor]:
+    """Return weight (O, D) and bias (O,) with the least mean loss + decay / 2 ||W||^2.
+
+    W is the weight for standardised features; L-BFGS finds it from zero.
+
+    Args:
+        x: features (n, D).
+        targets: (n, O).
+        task: tells the loss.
+        decay: see above.
+    """
+    std, mean = torch.std_mean(x, dim=0, correction=0)
+    std = std.clamp_min(1e-6)
+    x = (x - mean) / std
+    weight = nn.Parameter(x.new_zeros(targets.shape[1], x.shape[1]))
+    bias = nn.Parameter(x.new_zeros(targets.shape[1]))
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=MAX_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits = F.linear(x, weight, bias)
+        value = task.loss(logits, targets).mean() + decay / 2 * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    found = weight.detach() / std
+    return found, bias.detach() - found @ mean

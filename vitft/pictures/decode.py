@@ -1,0 +1,101 @@
+"""An image file in; its pixels through a function, or what its header tells, out."""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from vitft.pictures.preprocess import is_deep
+
+# what Pillow raises of a broken file
+UNREADABLE = (
+    *(UnidentifiedImageError, Image.DecompressionBombError, OverflowError, MemoryError),
+    *(OSError, SyntaxError, ValueError),
+)
+SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"}
+SUFFIXES |= {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# what may be in a file whose name tells no image
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+
+def _opened(path: str | Path) -> Image.Image:
+    """Return an image file, opened and not yet decoded, whatever its number of pixels."""
+    has_heif()
+    _quiet()
+    try:
+        return Image.open(path)
+    except Image.DecompressionBombError:
+        try:
+            return JpegImagePlugin.JpegImageFile(path)  # which may be decoded small
+        except SyntaxError:
+            pass
+        raise
+
+
+def read_image(path: str | Path, fit: Callable[[Image.Image], Tensor]) -> Tensor:
+    """Return the image file at `path` through `fit`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, or a broken one.
+    """
+    try:
+        with _opened(path) as image:
+            return fit(image)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no image {path}") from None
+    except UNREADABLE as error:
+        raise ValueError(f"{path} is no readable image ({error}); mend or remove it") from error
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a file's suffix, or where that tells nothing its content, is an image's."""
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES or (suffix in (".heic", ".heif") and has_heif()):
+        return True
+    try:
+        with Image.open(path, formats=FORMATS):
+            return True
+    except UNREADABLE:
+        return False
+
+
+@cache
+def _quiet() -> None:
+    """Let Pillow's warnings, of odd EXIF data, say, reach nobody: what is broken is an error."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@cache
+def has_heif() -> bool:
+    """Return whether pillow-heif is there, and let Pillow read .heic files if so."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def heading(path: Path) -> tuple[tuple[int, int], bool] | None:
+    """Return a picture's width and height, and whether it is deep; None where it is broken."""
+    try:
+        with _opened(path) as image:
+            turned = image.getexif().get(274, 1) >= 5  # on its side
+            return image.size[::-1] if turned else image.size, is_deep(image)
+    except UNREADABLE:
+        return None
+
+
+def extremes(path: Path) -> tuple[float, float] | None:
+    """Return the lowest and highest value of a picture; None where it is broken."""
+    try:
+        with _opened(path) as image:
+            values = np.asarray(image, dtype=np.float64)
+    except UNREADABLE:
+        return None
+    return float(values.min()), float(values.max())

@@ -1,0 +1,221 @@
+"""Labelled images as uint8 (n, C, height, width): read, held or streamed, and batched."""
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vitft.devices.memory import room
+
+
+def listed(errors: Sequence[Exception]) -> str:
+    """Return up to ten errors in one line."""
+    return "; ".join(str(error) for error in errors[:10]) + ("; ..." if len(errors) > 10 else "")
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    decode: Callable[[int], Tensor]
+    indices: list[int]
+
+    def __call__(self, i: int) -> Tensor:
+        return self.decode(self.indices[i])
+
+
+@dataclass(frozen=True)
+class _Decoded(Dataset[tuple[Tensor, Tensor]]):
+    decode: Callable[[int], Tensor]
+    labels: Tensor
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.decode(i), self.labels[i]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def _leave_signals(_: int) -> None:
+    """Leave a stop to the main process, which saves its state and then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Images:
+    """Images with labels, held whole or streamed; `decode(i)` gives image i.
+
+    Attributes:
+        decode: index -> uint8 (C, height, width).
+        labels: class indices (n,); of several labels an image, 0 and 1 (n, n_classes).
+        sources: for each image what it was cut from (a video's track, say), or its own number.
+        names: what each image is called: its file, or its own number.
+        sized: side in pixels -> a `decode` for squares of at most this side; None where images are
+            of one size.
+        held: every image, uint8 (n, C, height, width), or features, float (n, ...); None where
+            images are streamed.
+        stage: the stage of a model that takes them: 0 for pixels, n for the features that its first
+            n stages give.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[int], Tensor],
+        labels: Tensor,
+        sources: Sequence[str] = (),
+        names: Sequence[str] = (),
+        *,
+        sized: Callable[[int], Callable[[int], Tensor]] | None = None,
+    ) -> None:
+        self.decode, self.sized = decode, sized
+        self.labels = labels
+        self.sources = list(sources) or [str(i) for i in range(len(labels))]
+        self.names = list(names) or [str(i) for i in range(len(labels))]
+        self.held: Tensor | None = None
+        self.stage = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def strata(self) -> Tensor:
+        """Return a class for each image (n,): its own, or the rarest of its several."""
+        labels = self.labels.cpu()
+        if labels.ndim == 1:
+            return labels
+        counts = labels.sum(dim=0)
+        return torch.where(labels > 0, counts, len(labels) + 1).argmin(dim=1)
+
+    def digest(self) -> str:
+        """Return a hash of the labels and sources, which change where images come or go."""
+        text = json.dumps([self.labels.tolist(), self.sources])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def subset(self, indices: Tensor) -> "Images":
+        """Return the images at `indices` (m,), in that order."""
+        chosen, sized = indices.tolist(), self.sized
+        subset = Images(
+            _Chosen(self.decode, chosen),
+            self.labels[indices.cpu()],
+            [self.sources[i] for i in chosen],
+            [self.names[i] for i in chosen],
+            sized=(lambda side: _Chosen(sized(side), chosen)) if sized else None,
+        )
+        subset.stage = self.stage
+        if self.held is not None:
+            subset.held = self.held[indices.to(self.held.device)]
+        return subset
+
+    def at(self, side: int) -> "Images":
+        """Return the images as squares of at most this side, where they may be of any; not held."""
+        if self.sized is None:
+            return self
+        decode = self.sized(side)
+        return Images(decode, self.labels, self.sources, self.names, sized=self.sized)
+
+    def to(self, device: torch.device, max_bytes: int | None = None) -> "Images":
+        """Hold the images whole on `device` if they fit into `max_bytes`; else stay streamed.
+
+        By default they may take the `room` of the device.
+
+        Raises:
+            ValueError: images are broken; tells how many, and names the first ten.
+        """
+        if broken := [*self._hold(device, max_bytes).values()]:
+            raise ValueError(
+                f"{len(broken)} of {len(self)} images are broken; mend or remove them, or leave "
+                f"them out with --skip-broken: {listed(broken)}"
+                if len(broken) > 1
+                else f"{listed(broken)}, or leave it out with --skip-broken"
+            )
+        return self
+
+    def readable(
+        self, device: torch.device, max_bytes: int | None = None
+    ) -> tuple["Images", list[Exception]]:
+        """Return the images that are not broken, as `to` has them, and why the others are."""
+        failures = self._hold(device, max_bytes, every=True)
+        if not failures:
+            return self, []
+        whole = [i for i in range(len(self)) if i not in failures]
+        return self.subset(torch.tensor(whole, dtype=torch.long)), [*failures.values()]
+
+    def _hold(
+        self, device: torch.device, max_bytes: int | None, *, every: bool = False
+    ) -> dict[int, Exception]:
+        """Hold the images if they fit; return those that are broken, and why.
+
+        Args:
+            device: to hold them on.
+            max_bytes: what they may take; see `to`.
+            every: look at each image, also where they are not held.
+        """
+        failures: dict[int, Exception] = {}
+        if self.held is None and len(self):
+            tried = (self._try(i, failures) for i in range(len(self)))
+            first = next((image for image in tried if image is not None), None)
+            held, max_bytes = None, room(device) if max_bytes is None else max_bytes
+            if first is not None and len(self) * first.numel() <= max_bytes:
+                held = first.new_zeros(len(self), *first.shape)  # each image is held once
+
+            def decode(i: int) -> None:
+                if (image := self._try(i, failures)) is not None and held is not None:
+                    held[i] = image
+
+            if held is not None or every:
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    list(pool.map(decode, range(len(self))))
+            self.held = held
+        if self.held is not None:
+            self.held, self.labels = self.held.to(device), self.labels.to(device)
+        return failures
+
+    def _try(self, i: int, failures: dict[int, Exception]) -> Tensor | None:
+        """Return image i, or None where it is broken; `failures` keeps why."""
+        try:
+            return self.decode(i)
+        except (ValueError, OSError) as error:
+            failures[i] = error
+            return None
+
+    def batches(
+        self, order: Tensor, batch_size: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images as held, or uint8 (B, C, height, width), and labels (B,), on `device`.
+
+        They come in `order` (m,), `batch_size` at a time.
+        """
+        if not len(order):
+            return
+        if self.held is not None:
+            for chosen in order.to(self.held.device).split(batch_size):
+                labels = self.labels[chosen.to(self.labels.device)]
+                yield self.held[chosen].to(device), labels.to(device)
+            return
+        pin = device.type == "cuda"
+        n_workers = min(8, os.cpu_count() or 1)
+        source = _Decoded(self.decode, self.labels.cpu())
+        loader = DataLoader(
+            source,
+            batch_size,
+            sampler=order.tolist(),
+            num_workers=n_workers,
+            pin_memory=pin,
+            prefetch_factor=4,
+            worker_init_fn=_leave_signals,
+            generator=torch.Generator(),  # the global one is what training resumes with
+        )
+        failure = None
+        try:
+            for images, labels in loader:
+                yield images.to(device, non_blocking=pin), labels.to(device, non_blocking=pin)
+        except (ValueError, OSError) as error:  # a worker's, whose whole traceback is its text
+            last = str(error).strip().rpartition("\n")[2]
+            failure = last.removeprefix(f"{type(error).__name__}: ")
+            error.with_traceback(None)  # which holds the loader, and so its workers
+        if failure is not None:
+            raise ValueError(failure)
