@@ -7,10 +7,10 @@ import click
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from recipes.shared.classifier import Classifier, expand
 from recipes.shared.model import ModelOptions
+from vitft.bars import progress_bar
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.files import write_bytes
@@ -40,7 +40,7 @@ def embed(options: EmbedOptions) -> tuple[np.ndarray, list[str]]:
     images = [*expand(options.image)]
     paths: list[str] = []
     features = [torch.zeros(0, classifier.base.config.n_features)]
-    with tqdm(total=len(images), unit=" images", disable=None) as bar:
+    with progress_bar(len(images)) as bar:
         for read in classifier.read_each(images):
             bar.update(len(read))
             for _, image in read:

@@ -120,6 +120,8 @@ def run_command(options: CommonOptions) -> None:
         )
     click.echo(f"trained         {trained:,} of {n_all:,} parameters ({trained / n_all:.2%})")
     click.echo(f"file            {out}/{summary['file']} ({summary['file_bytes'] / 1000:,.0f} kB)")
+    if summary["peak_memory_mb"]:
+        click.echo(f"memory          {summary['peak_memory_mb']:,} MB at most")
     click.echo(f"report          {out}/report.html")
     for line in next_lines(options, options.out):
         click.echo(line)

@@ -11,10 +11,10 @@ from typing import Any
 import click
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from recipes.shared.classifier import Classes, Classifier, best_of, expand
 from recipes.shared.model import ModelOptions
+from vitft.bars import progress_bar
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.data.load import load_data
@@ -154,18 +154,18 @@ def run(options: PredictOptions) -> None:
     names = options.adapter if len(options.adapter) > 1 else ("",)
     rows: list[dict[str, Any]] = []
     broken: list[str] = []
-    bar = tqdm(predict(options), total=len(options.image), unit=" images", disable=None)
-    for path, answers in bar:
-        if isinstance(answers, ValueError):
-            broken.append(path)
-            bar.clear()
-            click.echo(f"skipped: {answers}", err=True)
-            continue
-        row = {"image": path, "adapters": dict(zip(names, answers, strict=True))}
-        rows.append(row)
-        if options.out is None and kind != "json":  # as they come
-            bar.clear()
-            click.echo(shown([row], kind, first=len(rows) == 1), nl=False)
+    with progress_bar(len(options.image)) as bar:
+        for path, answers in predict(options):
+            bar.update()
+            bar.clear()  # for a line of text
+            if isinstance(answers, ValueError):
+                broken.append(path)
+                click.echo(f"skipped: {answers}", err=True)
+                continue
+            row = {"image": path, "adapters": dict(zip(names, answers, strict=True))}
+            rows.append(row)
+            if options.out is None and kind != "json":  # as they come
+                click.echo(shown([row], kind, first=len(rows) == 1), nl=False)
     if options.out is not None:
         write_bytes(options.out, shown(rows, kind).encode())
     elif kind == "json":

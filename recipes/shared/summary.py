@@ -12,6 +12,7 @@ import torch
 from recipes.shared.options import TrainOptions
 from recipes.shared.runs import written
 from recipes.shared.splits import Splits, say
+from vitft.devices.memory import peak_bytes
 from vitft.evaluation.evaluate import Evaluation, evaluate
 from vitft.files import write_json
 from vitft.pictures.images import Images
@@ -106,6 +107,7 @@ def summarise(
         "seconds": round(seconds, 1),
         "test_seconds": round(test_seconds, 1),
         "device": device_name(run.device),
+        "peak_memory_mb": (peak := peak_bytes(run.device)) and round(peak / 1e6),
         "data": options.data,
         "n_train": len(splits.train),
         "n_validation": len(splits.validation),

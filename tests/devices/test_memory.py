@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vitft.devices import memory
-from vitft.devices.memory import free_bytes, room
+from vitft.devices.memory import free_bytes, peak_bytes, room
 
 CPU = torch.device("cpu")
 
@@ -34,6 +34,16 @@ def test_a_container_may_have_less(group: Path, limit: str, used: str, free: int
     (group / "memory.max").write_text(limit + "\n")
     (group / "memory.current").write_text(used + "\n")
     assert free_bytes(CPU) == free
+
+
+def test_the_peak_is_what_was_once_taken() -> None:
+    before = peak_bytes(CPU)
+    assert before is not None
+    large = torch.ones(before // 4 + 10_000_000)  # four bytes each: more than all so far
+    del large
+    after = peak_bytes(CPU)
+    assert after is not None
+    assert before + 30_000_000 < after < before * 2 + 200_000_000
 
 
 def test_a_gpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:

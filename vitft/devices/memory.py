@@ -1,5 +1,6 @@
-"""A device in; the bytes that are free on it, and how many of them a set may take, out."""
+"""A device in; the bytes that are free on it, may be taken by a set, and were taken at most, out."""
 
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +24,18 @@ def room(device: torch.device) -> int:
     Three sets, one after the other, leave 42 % of what was free.
     """
     return free_bytes(device) // SHARE
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Return the most bytes that this process has had on a device; None where nobody counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _left_to_container() -> int:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from vitft.bars import progress_bar
 from vitft.devices.memory import room
 from vitft.evaluation.evaluate import compute, evaluating, suitable_batch
 from vitft.model.vit import VisionTransformer
@@ -64,7 +64,7 @@ def extract(
     batches = images.batches(order, batch_size or suitable_batch(model), device)
     with (
         evaluating(model),
-        tqdm(total=len(images), desc="frozen stages", unit=" images", disable=None) as bar,
+        progress_bar(len(images), desc="frozen stages") as bar,
     ):
         for batch, _ in batches:
             features = compute(model, batch, stage=images.stage, last=n_stages, bf16=bf16)

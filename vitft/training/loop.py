@@ -5,7 +5,6 @@ linear probe where the plan says so; then come epochs of steps, each followed by
 line of metrics.jsonl.
 """
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from vitft.bars import note, progress_bar
 from vitft.evaluation.features import extract, n_frozen
 from vitft.evaluation.probe import Probe, fit_probe
 from vitft.optimizers.updates import NotFinite
@@ -74,7 +74,7 @@ class Loop:
         with stop_signals() as stop, self._bar() as bar:
             while not self.step.runs[0].is_done():
                 self._run_epoch(stop, bar)
-                self._finish_epoch(bar)
+                self._finish_epoch()
             self._save()
             for run in self.step.runs:
                 run.settle()
@@ -109,7 +109,7 @@ class Loop:
                 found[key] = fit_probe(run.model, *images, task, folder=run.folder, bf16=bf16)
                 run.feature_seconds += time.perf_counter() - started
                 if found[key].figures:
-                    tqdm.write(frozen_line(found[key].figures), file=sys.stderr)
+                    note(frozen_line(found[key].figures))
             run.frozen = found[key].figures
             with torch.no_grad():
                 for parameter, value in zip(
@@ -136,7 +136,7 @@ class Loop:
                 run.step += 1
                 run.seconds = (before + now - started) / n  # its share
             bar.update(len(batches[0][1]))
-            if now - shown > SHOW_SECONDS and not bar.disable:
+            if now - shown > max(SHOW_SECONDS, bar.mininterval):
                 shown = now
                 show(first, bar)
             if stop or now - self.saved > first.plan.save_seconds > 0:
@@ -148,14 +148,14 @@ class Loop:
         for run in step.runs:
             run.seconds = (before + time.perf_counter() - started) / n
 
-    def _finish_epoch(self, bar: "tqdm[Any]") -> None:
+    def _finish_epoch(self) -> None:
         """Finish every run's epoch; those that failed are left out of the next."""
         for run in self.step.runs:
             try:
                 if run in self.step.failed:
                     raise self.step.failed[run]
                 name = "" if len(self.runs) == 1 else f"{run.folder.name}  "
-                bar.write(name + epoch_line(run.finish_epoch()), file=sys.stderr)
+                note(name + epoch_line(run.finish_epoch()))
             except NotFinite as error:
                 self._leave_out(run, error)
         if self.failed.keys() & self.step.runs:
@@ -184,15 +184,10 @@ class Loop:
         return Step(runs, self.join or (lambda models: models[0]))
 
     def _bar(self) -> "tqdm[Any]":
-        """Return a progress bar of a run's images, on standard error where that is a terminal."""
+        """Return a progress bar of a run's images."""
         run, n = self.runs[0], len(self.runs[0].train)
-        return tqdm(
-            total=run.plan.epochs * n,
-            initial=run.epoch * n + run.step * run.plan.batch_size,
-            unit=" images",
-            unit_scale=True,
-            disable=None,
-        )
+        done = run.epoch * n + run.step * run.plan.batch_size
+        return progress_bar(run.plan.epochs * n, initial=done)
 
 
 def synchronize(device: torch.device) -> None:

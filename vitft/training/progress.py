@@ -11,7 +11,8 @@ def show(run: Run, bar: "tqdm[Any]") -> None:
     """Show the epoch's loss and accuracy so far."""
     loss, accuracy, _ = (run.totals / run.totals[2]).tolist()
     bar.set_postfix_str(
-        f"epoch {run.epoch + 1}/{run.plan.epochs}, loss {loss:.3f}, accuracy {accuracy:.1%}"
+        f"epoch {run.epoch + 1}/{run.plan.epochs}, loss {loss:.3f}, accuracy {accuracy:.1%}",
+        refresh=False,
     )
 
 
