@@ -1,4 +1,4 @@
-"""A device in; the bytes that are free on it, may be taken by a set, and were taken at most, out."""
+"""A device in; its free memory, what of it a set may take, and what was taken at most, out."""
 
 import sys
 from contextlib import suppress
