@@ -38,7 +38,7 @@ CHANGES: dict[str, dict[str, list[str]]] = {  # by method
         "padded": ["--resize=pad"],
         "squashed": ["--resize=squash"],
         "the middle 0.875": ["--crop=0.875"],
-        "bfloat16": ["--precision=bf16"],
+        "float32": ["--precision=fp32"],
         "last 2 blocks whole": ["--unfreeze=2"],
     },
     "full": {
@@ -82,14 +82,14 @@ def row(
 @click.option("--name", default="options", show_default=True, help="Of the result's file.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def main(base: str, data: str, seeds: int, runs: Path, name: str, options: tuple[str, ...]) -> None:
-    """Train with and without every option, with the same OPTIONS of vitft finetune, and tabulate."""
+    """Train with and without every option, all with OPTIONS of vitft finetune, and tabulate."""
     given = ["finetune", f"--base={base}", f"--data={data}", *options]
 
     def trained(adapter: str, place: str, changed: list[str]) -> list[dict[str, Any]]:
         summaries = []
         for seed in range(seeds):
             out = runs / name / f"{adapter}-{place}-{seed}"
-            command = [*given, f"--adapter={adapter}", f"--seed={seed}", "--precision=fp32"]
+            command = [*given, f"--adapter={adapter}", f"--seed={seed}"]
             run_once([*command, *changed, f"--out={out}", "--overwrite"], out)
             summaries.append(json.loads((out / "summary.json").read_text()))
         return summaries
