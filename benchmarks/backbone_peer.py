@@ -34,7 +34,7 @@ def predict(model: nn.Module, images: Images, mean: Tensor, std: Tensor, bf16: b
     """Return the share of images that are predicted right."""
     right = 0
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        for pixels, labels in images.batches(torch.arange(len(images)), 100, CPU):
+        for pixels, labels in images.batches(torch.arange(len(images)).split(100), CPU):
             logits = model.eval()((pixels / 255 - mean) / std).logits
             right += int((logits.argmax(1) == labels).sum())
     return right / len(images)
@@ -49,7 +49,7 @@ def fit(
     n_steps, done, started = epochs * -(-len(images) // batch), 0, time.perf_counter()
     for epoch in range(epochs):
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(epoch))
-        for pixels, labels in images.batches(order, batch, CPU):
+        for pixels, labels in images.batches(order.split(batch), CPU):
             factor = lr_factor("cosine", (done + 0.5) / n_steps, warmup=0.05)
             optimizer.param_groups[0]["lr"] = lr * factor
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

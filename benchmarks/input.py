@@ -89,7 +89,7 @@ def vitft_way(root: Path, fit: Fit, n: int, epochs: int) -> Any:
     def read() -> int:
         images: Images = train.subset(indices).to(CPU)
         order = torch.arange(len(images))
-        return sum(len(x) for _ in range(epochs) for x, _ in images.batches(order, 32, CPU))
+        return sum(len(x) for _ in range(epochs) for x, _ in images.batches(order.split(32), CPU))
 
     return read
 

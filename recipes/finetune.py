@@ -22,11 +22,12 @@ from recipes.shared.finetuning import (
     resolve,
 )
 from recipes.shared.options import pick_device
-from recipes.shared.runs import check_run, locked
+from recipes.shared.runs import check_run, continued, locked
 from recipes.shared.splits import make_splits, open_data, say
 from recipes.shared.summary import accuracy_line, finish
 from recipes.shared.training import train
 from vitft.command import options as cli
+from vitft.devices.processes import joined
 from vitft.model.checkpoint import find_base, load_model
 from vitft.model.vit import VisionTransformer
 
@@ -69,6 +70,12 @@ def train_adapter(options: CommonOptions) -> Finetuned:
         ValueError, OSError: what the user can mend.
         KeyboardInterrupt: stopped, with the state saved.
     """
+    with joined():
+        return _train_adapter(continued(options))
+
+
+def _train_adapter(options: CommonOptions) -> Finetuned:
+    """Train an adapter, in a process that has joined the others."""
     device = pick_device(options.device)
     options, config, plan = resolve(options, device)
     folder = check_run(options)

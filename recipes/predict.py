@@ -98,7 +98,7 @@ class Neighbours:
 
 def _all(images: Images, classifier: Classifier) -> Iterator[Tensor]:
     order, cpu = torch.arange(len(images)), torch.device("cpu")
-    for batch, _ in images.to(cpu).batches(order, classifier.batch_size, cpu):
+    for batch, _ in images.to(cpu).batches(order.split(classifier.batch_size), cpu):
         yield batch
 
 

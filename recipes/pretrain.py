@@ -10,13 +10,14 @@ import click
 import torch
 
 from recipes.shared.options import TrainOptions, make_plan, pick_device
-from recipes.shared.runs import check_run, locked, recall
+from recipes.shared.runs import check_run, continued, locked, recall
 from recipes.shared.splits import make_splits, open_data, say
 from recipes.shared.summary import accuracy_line, finish
 from recipes.shared.training import train
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.data.split import channel_statistics
+from vitft.devices.processes import is_first, joined
 from vitft.model.checkpoint import save_model
 from vitft.model.config import ViTConfig
 from vitft.model.init import INITS, initialise
@@ -112,6 +113,12 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
         ValueError, OSError: what the user can mend.
         KeyboardInterrupt: stopped, with the state saved.
     """
+    with joined():
+        return _pretrain(continued(options))
+
+
+def _pretrain(options: PretrainOptions) -> dict[str, Any]:
+    """Train a base, in a process that has joined the others."""
     device = pick_device(options.device)
     own = {field.name for field in fields(PretrainOptions)}
     names = [field.name for field in fields(ViTConfig) if field.name in own]
@@ -137,7 +144,8 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
         )
 
         def save(run: Run) -> dict[str, Any]:
-            save_model(run.model, folder / "model.safetensors")
+            if is_first():
+                save_model(run.model, folder / "model.safetensors")
             return {"preset": options.preset}
 
         trained = train(model, splits, plan, options, folder, save)

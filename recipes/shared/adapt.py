@@ -10,6 +10,7 @@ import torch
 import adapters
 from recipes.shared.finetuning import CACHED_BYTES, CommonOptions
 from recipes.shared.splits import say
+from vitft.devices.processes import barrier, is_first
 from vitft.evaluation.features import feature_bytes, n_frozen
 from vitft.model.checkpoint import save_model
 from vitft.model.vit import VisionTransformer
@@ -79,10 +80,12 @@ def save_trained(run: Run, options: CommonOptions, folder: Path) -> dict[str, An
     """Write what was trained, and return the summary's facts about it."""
     if options.adapter == "full":
         file = folder / "model.safetensors"
-        save_model(run.model, file)
+        if is_first():
+            save_model(run.model, file)
     else:
         file = folder / "adapter_model.safetensors"
         adapters.save_adapter(run.model, folder)
+    barrier()
     return {
         "adapter": options.adapter,
         "feature_seconds": round(run.feature_seconds, 1),  # besides "seconds"

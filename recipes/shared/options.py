@@ -8,6 +8,7 @@ import torch
 
 from vitft.command.options import option
 from vitft.data.listing import TEST_FRACTION
+from vitft.devices.processes import local_device, n_processes
 from vitft.pictures.augment import Augmentation
 from vitft.training.plan import Plan
 
@@ -134,13 +135,13 @@ def pick_device(name: str) -> torch.device:
         "mps": int(torch.backends.mps.is_available()),
     }
     if name == "auto":
-        return torch.device("cuda" if counts["cuda"] else "cpu")
+        return local_device(torch.device("cuda" if counts["cuda"] else "cpu"))
     kind, colon, number = name.partition(":")
     if kind not in counts or (colon and not number.isdecimal()):
         raise ValueError(f"unknown device {name!r}; choose from auto, cpu, cuda, cuda:1, mps")
     if int(number or 0) >= counts[kind]:
         raise ValueError(f"device {name} is not there; use --device auto")
-    return torch.device(name)
+    return local_device(torch.device(name))
 
 
 def pick_bf16(name: str, device: torch.device) -> bool:
@@ -171,6 +172,8 @@ def pick_compile(options: TrainOptions, plan: Plan, n_train: int, device: torch.
         raise ValueError("--compile needs a C++ compiler, and there is none; install g++")
     if options.compile is not None:
         return options.compile
+    if n_processes() > 1:
+        return False
     able = device.type == "cuda" and find_spec("triton") and shutil.which("cc")
     return bool(able) and not plan.n_cached and options.epochs * n_train >= 5_000_000
 
@@ -213,7 +216,7 @@ def make_plan(
     return Plan(
         **{name: getattr(options, name) for name in same},
         bf16=pick_bf16(options.precision, device),
-        recorded=device.type == "cuda" and bool(options.compile),
+        recorded=device.type == "cuda" and bool(options.compile) and n_processes() == 1,
         augmentation=augmentation,
         sizes=sizes,
     )

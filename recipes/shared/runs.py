@@ -4,16 +4,18 @@ import errno
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from recipes.shared.options import TrainOptions
+from vitft.devices.processes import is_first, was_restarted
 from vitft.files import write_bytes, write_json
 from vitft.training.state import STATE
 
+Options = TypeVar("Options", bound=TrainOptions)
 # What a run leaves beside config.json.
 OUTPUTS = (
     STATE,
@@ -40,6 +42,18 @@ MAY_DIFFER = (
 )
 
 
+def continued(options: Options) -> Options:
+    """Return the options of a run that goes on by itself after one of its processes died.
+
+    Where nothing was saved yet, --resume starts it.
+    """
+    if was_restarted():
+        options = replace(options, resume=True, overwrite=False)
+    if options.resume and not any((Path(options.out) / name).exists() for name in OUTPUTS):
+        options = replace(options, resume=False)
+    return options
+
+
 def check_run(options: TrainOptions) -> Path:
     """Return the run's folder, once --resume and --overwrite allow its use; no file is touched yet.
 
@@ -55,8 +69,9 @@ def check_run(options: TrainOptions) -> Path:
         raise ValueError(
             f"{folder} holds a run already; use --resume, --overwrite or another --out"
         )
-    write_bytes(folder / ".vitft", b"")  # says at once if nothing can be written here
-    (folder / ".vitft").unlink()
+    if is_first():
+        write_bytes(folder / ".vitft", b"")  # says at once if nothing can be written here
+        (folder / ".vitft").unlink()
     return folder
 
 
@@ -64,11 +79,14 @@ def check_run(options: TrainOptions) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """Lock the folder, so that no other run writes to it; released however the process ends.
 
-    On a file system without locks it is not locked.
+    On a file system without locks it is not locked. Of several processes the first one locks it.
 
     Raises:
         ValueError: another run holds it.
     """
+    if not is_first():
+        yield
+        return
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -13,6 +13,7 @@ from recipes.shared.options import TrainOptions
 from recipes.shared.runs import written
 from recipes.shared.splits import Splits, say
 from vitft.devices.memory import peak_bytes
+from vitft.devices.processes import is_first, n_processes
 from vitft.evaluation.evaluate import Evaluation, evaluate
 from vitft.files import write_json
 from vitft.pictures.images import Images
@@ -61,6 +62,8 @@ def report(
         name: of their split.
         result: what the model says of them; None of a run that was stopped.
     """
+    if not is_first():
+        return
     model = run.model
     if result is None:
         result = Evaluation(torch.zeros(0, len(model.classes)), torch.zeros(0), torch.zeros(0))
@@ -107,6 +110,7 @@ def summarise(
         "seconds": round(seconds, 1),
         "test_seconds": round(test_seconds, 1),
         "device": device_name(run.device),
+        "n_processes": n_processes(),
         "peak_memory_mb": (peak := peak_bytes(run.device)) and round(peak / 1e6),
         "data": options.data,
         "n_train": len(splits.train),
@@ -121,7 +125,8 @@ def summarise(
             "torchvision": version("torchvision"),
         },
     }
-    write_json(folder / "summary.json", summary)
+    if is_first():
+        write_json(folder / "summary.json", summary)
     return summary
 
 

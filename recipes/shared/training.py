@@ -11,6 +11,7 @@ from recipes.shared.options import TrainOptions, pick_compile
 from recipes.shared.runs import start_run
 from recipes.shared.splits import Splits
 from recipes.shared.summary import report, summarise
+from vitft.devices.processes import barrier, is_first
 from vitft.evaluation.evaluate import evaluate
 from vitft.evaluation.metrics import temperature
 from vitft.evaluation.task import SeveralLabels, SingleLabel, balanced
@@ -65,8 +66,10 @@ def train(
     run = Run(model, splits.train, splits.validation, plan, folder, belongs)
     if options.resume:
         run.restore()
-    else:  # only now, with everything checked, an earlier run may go
-        start_run(options, folder)
+    else:  # only now, with everything checked by every process, an earlier run may go
+        barrier()
+        if is_first():
+            start_run(options, folder)
     try:
         train_runs(run)
     except KeyboardInterrupt:

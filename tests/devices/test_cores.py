@@ -11,6 +11,7 @@ import adapters
 from tests.conftest import TINY
 from vitft import VisionTransformer, ViTConfig
 from vitft.devices.cores import each, n_parts
+from vitft.devices.processes import Rows
 from vitft.evaluation.evaluate import evaluate
 from vitft.pictures.images import Images
 from vitft.training.loop import train
@@ -67,7 +68,9 @@ def test_gradients_in_parts_are_those_of_the_whole(
     def gradients() -> list[Tensor]:
         run.totals.zero_()
         model.zero_grad()
-        Step([run], lambda models: models[0]).learn(batch, targets)
+        step = Step([run], lambda models: models[0])
+        step.rows = Rows(70)
+        step.learn(batch, targets)
         grads = [p.grad.clone() for p in run.trainable.values() if p.grad is not None]
         return [run.totals.clone(), *grads]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.conftest import TINY
 from vitft import VisionTransformer, ViTConfig
 from vitft.devices.cores import each, in_parts
+from vitft.devices.processes import Rows
 from vitft.pictures.images import Images
 from vitft.training.plan import Plan
 from vitft.training.run import Run
@@ -44,13 +45,13 @@ def test_a_batch_is_computed_in_the_pieces_that_plan_model_and_cores_ask_for(
     plan = Plan(epochs=1, batch_size=32, lr=1e-3, weight_decay=0.0, **options)
     step = Step([Run(model, images(32), images(2), plan, tmp_path)], lambda models: models[0])
     seen: list[tuple[int, bool]] = []
-    plain = step._forward
+    plain = step.forward
 
     def forward(x: Tensor) -> Tensor:
         seen.append((len(x), threading.current_thread() is threading.main_thread()))
         return plain(x)
 
-    step._forward = forward  # type: ignore[method-assign]
+    step.forward, step.rows = forward, Rows(n_images)  # type: ignore[assignment]
     step.learn(torch.randn(n_images, 3, 8, 8), torch.rand(n_images, 2))
     assert [n for n, _ in seen] == sizes
     assert {main for _, main in seen} == {in_turn}

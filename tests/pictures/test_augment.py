@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance
 
+from vitft.devices.processes import Rows
 from vitft.pictures.augment import Augmentation
 from vitft.pictures.changes import MOVES, RECOLOURINGS, trivial_augment
 
@@ -22,7 +23,7 @@ def test_nothing_is_the_default() -> None:
 
 def test_a_flip_mirrors_about_half_of_the_images_exactly() -> None:
     images, _ = batch(200)
-    moved = Augmentation(flip=True).move(images)
+    moved = Augmentation(flip=True).move(images, Rows(len(images)))
     same = (moved - images).abs().amax((1, 2, 3)) < 1e-5
     mirrored = (moved - images.flip(-1)).abs().amax((1, 2, 3)) < 1e-5
     assert (same ^ mirrored).all()
@@ -32,7 +33,7 @@ def test_a_flip_mirrors_about_half_of_the_images_exactly() -> None:
 def test_a_shift_moves_by_whole_pixels_and_reflects() -> None:
     images, _ = batch(300)
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")
-    moved = Augmentation(shift=1).move(images)
+    moved = Augmentation(shift=1).move(images, Rows(len(images)))
     inner = moved[..., 1:-1, 1:-1]
     windows = [
         padded[..., y : y + 8, x : x + 8][..., 1:-1, 1:-1] for y in (1, 2, 3) for x in (1, 2, 3)
@@ -44,7 +45,7 @@ def test_a_shift_moves_by_whole_pixels_and_reflects() -> None:
 
 def test_a_cut_keeps_at_least_its_area() -> None:
     ramp = torch.arange(32.0).expand(500, 1, 32, 32)
-    moved = Augmentation(min_area=0.64).move(ramp)
+    moved = Augmentation(min_area=0.64).move(ramp, Rows(len(ramp)))
     width = (moved[:, 0, 0, -1] - moved[:, 0, 0, 0]) / 31
     assert width.min() > 0.74  # sqrt(0.64 * 0.9) = 0.76, within a pixel
     assert width.max() <= 1.001
@@ -82,9 +83,9 @@ def test_a_larger_image_is_moved_like_a_small_one() -> None:
     large = F.interpolate(ramp, scale_factor=4, mode="bilinear", align_corners=False)
     move = Augmentation(flip=True, shift=2, min_area=0.5)
     torch.manual_seed(1)
-    one = move.move(ramp)
+    one = move.move(ramp, Rows(len(ramp)))
     torch.manual_seed(1)
-    other = move.move(large, 8)
+    other = move.move(large, Rows(500), 8)
     assert (one - other).abs().mean() < 6  # of 255; a shift of a pixel is 36
 
 
@@ -118,7 +119,7 @@ def test_values_out_of_range_are_refused(options: dict[str, float], message: str
 def test_trivial_augment_changes_each_image_in_one_way() -> None:
     image = torch.randint(0, 256, (1, 3, 16, 16)).float()
     images = image.expand(800, -1, -1, -1)
-    changed = trivial_augment(images)
+    changed = trivial_augment(images, Rows(800))
     assert changed.shape == images.shape
     assert 0 <= changed.min() < changed.max() <= 255
     same = ((changed - image).abs().amax((1, 2, 3)) < 1e-2).float().mean()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vitft.data.named import import_torchvision
+from vitft.devices.processes import Rows
 from vitft.pictures import changes
 from vitft.pictures.augment import Augmentation
 from vitft.pictures.changes import MOVES, RECOLOURINGS, erased, rand_augment, trivial_augment
@@ -114,7 +115,7 @@ def test_every_change_is_drawn_equally_often_and_strengths_evenly(
 
     monkeypatch.setattr(changes, "_moved", moved)
     n = 130 * n_kinds
-    trivial_augment(torch.zeros(n, 3, 2, 2))
+    trivial_augment(torch.zeros(n, 3, 2, 2), Rows(n))
     counts = drawn[0].bincount(minlength=n_kinds)
     assert len(counts) == n_kinds
     assert ((counts - 130).abs() < 5 * math.sqrt(130)).all()
@@ -131,7 +132,7 @@ def gradients(n: int, size: int = 32) -> Tensor:
 
 def test_half_of_the_images_are_mirrored() -> None:
     x = gradients(400)
-    y = Augmentation(flip=True).move(x)
+    y = Augmentation(flip=True).move(x, Rows(len(x)))
     same = torch.isclose(y, x, atol=1e-3).all(dim=(1, 2, 3))
     mirrored = torch.isclose(y, x.flip(3), atol=1e-3).all(dim=(1, 2, 3))
     assert (same ^ mirrored).all()
@@ -140,7 +141,7 @@ def test_half_of_the_images_are_mirrored() -> None:
 
 def test_shifts_are_whole_evenly_drawn_and_reflect_the_edge() -> None:
     x = gradients(2000, 8)
-    y = Augmentation(shift=2).move(x)
+    y = Augmentation(shift=2).move(x, Rows(len(x)))
     dx, dy = (y[:, c, 4, 4] - 4 for c in (0, 1))
     for shifts in (dx, dy):
         counts = torch.bincount((shifts.round() + 2).long(), minlength=5)
@@ -154,7 +155,7 @@ def test_shifts_are_whole_evenly_drawn_and_reflect_the_edge() -> None:
 
 
 def test_cuts_have_the_areas_and_the_sides_that_are_said() -> None:
-    y = Augmentation(min_area=0.25).move(gradients(2000))
+    y = Augmentation(min_area=0.25).move(gradients(2000), Rows(2000))
     width = (y[:, 0, 16, 20] - y[:, 0, 16, 12]) / 8
     height = (y[:, 1, 20, 16] - y[:, 1, 12, 16]) / 8
     area = width * height
@@ -173,7 +174,7 @@ def test_targets_are_mixed_as_the_images_are(kind: str) -> None:
     n = 600
     images = torch.arange(n, dtype=torch.float32).view(-1, 1, 1, 1).expand(n, 3, 16, 16).clone()
     targets = torch.eye(n)
-    mixed, shares = Augmentation(**{kind: 1.0}).mix(images, targets)
+    mixed, shares = Augmentation(**{kind: 1.0}).mix(images, targets, Rows(len(images)))
     other = torch.arange(n).flip(0)
     share = (mixed.mean(dim=(1, 2, 3)) - torch.arange(n)) / (other - torch.arange(n))
     torch.testing.assert_close(shares[torch.arange(n), other], share, rtol=0, atol=1e-4)
@@ -190,7 +191,7 @@ def test_targets_are_mixed_as_the_images_are(kind: str) -> None:
 
 def test_the_share_of_mixed_images_is_that_which_is_asked_for() -> None:
     images = torch.rand(4000, 3, 8, 8)
-    mixed, _ = Augmentation(mixup=0.2, cutmix=0.3).mix(images, torch.zeros(4000, 2))
+    mixed, _ = Augmentation(mixup=0.2, cutmix=0.3).mix(images, torch.zeros(4000, 2), Rows(4000))
     touched = (mixed != images).flatten(1)
     assert abs(touched.all(1).float().mean() - 0.2) < 0.03
     assert 0.2 < touched.any(1).float().mean() - touched.all(1).float().mean() < 0.31
@@ -206,7 +207,7 @@ PIXELS = torch.arange(3 * 24 * 30).float().view(1, 3, 24, 30) / 9
 
 def test_rectangles_are_erased_as_torchvision_erases_them() -> None:
     n = 4000
-    ours = areas(erased(PIXELS.expand(n, -1, -1, -1), 0.5))
+    ours = areas(erased(PIXELS.expand(n, -1, -1, -1), 0.5, Rows(n)))
     transforms = import_torchvision().transforms.v2
     theirs = areas(torch.cat([transforms.RandomErasing(0.5, value=-1)(PIXELS) for _ in range(n)]))
     for found, expected in (
@@ -219,7 +220,7 @@ def test_rectangles_are_erased_as_torchvision_erases_them() -> None:
 
 
 def test_what_is_erased_is_one_rectangle_of_the_mean_colour() -> None:
-    for image in erased(PIXELS.expand(20, -1, -1, -1), 1.0):
+    for image in erased(PIXELS.expand(20, -1, -1, -1), 1.0, Rows(20)):
         gone = (image != PIXELS[0]).any(dim=0)
         rows, columns = gone.any(dim=1), gone.any(dim=0)
         assert gone.sum() == rows.sum() * columns.sum()
@@ -231,12 +232,12 @@ def test_two_changes_of_one_strength_follow_each_other(monkeypatch: pytest.Monke
     strengths: list[Tensor] = []
     plain = changes.changed
 
-    def noted(images: Tensor, strength: Tensor) -> Tensor:
+    def noted(images: Tensor, strength: Tensor, rows: Rows) -> Tensor:
         strengths.append(strength)
-        return plain(images, strength)
+        return plain(images, strength, rows)
 
     monkeypatch.setattr(changes, "changed", noted)
-    found = rand_augment(PIXELS.expand(500, -1, -1, -1).clone())
+    found = rand_augment(PIXELS.expand(500, -1, -1, -1).clone(), Rows(500))
     assert len(strengths) == 2
     for strength in strengths:
         assert strength.unique().tolist() == pytest.approx([-0.3, 0.3])

@@ -25,7 +25,7 @@ def numbered(labels: list[int], sources: list[str] | None = None) -> Images:
 
 
 def numbers(images: Images) -> list[int]:
-    batches = images.batches(torch.arange(len(images)), 7, CPU)
+    batches = images.batches(torch.arange(len(images)).split(7), CPU)
     return [int(image[0, 0, 0]) for batch, _ in batches for image in batch]
 
 
@@ -34,8 +34,8 @@ def test_streamed_and_held_images_give_the_same_batches() -> None:
     streamed.to(CPU, max_bytes=5)
     assert streamed.held is None
     assert held.held is not None
-    order = torch.randperm(20)
-    for a, b in zip(streamed.batches(order, 6, CPU), held.batches(order, 6, CPU), strict=True):
+    parts = torch.randperm(20).split(6)
+    for a, b in zip(streamed.batches(parts, CPU), held.batches(parts, CPU), strict=True):
         assert torch.equal(a[0], b[0])
         assert torch.equal(a[1], b[1])
 
@@ -49,7 +49,7 @@ def test_a_broken_image_of_a_streamed_set_ends_its_workers(tmp_path: Path) -> No
     images = Images(lambda i: read_image(tmp_path / "gone.png", fit), torch.zeros(9).long())
     before = {*multiprocessing.active_children()}
     with pytest.raises(ValueError, match=r"^there is no image .*gone.png$") as caught:
-        next(images.batches(torch.arange(9), 2, CPU))
+        next(images.batches(torch.arange(9).split(2), CPU))
     assert {*multiprocessing.active_children()} == before
     assert caught.value.__context__ is None
 
@@ -60,7 +60,7 @@ def test_a_streamed_set_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("vitft.pictures.images.DataLoader.__iter__", fail)
     with pytest.raises(ValueError, match="Too many open files"):
-        next(numbered([0, 1]).batches(torch.arange(2), 1, CPU))
+        next(numbered([0, 1]).batches(torch.arange(2).split(1), CPU))
 
 
 def test_the_split_is_stratified_seeded_and_complete() -> None:

@@ -61,11 +61,11 @@ def test_images_are_held_where_they_just_fit() -> None:
 
 def test_held_images_come_in_the_order_and_size_asked_for() -> None:
     images, order = numbered(7).to(CPU), torch.tensor([6, 0, 3, 5, 1])
-    batches = list(images.batches(order, 2, CPU))
+    batches = list(images.batches(order.split(2), CPU))
     assert [batch[:, 0, 0, 0].tolist() for batch, _ in batches] == [[6, 0], [3, 5], [1]]
     assert [labels.tolist() for _, labels in batches] == [[6, 0], [3, 5], [1]]
-    assert list(images.batches(torch.arange(0), 2, CPU)) == []
-    assert list(numbered(7).batches(torch.arange(0), 2, CPU)) == []
+    assert list(images.batches(torch.arange(0).split(2), CPU)) == []
+    assert list(numbered(7).batches(torch.arange(0).split(2), CPU)) == []
 
 
 def test_decoding_raises_what_it_raises() -> None:
@@ -84,9 +84,9 @@ class Loader:
     made: dict[str, Any]
     fails: Exception | None = None
 
-    def __init__(self, source: Any, batch_size: int, **options: Any) -> None:
-        type(self).made = {"batch_size": batch_size} | options
-        self.source, self.order = source, options["sampler"]
+    def __init__(self, source: Any, **options: Any) -> None:
+        type(self).made = options
+        self.source, self.order = source, sum(options["batch_sampler"], [])
 
     def __iter__(self) -> Any:
         if self.fails:
@@ -109,15 +109,14 @@ def test_a_stream_is_read_by_a_few_workers_that_leave_stops_and_random_numbers_a
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: n_cores)
     before = torch.get_rng_state()
-    ((batch, labels),) = numbered(4).batches(torch.tensor([2, 0]), 3, CPU)
+    ((batch, labels),) = numbered(4).batches(torch.tensor([2, 0]).split(3), CPU)
     assert batch[:, 0, 0, 0].tolist() == labels.tolist() == [2, 0]
     generator = loader.made.pop("generator")
     assert isinstance(generator, torch.Generator)
     assert generator is not torch.default_generator
     assert torch.equal(torch.get_rng_state(), before)
     assert loader.made == {
-        "batch_size": 3,
-        "sampler": [2, 0],
+        "batch_sampler": [[2, 0]],
         "num_workers": n_workers,
         "pin_memory": False,
         "prefetch_factor": 4,
@@ -141,10 +140,10 @@ def test_a_workers_error_is_told_by_its_last_line(
 ) -> None:
     monkeypatch.setattr(loader, "fails", error)
     with pytest.raises(ValueError, match=f"^{told}$"):
-        list(numbered(4).batches(torch.arange(4), 2, CPU))
+        list(numbered(4).batches(torch.arange(4).split(2), CPU))
     monkeypatch.setattr(loader, "fails", KeyError("a fault of ours"))
     with pytest.raises(KeyError):
-        list(numbered(4).batches(torch.arange(4), 2, CPU))
+        list(numbered(4).batches(torch.arange(4).split(2), CPU))
 
 
 def test_a_worker_ignores_both_stops(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,14 +159,14 @@ META = torch.device("meta")
 @pytest.mark.parametrize("held", [True, False])
 def test_images_and_labels_come_on_the_device_asked_for(held: bool, loader: type[Loader]) -> None:
     images = numbered(4).to(CPU) if held else numbered(4)
-    for batch, labels in images.batches(torch.arange(4), 4, META):
+    for batch, labels in images.batches(torch.arange(4).split(4), META):
         assert batch.device == labels.device == META
         assert (batch.shape, labels.shape) == ((4, 3, 2, 2), (4,))
     there = numbered(4).to(CPU).to(META)
     assert there.held is not None
     assert there.held.device == there.labels.device == META
     assert there.subset(torch.arange(2)).held.shape == (2, 3, 2, 2)
-    ((batch, _),) = there.batches(torch.arange(4), 4, META)
+    ((batch, _),) = there.batches(torch.arange(4).split(4), META)
     assert batch.device == META
 
 
@@ -182,7 +181,7 @@ def test_memory_is_pinned_where_it_goes_to_cuda(loader: type[Loader]) -> None:
     images = numbered(4)
     images.decode = lambda i: torch.zeros(1, 1, 1).as_subclass(Moving)
     images.labels.cpu = lambda: torch.arange(4).as_subclass(Moving)  # type: ignore[method-assign]
-    list(images.batches(torch.arange(4), 4, torch.device("cuda")))
+    list(images.batches(torch.arange(4).split(4), torch.device("cuda")))
     assert loader.made["pin_memory"] is True
     assert moved == [("cuda", True)] * 2
 

@@ -110,9 +110,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     stopped = new_run(tmp_path / "stopped", **options)
     step, n_steps = Step.__call__, 0
 
-    def counting_step(self: Step, batches: Any) -> None:
+    def counting_step(self: Step, *batches: Any) -> None:
         nonlocal n_steps
-        step(self, batches)
+        step(self, *batches)
         n_steps += 1
         if n_steps == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -182,9 +182,7 @@ def test_validation_sees_no_augmentation(tmp_path: Path) -> None:
     seen: list[bool] = []
 
     class Spy(Augmentation):
-        def __call__(
-            self, images: Tensor, targets: Tensor, size: int | None = None
-        ) -> tuple[Tensor, Tensor]:
+        def __call__(self, images: Tensor, targets: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
             seen.append(run.model.training)
             return images, targets
 

@@ -21,8 +21,8 @@ class Clock:
         self.now, self.saved = 0.0, list[tuple[int, int, float]]()
         step, save = Step.__call__, Run.save
 
-        def slow_step(this: Step, batches: Any) -> None:
-            step(this, batches)
+        def slow_step(this: Step, *batches: Any) -> None:
+            step(this, *batches)
             self.now += 1
 
         def slow_save(this: Run) -> None:

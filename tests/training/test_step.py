@@ -132,8 +132,8 @@ def test_a_stopped_run_leaves_the_model_as_it_was(
     run = new_run(model, tmp_path, n_cached=9)
     step = Step.__call__
 
-    def stop(self: Step, batches: Any) -> None:
-        step(self, batches)
+    def stop(self: Step, *batches: Any) -> None:
+        step(self, *batches)
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Step, "__call__", stop)
@@ -282,7 +282,7 @@ def kept_bytes(run: Run) -> int:
 
     step = Step([run], lambda models: models[0])
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        step._forward(torch.randn(16, 3, 8, 8))
+        step.forward(torch.randn(16, 3, 8, 8))
     return sum(kept.values())
 
 

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import io
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from vitft.command.help import COMMANDS, kept
 from vitft.command.streams import Outliving
 from vitft.training.stop import stop_at_once
 from vitft.version import __version__
+
+OUT_OF_MEMORY = ("out of memory", "allocate memory")
+LOST = ("closed by peer", "reset by peer", "timed out", "NCCL", "connectFullMesh")  # a process
 
 
 class LazyGroup(click.Group):
@@ -68,35 +72,57 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal lacks is no error
             stream.reconfigure(errors="replace")
     sys.stdout, sys.stderr = (cast(TextIO, Outliving(s)) for s in (sys.stdout, sys.stderr))
+    errors = sys.stderr
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one talks
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    code = 0
     try:
         cli(sys.argv[1:] or ["--help"], standalone_mode=False)
-        code = 0
-    except click.ClickException as error:
-        code = _fail(error.format_message())
-    except click.exceptions.Exit as error:
-        code = error.exit_code
-    except (KeyboardInterrupt, click.Abort) as error:
-        # click wraps the former in the latter
-        text = str(error.__cause__ or error) or "interrupted"
-        click.echo(f"Stopped: {text}", err=True)
-        code = 130
-    except (ValueError, OSError) as error:
-        if "--traceback" in sys.argv:
-            raise
-        code = _fail(str(error))
-    except (RuntimeError, MemoryError) as error:
-        text = str(error)  # torch's kinds cannot be named without importing it
-        full = any(words in text for words in ("out of memory", "allocate memory"))
-        if "--traceback" in sys.argv or not (full or isinstance(error, MemoryError)):
-            raise
-        code = _fail(f"out of memory; try fewer images or parameters at a time ({text[:100]})")
+    except BaseException as error:
+        sys.stderr = errors
+        code = _status(error)
     sys.stdout.flush()
+    if code and "RANK" in os.environ:
+        os._exit(code)  # the other processes may wait for this one, and it for them
     sys.exit(code)
 
 
-def _fail(message: str) -> int:
-    click.echo("Error: " + " ".join(message.split()), err=True)
+def _status(error: BaseException) -> int:
+    """Return the exit status for what ended a command, and write why.
+
+    Raises:
+        BaseException: the error itself, if it is a fault of the program.
+    """
+    text, is_first = " ".join(str(error).split()), _is_first_to_fail()
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):  # click wraps the one in the other
+        if is_first:
+            click.echo(f"Stopped: {error.__cause__ or text or 'interrupted'}", err=True)
+        return 130
+    if isinstance(error, click.ClickException):
+        text = error.format_message()
+    elif "--traceback" in sys.argv:
+        raise error
+    elif isinstance(error, (RuntimeError, MemoryError)):
+        # torch's kinds cannot be named without importing it
+        if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
+            text = f"out of memory; try fewer images or parameters at a time ({text[:100]})"
+        elif "RANK" in os.environ and (not is_first or any(words in text for words in LOST)):
+            text = "another process of this run has ended; --resume goes on with what was saved"
+        else:
+            raise error
+    elif not isinstance(error, (ValueError, OSError)):
+        raise error
+    if is_first:
+        click.echo("Error: " + " ".join(text.split()), err=True)
     return 2
+
+
+def _is_first_to_fail() -> bool:
+    """Return whether no other process of this run has failed before, and told why."""
+    processes = sys.modules.get("vitft.devices.processes")  # which most commands never import
+    return processes is None or processes.first_to_fail()
 
 
 def _check_packages() -> None:

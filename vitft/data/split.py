@@ -93,7 +93,7 @@ def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, 
     """Return each channel's mean and standard deviation, pixels in 0..1, over <= 50,000 images."""
     order = torch.arange(len(images))[:: len(images) // 50_000 + 1]
     total, squares, n_pixels = torch.zeros(1), torch.zeros(1), 0
-    for batch, _ in images.batches(order, 1000, torch.device("cpu")):
+    for batch, _ in images.batches(order.split(1000), torch.device("cpu")):
         pixels = batch.cpu().transpose(0, 1).flatten(1).double() / 255  # (C, B * height * width)
         total, squares = total + pixels.sum(dim=1), squares + pixels.square().sum(dim=1)
         n_pixels += pixels.shape[1]

@@ -7,6 +7,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from vitft.devices.processes import highest, n_on_machine
+
 SHARE = 4  # a set takes at most this part of what is free
 CONTROL_GROUP = Path("/sys/fs/cgroup")  # a container's
 
@@ -21,9 +23,10 @@ def free_bytes(device: torch.device) -> int:
 def room(device: torch.device) -> int:
     """Return how many bytes a set of images may take on a device; a larger one is streamed.
 
-    Three sets, one after the other, leave 42 % of what was free.
+    Three sets, one after the other, leave 42 % of what was free. It is the same on every process.
     """
-    return free_bytes(device) // SHARE
+    own = free_bytes(device) // SHARE // (n_on_machine() if device.type == "cpu" else 1)
+    return -highest([-own])[0]
 
 
 def peak_bytes(device: torch.device) -> int | None:

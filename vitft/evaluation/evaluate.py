@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitft.devices.cores import in_parts
+from vitft.devices.processes import gathered, own_batches, own_slice
 from vitft.evaluation.task import SingleLabel, Task
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.images import Images
@@ -90,16 +91,18 @@ def evaluate(
         batch_size: images at a time; by default as many as suit their size.
     """
     batch_size = batch_size or suitable_batch(model)
-    order, device = torch.arange(len(images)), next(model.parameters()).device
+    parts, device = own_batches(len(images), batch_size), next(model.parameters()).device
     probabilities = [torch.empty(0, model.head.out_features)]
     labels, losses = [images.labels[:0].cpu()], [torch.empty(0)]
     with evaluating(model):
-        for batch, batch_labels in images.batches(order, batch_size, device):
+        for batch, batch_labels in images.batches(parts, device):
             logits = compute(model, batch, stage=images.stage, bf16=bf16).float()
             probabilities.append(task.predict(logits).cpu())
             labels.append(batch_labels.cpu())
             losses.append(task.loss(logits, task.targets(batch_labels, logits.shape[1])).cpu())
-    whole = [torch.cat(found) for found in (probabilities, labels, losses)]
+    own = own_slice(len(images))
+    n_own = own.stop - own.start
+    whole = [gathered(torch.cat(found)[:n_own]) for found in (probabilities, labels, losses)]
     return Evaluation(whole[0], whole[1], whole[2], task)
 
 

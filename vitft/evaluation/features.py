@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitft.bars import progress_bar
 from vitft.devices.memory import room
+from vitft.devices.processes import add_up, own_batches, own_slice
 from vitft.evaluation.evaluate import compute, evaluating, suitable_batch
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.images import Images
@@ -58,30 +59,34 @@ def extract(
     Raises:
         OSError: that file cannot be written.
     """
-    device, order, done = model.head.weight.device, torch.arange(len(images)), 0
+    device, own = model.head.weight.device, own_slice(len(images))
+    done = own.start
     extracted = Images(images.decode, images.labels, images.sources)
     extracted.stage = n_stages
-    batches = images.batches(order, batch_size or suitable_batch(model), device)
+    parts = own_batches(len(images), batch_size or suitable_batch(model))
     with (
         evaluating(model),
-        progress_bar(len(images), desc="frozen stages") as bar,
+        progress_bar(own.stop - own.start, desc="frozen stages") as bar,
     ):
-        for batch, _ in batches:
+        for batch, _ in images.batches(parts, device):
             features = compute(model, batch, stage=images.stage, last=n_stages, bf16=bf16)
             if extracted.held is None:
                 shape = (len(images), *features.shape[1:])
                 extracted.held = _allocate(shape, features, folder, max_bytes)
-            extracted.held[done : done + len(batch)] = features
-            done += len(batch)
-            bar.update(len(batch))
+            n = min(len(batch), own.stop - done)
+            extracted.held[done : done + n] = features[:n]
+            done += n
+            bar.update(n)
+    if extracted.held is not None:
+        add_up(extracted.held)
     return extracted
 
 
 def _allocate(shape: tuple[int, ...], like: Tensor, folder: Path, max_bytes: int | None) -> Tensor:
-    """Return an empty tensor, in memory on the device of `like` where it fits, else in a file."""
+    """Return a tensor of zeros, in memory on the device of `like` where it fits, else in a file."""
     size = torch.Size(shape).numel()
     if size * like.element_size() <= (room(like.device) if max_bytes is None else max_bytes):
-        return like.new_empty(shape)
+        return like.new_zeros(shape)
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):  # where the disk is full, now rather than by a signal
             os.posix_fallocate(file.fileno(), 0, size * like.element_size())

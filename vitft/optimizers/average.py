@@ -49,6 +49,6 @@ class Average:
 
 @torch.no_grad()
 def put(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Give parameters the values, by name."""
+    """Give parameters the values, by name; both are whole, or sharded alike."""
     for name, value in values.items():
         parameters[name].copy_(value)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from vitft.devices.processes import whole
 from vitft.optimizers.build import build_optimizers, set_lr
 from vitft.training.plan import Plan
 
@@ -69,7 +70,7 @@ class Updates:
             self._check_reached()
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        self.steps.note(norm)
+        self.steps.note(whole(norm))
         return norm
 
     def step(self, norm: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitft.devices.processes import Rows
 from vitft.pictures.changes import erased, rand_augment, trivial_augment
 
 
@@ -50,7 +51,11 @@ class Augmentation:
             )
 
     def __call__(
-        self, images: Tensor, targets: Tensor, size: int | None = None
+        self,
+        images: Tensor,
+        targets: Tensor,
+        size: int | None = None,
+        rows: Rows | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return images and target probabilities (B, n_classes), changed.
 
@@ -58,26 +63,28 @@ class Augmentation:
             images: (B, C, height, width); larger than `size` where parts of them are to show more.
             targets: (B, n_classes).
             size: side of the images that come out, where they are moved; by default as they are.
+            rows: which images of a batch they are; by default all.
         """
+        rows = rows or Rows(len(images))
         if self.flip or self.shift or self.min_area < 1:
-            images = self.move(images, size)
+            images = self.move(images, rows, size)
         if self.trivial:
-            images = trivial_augment(images)
+            images = trivial_augment(images, rows)
         if self.rand:
-            images = rand_augment(images)
+            images = rand_augment(images, rows)
         if self.erase:
-            images = erased(images, self.erase)
+            images = erased(images, self.erase, rows)
         if self.mixup or self.cutmix:
-            images, targets = self.mix(images, targets)
+            images, targets = self.mix(images, targets, rows)
         return images, targets
 
-    def move(self, images: Tensor, size: int | None = None) -> Tensor:
+    def move(self, images: Tensor, rows: Rows, size: int | None = None) -> Tensor:
         """Return each image cut, shifted and mirrored at random, in one resampling, see above."""
         height, width = (size, size) if size else images.shape[-2:]
         n = len(images)
 
         def rand(low: float, high: float) -> Tensor:
-            return torch.empty(n, device=images.device).uniform_(low, high)
+            return rows.uniform(low, high, device=images.device)
 
         area = rand(self.min_area, 1)
         # no side exceeds the image's
@@ -94,10 +101,10 @@ class Augmentation:
         grid = F.affine_grid(theta, [*images.shape[:2], height, width], align_corners=False)
         return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
-    def mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def mix(self, images: Tensor, targets: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return images mixed with the batch in reverse, each by its own share, and the targets."""
-        n, height, width = len(images), *images.shape[-2:]
-        rand = torch.rand(4, n, 1, 1, 1, device=images.device)
+        height, width = images.shape[-2:]
+        rand = rows.uniform(0, 1, 4, device=images.device)[..., None, None, None]
         share = rand[0]  # of the other image
         half_height, half_width = share.sqrt() * height / 2, share.sqrt() * width / 2
         y = torch.arange(height, device=images.device).view(-1, 1) + 0.5 - rand[1] * height

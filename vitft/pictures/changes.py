@@ -9,37 +9,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitft.devices.processes import Rows
+
 TRIES = 10  # at a rectangle that fits
 
 
-def trivial_augment(images: Tensor) -> Tensor:
+def trivial_augment(images: Tensor, rows: Rows) -> Tensor:
     """Return each image changed in one way, drawn with its strength (arXiv:2103.10158, table 1).
 
     Of the paper's changes only the equalised histogram is left out; its ranges are the narrow ones.
+
+    Args:
+        images: (B, C, height, width).
+        rows: which images of a batch they are.
     """
-    return changed(images, torch.empty(len(images), device=images.device).uniform_(-1, 1))
+    return changed(images, rows.uniform(-1, 1, device=images.device), rows)
 
 
-def rand_augment(images: Tensor, n_changes: int = 2, magnitude: float = 9 / 30) -> Tensor:
+def rand_augment(
+    images: Tensor, rows: Rows, n_changes: int = 2, magnitude: float = 9 / 30
+) -> Tensor:
     """Return each image changed in several ways, one after the other (arXiv:1909.13719).
 
     The changes are those of `trivial_augment`.
 
     Args:
         images: (B, C, height, width).
+        rows: which images of a batch they are.
         n_changes: how many.
         magnitude: of each, as a share of the largest; its sign is drawn.
     """
     for _ in range(n_changes):
-        sign = torch.randint(2, (len(images),), device=images.device) * 2.0 - 1
-        images = changed(images, magnitude * sign)
+        sign = rows.integers(2, images.device) * 2.0 - 1
+        images = changed(images, magnitude * sign, rows)
     return images
 
 
-def changed(images: Tensor, strength: Tensor) -> Tensor:
+def changed(images: Tensor, strength: Tensor, rows: Rows) -> Tensor:
     """Return each image changed in one way, which is drawn, by its strength (B,) in -1..1."""
-    n, device = len(images), images.device
-    change = torch.randint(len(MOVES) + len(RECOLOURINGS) + 1, (n,), device=device)  # 0: none
+    change = rows.integers(len(MOVES) + len(RECOLOURINGS) + 1, images.device)  # 0: none
     images = _moved(images, change, strength)
     for i, recolour in enumerate(RECOLOURINGS, start=len(MOVES) + 1):
         chosen = (change == i).view(-1, 1, 1, 1)
@@ -114,7 +122,7 @@ RECOLOURINGS = (
 )
 
 
-def erased(images: Tensor, share: float) -> Tensor:
+def erased(images: Tensor, share: float, rows: Rows) -> Tensor:
     """Return images of which a share loses a rectangle to its mean colour (arXiv:1708.04896).
 
     It has 2 to 33 % of the area, and sides within 3:10 and 10:3, as torchvision's RandomErasing.
@@ -122,18 +130,18 @@ def erased(images: Tensor, share: float) -> Tensor:
     Args:
         images: (B, C, height, width).
         share: of the images.
+        rows: which images of a batch they are.
     """
-    n, height, width = len(images), *images.shape[-2:]
-    device = images.device
-    area = torch.empty(TRIES, n, device=device).uniform_(0.02, 0.33) * height * width
-    ratio = torch.empty(TRIES, n, device=device).uniform_(math.log(0.3), math.log(3.3)).exp()
+    (height, width), device = images.shape[-2:], images.device
+    area = rows.uniform(0.02, 0.33, TRIES, device=device) * height * width
+    ratio = rows.uniform(math.log(0.3), math.log(3.3), TRIES, device=device).exp()
     tall, wide = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (tall < height) & (wide < width)
     first = fits.int().argmax(dim=0, keepdim=True)
     tall, wide = (side.gather(0, first)[0] for side in (tall, wide))
-    chosen = (torch.rand(n, device=device) < share) & fits.any(dim=0)
-    top = (torch.rand(n, device=device) * (height - tall + 1)).floor()
-    left = (torch.rand(n, device=device) * (width - wide + 1)).floor()
+    chosen = (rows.uniform(0, 1, device=device) < share) & fits.any(dim=0)
+    top = (rows.uniform(0, 1, device=device) * (height - tall + 1)).floor()
+    left = (rows.uniform(0, 1, device=device) * (width - wide + 1)).floor()
     y = torch.arange(height, device=device)[:, None] - top.view(-1, 1, 1, 1)
     x = torch.arange(width, device=device) - left.view(-1, 1, 1, 1)
     inside = (y >= 0) & (y < tall.view(-1, 1, 1, 1)) & (x >= 0) & (x < wide.view(-1, 1, 1, 1))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitft.devices.memory import room
+from vitft.devices.processes import add_up, merged, n_on_machine, own_slice
 
 
 def listed(errors: Sequence[Exception]) -> str:
@@ -168,8 +169,9 @@ class Images:
 
             if held is not None or every:
                 with ThreadPoolExecutor(os.cpu_count()) as pool:
-                    list(pool.map(decode, range(len(self))))
-            self.held = held
+                    list(pool.map(decode, range(len(self))[own_slice(len(self))]))
+                failures = merged(failures)
+            self.held = None if held is None else add_up(held)  # each process has its own, and 0
         if self.held is not None:
             self.held, self.labels = self.held.to(device), self.labels.to(device)
         return failures
@@ -183,26 +185,29 @@ class Images:
             return None
 
     def batches(
-        self, order: Tensor, batch_size: int, device: torch.device
+        self, indices: Sequence[Tensor], device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images as held, or uint8 (B, C, height, width), and labels (B,), on `device`.
 
-        They come in `order` (m,), `batch_size` at a time.
+        Args:
+            indices: of the images of every batch, (B,) each.
+            device: to bring them to.
         """
-        if not len(order):
+        indices = [chosen for chosen in indices if len(chosen)]
+        if not indices:
             return
         if self.held is not None:
-            for chosen in order.to(self.held.device).split(batch_size):
+            for chosen in indices:
+                chosen = chosen.to(self.held.device)
                 labels = self.labels[chosen.to(self.labels.device)]
                 yield self.held[chosen].to(device), labels.to(device)
             return
         pin = device.type == "cuda"
-        n_workers = min(8, os.cpu_count() or 1)
+        n_workers = max(1, min(8, (os.cpu_count() or 1) // n_on_machine()))
         source = _Decoded(self.decode, self.labels.cpu())
         loader = DataLoader(
             source,
-            batch_size,
-            sampler=order.tolist(),
+            batch_sampler=[chosen.tolist() for chosen in indices],
             num_workers=n_workers,
             pin_memory=pin,
             prefetch_factor=4,

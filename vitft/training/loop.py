@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from vitft.bars import note, progress_bar
+from vitft.devices.processes import copy_into, highest, is_first, n_processes
 from vitft.evaluation.features import extract, n_frozen
 from vitft.evaluation.probe import Probe, fit_probe
 from vitft.optimizers.updates import NotFinite
@@ -78,8 +79,9 @@ class Loop:
             self._save()
             for run in self.step.runs:
                 run.settle()
-            if stop:  # during the last validation: nothing is lost, and nothing more is wanted
-                raise Interrupted(stop[0])
+            (stopped,) = highest([sum(stop[:1])])
+            if stopped:  # during the last validation: nothing is lost, and nothing more is wanted
+                raise Interrupted(stopped)
 
     def _extract(self) -> None:
         """Let the frozen stages see every set of images once."""
@@ -115,7 +117,7 @@ class Loop:
                 for parameter, value in zip(
                     run.model.head.parameters(), found[key].head, strict=True
                 ):
-                    parameter.copy_(value)
+                    copy_into(parameter, value)
             run.note_start()
 
     def _run_epoch(self, stop: list[int], bar: "tqdm[Any]") -> None:
@@ -126,24 +128,25 @@ class Loop:
             model.train().resize(size)
         shown = started = time.perf_counter()
         before = first.seconds * n
-        sets = [
-            run.inputs.batches(run.order(), run.plan.batch_size, run.device) for run in step.leaders
-        ]
-        for batches in zip(*sets, strict=True):
-            step(batches)
+        shares = first.shares()
+        sets = [run.batches(shares) for run in step.leaders]
+        for rows, *batches in zip(shares, *sets, strict=True):
+            step(batches, rows)
             now = time.perf_counter()
             for run in step.runs:
                 run.step += 1
                 run.seconds = (before + now - started) / n  # its share
-            bar.update(len(batches[0][1]))
+            bar.update(rows.n)
             if now - shown > max(SHOW_SECONDS, bar.mininterval):
                 shown = now
                 show(first, bar)
-            if stop or now - self.saved > first.plan.save_seconds > 0:
+            is_due = is_first() and now - self.saved > first.plan.save_seconds > 0
+            stopped, due = highest([sum(stop[:1]), int(is_due)])  # on any process
+            if stopped or due:
                 self._save()
                 started += self.saved - now
-            if stop:
-                raise Interrupted(stop[0])
+            if stopped:
+                raise Interrupted(stopped)
         synchronize(first.device)
         for run in step.runs:
             run.seconds = (before + time.perf_counter() - started) / n
@@ -234,6 +237,8 @@ def _check_alike(runs: Sequence[Run], join: Join | None) -> None:
         run.updates.check_same(run.model)
     if len(runs) == 1:
         return
+    if n_processes() > 1:
+        raise ValueError(f"{len(runs)} runs train together in one process, not in {n_processes()}")
     if join is None:
         raise ValueError(f"{len(runs)} runs need join, which makes one model of theirs")
     first = runs[0].plan

@@ -5,13 +5,14 @@ A run knows how far it has come, saves that and goes back to it. `vitft.training
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vitft.devices.processes import Rows, add_up, is_first
 from vitft.evaluation.evaluate import Evaluation, evaluate
 from vitft.files import write_bytes
 from vitft.model.vit import VisionTransformer
@@ -49,7 +50,7 @@ class Run:
         temperature: what the head was divided by at the end, to be calibrated.
         frozen: validation accuracy of the base's features as they are, by knn and probe.
         draws: the random state to go on with.
-        totals: (3,) of this epoch: loss, right predictions, images.
+        totals: (3,) of this epoch: loss, right predictions, images; this process's share.
 
     Raises:
         ValueError: the plan does not suit the device or the model.
@@ -85,10 +86,13 @@ class Run:
     def save(self) -> None:
         """Write what `restore` needs, whole or not at all; never a state that is not finite.
 
+        Every process calls it, and the first one writes.
+
         Raises:
             NotFinite: a step, the loss or a weight is not; what was saved before stays.
             OSError: the folder cannot be written to.
         """
+        add_up(self.totals)
         self.check_finite()
         progress = {name: getattr(self, name) for name in PROGRESS}
         progress |= {"totals": self.totals.tolist(), "belongs": self.belongs}
@@ -96,6 +100,7 @@ class Run:
         path, optimizers = self.folder / STATE, self.updates.optimizers
         kept = {"best": self.best.weights, "average": self.average.values}
         save_state(path, self.model, optimizers, self.draws, progress, kept)
+        self.totals *= is_first()  # which now has those of all
 
     def restore(self) -> None:
         """Go back to the state that was saved last.
@@ -115,7 +120,7 @@ class Run:
             )
         self.best.weights, self.average.values = kept["best"], kept["average"]
         try:
-            self.totals.copy_(torch.tensor(progress["totals"]))
+            self.totals.copy_(torch.tensor(progress["totals"]) * is_first())
             for name in PROGRESS:
                 setattr(self, name, progress[name])
             # which a state of an earlier version lacks
@@ -134,6 +139,19 @@ class Run:
         else:
             order = torch.randperm(len(self.train), generator=generator)
         return order[self.step * self.plan.batch_size :]
+
+    def left(self) -> list[Tensor]:
+        """Return the indices of every batch still to come in this epoch."""
+        return [batch for batch in self.order().split(self.plan.batch_size) if len(batch)]
+
+    def shares(self) -> list[Rows]:
+        """Return what this process has of every batch still to come in this epoch."""
+        return [Rows.of(len(batch)) for batch in self.left()]
+
+    def batches(self, shares: Sequence[Rows]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield these shares of the batches still to come: images as held, labels (b, ...)."""
+        own = [rows.chosen(batch) for rows, batch in zip(shares, self.left(), strict=True)]
+        return self.inputs.batches(own, self.device)
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a step of this epoch."""
@@ -228,6 +246,7 @@ class Run:
         Raises:
             NotFinite: a step, the loss or a weight is not finite.
         """
+        add_up(self.totals)
         self.check_finite()
         loss, n_images = (self.totals[0] / self.totals[2]).item(), int(self.totals[2])
         result = None
@@ -247,7 +266,8 @@ class Run:
         weights = self.average.values or self.trainable
         self.best.note(row, weights if self.plan.keep == "best" else {})
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
-        write_bytes(self.folder / "metrics.jsonl", lines.encode())
+        if is_first():
+            write_bytes(self.folder / "metrics.jsonl", lines.encode())
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         self.totals.zero_()
         self.updates.steps.restart(0)

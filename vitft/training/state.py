@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitft.devices.processes import copy_into, is_first, sharded_like, whole
 from vitft.files import read_tensors, write_tensors
 from vitft.training.draws import random_state
 
@@ -33,14 +34,17 @@ def save_state(
         progress: how far the run has come, as JSON can hold it.
         kept: for each of WEIGHTS what they are, by name.
     """
-    tensors = {f"model.{name}": value for name, value in _trained(model).items()}
+    tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in _trained(model).items()}
     tensors |= {f"buffer.{name}": value for name, value in _buffers(model).items()}
     for kind in WEIGHTS:
         tensors |= {f"{kind}.{name}": value for name, value in kept.get(kind, {}).items()}
     for i, optimizer in enumerate(optimizers):
         for j, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{j}.{name}": value for name, value in values.items()}
-    write_tensors(path, tensors | dict(zip(RANDOM, draws, strict=False)), progress)
+    tensors |= dict(zip(RANDOM, draws, strict=False))
+    tensors = {name: whole(value) for name, value in tensors.items()}  # by all, in one order
+    if is_first():
+        write_tensors(path, tensors, progress)
 
 
 def load_state(
@@ -68,20 +72,21 @@ def load_state(
         draws = [tensors["random.cpu"], *(tensors.get("random.cuda", state) for state in own)]
         if draws[0].shape != cpu.shape or draws[0].dtype != cpu.dtype:
             raise ValueError("its random state is of another size")
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is broken ({error}); start again with --overwrite") from error
     with torch.no_grad():
         for name, value in saved.items():
-            trained[name].copy_(value)
+            copy_into(trained[name], value)
         for name, buffer in _buffers(model).items():
-            buffer.copy_(tensors.get(f"buffer.{name}", buffer))
+            copy_into(buffer, tensors.get(f"buffer.{name}", buffer))
     kept: dict[str, dict[str, Tensor]] = {kind: {} for kind in WEIGHTS}
     for key, value in tensors.items():
         kind, _, name = key.partition(".")
         if kind in kept:
             if name not in trained or trained[name].shape != value.shape:
                 raise ValueError(f"{path} is broken (its {kind} weights are another model's)")
-            kept[kind][name] = value.to(device)
+            kept[kind][name] = torch.empty_like(trained[name], requires_grad=False)
+            copy_into(kept[kind][name], value)
     return progress, draws, kept
 
 
@@ -89,11 +94,12 @@ def _load_optimizers(
     tensors: dict[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
 ) -> None:
     for i, optimizer in enumerate(optimizers):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith(f"optimizer.{i}."):
                 j, key = name.split(".")[2:]
-                state.setdefault(int(j), {})[key] = value
+                state.setdefault(int(j), {})[key] = sharded_like(parameters[int(j)], value)
         if len({frozenset(values) for values in state.values()}) > 1:
             raise ValueError("a parameter's state lacks something")
         groups = optimizer.state_dict()["param_groups"]

@@ -15,30 +15,59 @@ from torch.utils.checkpoint import checkpoint
 
 from vitft.devices.cores import each, in_parts, n_parts
 from vitft.devices.graphs import Recorded
+from vitft.devices.processes import Rows, in_step, n_processes, shared_step
 from vitft.evaluation.evaluate import resample
 from vitft.evaluation.features import n_frozen
 from vitft.model.vit import VisionTransformer
 from vitft.optimizers.updates import NotFinite
 from vitft.training.draws import first_varying_stage, random_state, set_random_state
-from vitft.training.plan import Plan
 from vitft.training.run import Run
 
 Join = Callable[[list[VisionTransformer]], VisionTransformer]
 
 
 def prepare(
-    model: VisionTransformer, plan: Plan, images: Tensor, labels: Tensor, *, stage: int, size: int
+    run: Run, images: Tensor, labels: Tensor, rows: Rows, *, stage: int
 ) -> tuple[Tensor, Tensor]:
     """Return the input of `stage` for a batch as it is held, augmented, and targets (B, n_classes).
 
     Stage 0 takes normalised images (B, C, image_size, image_size), a later one features. Images are
-    augmented at their side in full, `size`, and then scaled where the model takes smaller ones.
+    augmented at their side in full, and then scaled where the model takes smaller ones.
     """
+    model, plan = run.model, run.plan
     targets = plan.task.targets(labels, model.head.out_features)
     if stage == 0:
-        images, targets = plan.augmentation(images.float(), targets, size)
+        images, targets = plan.augmentation(images.float(), targets, run.image_size, rows)
         images = resample(model.normalize(images), model.image_size)
     return images, targets
+
+
+class Pass(nn.Module):
+    """What a batch of one run passes from `stage` on, as one module, which DDP can wrap.
+
+    Stages are compiled, or computed again in the backward pass, as the plan says. They are compiled
+    here, and not in place, since evaluation is too short to compile for.
+    """
+
+    def __init__(self, run: Run, stage: int) -> None:
+        super().__init__()
+        self.model, self.stage, self.autocast = run.model, stage, run.autocast
+        self.changed: list[Callable[[Tensor], Tensor]] = []
+        if run.plan.compiled:
+            self.changed = [torch.compile(part, dynamic=False) for part in run.model.stages()]
+        elif run.plan.checkpoint_blocks:
+            embed, *blocks, pool, head = run.model.stages()
+            again = [partial(checkpoint, block, use_reentrant=False) for block in blocks]
+            self.changed = [embed, *again, pool, head]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (B, n_classes), through the model itself where that takes `x`."""
+        with self.autocast():
+            for part in self.changed[self.stage :]:
+                x = part(x)
+            if self.changed:
+                return x
+            return self.model.run(x, self.stage) if self.stage else self.model(x)
 
 
 class Step:
@@ -72,7 +101,7 @@ class Step:
         models = [[runs[i].model for i in group] for group in self.groups]
         self.joints = [group[0] if self.alone else join(group) for group in models]
         self.prepare, self.learn = prepare, self._learn
-        self.stages = changed_stages(first)
+        self.forward = in_step(Pass(first, self.stage))
         if first.plan.compiled:
             self.prepare = torch.compile(prepare, dynamic=False)
         if first.plan.recorded:
@@ -80,19 +109,19 @@ class Step:
         if self.alone:
             set_random_state(first.draws, first.device)
 
-    def __call__(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __call__(self, batches: Sequence[tuple[Tensor, Tensor]], rows: Rows | None = None) -> None:
         """Move every run's parameters by the gradient of its batch.
 
         Args:
-            batches: of every set, images as they are held (B, ...) and labels (B, ...).
+            batches: of every set, images as they are held (b, ...) and labels (b, ...).
+            rows: which images of a batch they are; by default all.
         """
+        self.rows = rows = rows or Rows(len(batches[0][1]))
         prepared: list[tuple[Tensor, Tensor]] = []
         for run, batch in zip(self.leaders, batches, strict=True):
             if not self.alone:
                 set_random_state(run.draws, run.device)
-            prepared.append(
-                self.prepare(run.model, run.plan, *batch, stage=self.stage, size=run.image_size)
-            )
+            prepared.append(self.prepare(run, *batch, rows, stage=self.stage))
             if not self.alone:
                 run.draws = random_state(run.device)
         for run in self.runs:
@@ -123,35 +152,28 @@ class Step:
 
     def _backward_alone(self, inputs: Tensor, targets: Tensor) -> None:
         """Leave one run's gradients in its parameters; on a CPU from parts side by side."""
-        run, n = self.runs[0], len(inputs)
-        side_by_side = not (self.whole or run.plan.compiled or run.plan.accumulate > 1)
-        n_pieces = n_parts(run.device, n) if side_by_side else min(n, run.plan.accumulate)
-        pieces = zip(inputs.tensor_split(n_pieces), targets.tensor_split(n_pieces), strict=True)
-        if n_pieces > 1 and side_by_side:
-            for gradients, totals in each(partial(self._gradients, run, n), pieces):
+        run, rows = self.runs[0], self.rows
+        plain = not (self.whole or run.plan.compiled or run.plan.accumulate > 1)
+        side_by_side = plain and n_processes() == 1
+        n = n_parts(run.device, rows.n) if side_by_side else min(rows.least, run.plan.accumulate)
+        pieces = zip(inputs.tensor_split(n), targets.tensor_split(n), strict=True)
+        if n > 1 and side_by_side:
+            for gradients, totals in each(partial(self._gradients, run, rows.n), pieces):
                 run.totals += totals
                 add_gradients(run.trainable, gradients)
             return
-        for x, y in pieces:
-            loss, totals = loss_and_totals(run, self._forward(x), y)
-            (loss / n).backward()
-            run.totals += totals
-
-    def _forward(self, x: Tensor) -> Tensor:
-        """Return the logits of one run's model, through the module itself where that takes `x`."""
-        run = self.runs[0]
-        with run.autocast():
-            for part in self.stages[self.stage :]:
-                x = part(x)
-            if self.stages:
-                return x
-            return run.model.run(x, self.stage) if self.stage else run.model(x)
+        weight = rows.count * n_processes() / rows.n  # of an image: gradients will be averaged
+        for i, (part, (x, y)) in enumerate(zip(rows.split(n), pieces, strict=True), start=1):
+            with shared_step(self.forward, part, last=i == n):
+                loss, totals = loss_and_totals(run, self.forward(x), y)
+                (loss * weight).backward()
+            run.totals += totals * rows.count
 
     def _gradients(
         self, run: Run, n: int, inputs: Tensor, targets: Tensor
     ) -> tuple[Sequence[Tensor | None], Tensor]:
         """Return a part's share of the gradients of a batch of `n`, and its totals."""
-        loss, totals = loss_and_totals(run, self._forward(inputs), targets)
+        loss, totals = loss_and_totals(run, self.forward(inputs), targets)
         parameters = [*run.trainable.values()]
         return torch.autograd.grad(loss / n, parameters, allow_unused=True), totals
 
@@ -203,20 +225,6 @@ class Step:
             self.failed[run] = error
             if len(self.failed) == len(self.runs):
                 raise
-
-
-def changed_stages(run: Run) -> list[Callable[[Tensor], Tensor]]:
-    """Return the stages to compute in place of the model's, as the plan says; [] for its own.
-
-    They are compiled here, and not in place, since evaluation is too short to compile for.
-    """
-    if run.plan.compiled:
-        return [torch.compile(stage, dynamic=False) for stage in run.model.stages()]
-    if run.plan.checkpoint_blocks:
-        embed, *blocks, pool, head = run.model.stages()
-        again = [partial(checkpoint, block, use_reentrant=False) for block in blocks]
-        return [embed, *again, pool, head]
-    return []
 
 
 def loss_and_totals(run: Run, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

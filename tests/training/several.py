@@ -1,0 +1,125 @@
+"""Tiny runs that one process or several train, for the tests of several processes."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import adapters
+from tests.conftest import TINY
+from vitft.model.config import ViTConfig
+from vitft.model.vit import VisionTransformer
+from vitft.pictures.augment import Augmentation
+from vitft.pictures.images import Images
+from vitft.training.loop import train
+from vitft.training.plan import Plan
+from vitft.training.run import Run
+
+CPU = torch.device("cpu")
+MIXED = Augmentation(
+    flip=True, shift=1, min_area=0.5, trivial=True, erase=0.5, mixup=0.3, cutmix=0.3
+)
+RANDOM = Augmentation(rand=True, mixup=1.0)
+LORA = adapters.LoRAConfig(rank=2, alpha=4, dropout=0.2, targets=("wq", "wv"))
+
+# name -> adapter, dropout of the base, whether images are held, options of the plan
+CASES: dict[str, tuple[adapters.AdapterConfig | None, float, bool, dict[str, Any]]] = {
+    "pretrained": (None, 0.2, True, {"augmentation": MIXED, "label_smoothing": 0.1}),
+    "pretrained with muon": (None, 0.0, True, {"optimizer": "muon", "augmentation": RANDOM}),
+    "lora, streamed": (LORA, 0.1, False, {"augmentation": MIXED, "ema": 0.9}),
+    "dora, in parts": (adapters.DoRAConfig(rank=2), 0.0, True, {"accumulate": 2}),
+    "full, blocks again": (None, 0.0, True, {"checkpoint_blocks": True}),
+    "lora on features": (
+        adapters.LoRAConfig(rank=2, layers=(1,)),
+        0.0,
+        True,
+        {"n_cached": 2, "probe_head": True, "keep": "best", "sample": "balanced"},
+    ),
+    "ssf": (adapters.SSFConfig(), 0.0, True, {"patience": 1, "keep": "best"}),
+}
+
+
+def images(n: int, seed: int) -> Images:
+    """Return n images of two classes, of which one is a bit brighter."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 2
+    pixels = torch.randint(0, 200, (n, 3, 8, 8), generator=generator)
+    pixels = (pixels + 40 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+    return Images(pixels.__getitem__, labels)
+
+
+def new_run(name: str, folder: Path, *, n: int = 37, epochs: int = 3) -> Run:
+    """Return a run on n images in batches of 8, in float64; both leave a remainder of 5 and 2."""
+    config, dropout, held, options = CASES[name]
+    torch.manual_seed(1)
+    model = VisionTransformer(ViTConfig(**TINY, n_classes=2, dropout=dropout)).double()
+    if config is not None:
+        adapters.inject(model, config, trainable=("head",))
+    plan = Plan(
+        **{"epochs": epochs, "batch_size": 8, "lr": 1e-2, "weight_decay": 0.0, "seed": 3} | options
+    )
+    folder.mkdir(exist_ok=True)
+    sets = images(n, 1), images(11, 2)
+    if held:
+        sets = sets[0].to(CPU), sets[1].to(CPU)
+    return Run(model, *sets, plan, folder)
+
+
+def result(run: Run) -> dict[str, Tensor]:
+    """Return what a run ends with: every weight, and the figures of its epochs."""
+    found = {name: value.clone() for name, value in run.model.state_dict().items()}
+    keys = ("train_loss", "val_loss", "val_accuracy")
+    figures = [[row[key] for key in keys] for row in run.history]
+    return found | {"figures": torch.tensor(figures, dtype=torch.float64)}
+
+
+def alone(name: str, folder: Path) -> dict[str, Tensor]:
+    """Train in this process, and return what the run ends with."""
+    run = new_run(name, folder)
+    train(run)
+    return result(run)
+
+
+def train_shared(name: str, folder: Path) -> None:
+    """Train as one of several processes; each writes what it ends with."""
+    run = new_run(name, folder)
+    train(run)
+    save_file(result(run), folder / f"result-{dist.get_rank()}.safetensors")
+
+
+def _join(
+    rank: int, n: int, folder: str, do: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
+) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    multiprocessing.set_start_method(None, force=True)  # for workers that read images
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store-{n}",
+        rank=rank,
+        world_size=n,
+        timeout=timedelta(seconds=60),
+    )
+    for some in arguments:
+        do(*some)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def in_processes(
+    n: int, folder: Path, do: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
+) -> None:
+    """Call `do` with each of `arguments` in turn, in n processes that know each other."""
+    torch.multiprocessing.spawn(_join, (n, str(folder), do, arguments), nprocs=n)
+
+
+def results(folder: Path) -> list[dict[str, Tensor]]:
+    """Return what every process ended with."""
+    return [load_file(path) for path in sorted(folder.glob("result-*.safetensors"))]

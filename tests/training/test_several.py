@@ -1,0 +1,95 @@
+"""Several processes end where one does, whatever is trained, drawn at random or left over."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.training.several import (
+    CASES,
+    alone,
+    in_processes,
+    new_run,
+    result,
+    results,
+    train_shared,
+)
+from vitft.devices import processes
+from vitft.devices.processes import Rows
+from vitft.training.loop import train
+from vitft.training.stop import Interrupted
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], name: str) -> None:
+    """Check that a run ended where another did; losses are summed up in float32."""
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        atol = 1e-6 if key == "figures" else 1e-8
+        torch.testing.assert_close(found[key], value, atol=atol, rtol=0, msg=f"{name}: {key}")
+
+
+def test_four_processes_end_where_one_does(tmp_path: Path) -> None:
+    folders = {name: tmp_path / str(i) for i, name in enumerate(CASES)}
+    in_processes(4, tmp_path, train_shared, [*folders.items()])
+    for name, folder in folders.items():
+        expected, found = alone(name, tmp_path / "alone"), results(folder)
+        assert len(found) == 4
+        for values in found:
+            assert_same(values, expected, name)
+
+
+def go_on(name: str, folder: Path, n_steps: int) -> None:
+    """Go on with a run, or start it; the last process asks to stop after some steps."""
+    run = new_run(name, folder)
+    if (folder / "state.safetensors").exists():
+        run.restore()
+    before = run.epoch * run.steps_per_epoch + run.step
+    plain, last = run.update, not dist.is_initialized() or dist.get_rank() > 0
+
+    def update() -> None:
+        plain()
+        if run.epoch * run.steps_per_epoch + run.step + 1 == before + n_steps and last:
+            signal.raise_signal(signal.SIGTERM)
+
+    run.update = update  # type: ignore[method-assign]
+    try:
+        train(run)
+    except Interrupted:
+        assert run.epoch * run.steps_per_epoch + run.step == before + n_steps
+    else:
+        save_file(result(run), folder / f"result-{dist.get_rank()}.safetensors")
+
+
+def test_runs_go_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    names = ("pretrained", "lora, streamed", "lora on features")
+    folders = {name: tmp_path / str(i) for i, name in enumerate(names)}
+    in_processes(2, tmp_path, go_on, [(*pair, 3) for pair in folders.items()])
+    for name, folder in folders.items():
+        go_on(name, folder, 4)
+    in_processes(3, tmp_path, go_on, [(*pair, 99) for pair in folders.items()])
+    for name, folder in folders.items():
+        expected, found = alone(name, tmp_path / "alone"), results(folder)
+        assert len(found) == 3
+        for values in found:
+            assert_same(values, expected, name)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 64])
+@pytest.mark.parametrize("n_processes", [2, 3, 4])
+def test_every_image_is_somewhere_once_beside_the_one_it_is_mixed_with(
+    n: int, n_processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "n_processes", lambda: n_processes)
+    seen: list[int] = []
+    for rank in range(n_processes):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        rows = Rows.of(n)
+        assert rows.here is not None
+        assert len(rows) >= rows.least >= 1
+        assert torch.equal(rows.here.flip(0), n - 1 - rows.here) or not rows.count
+        seen += rows.here.tolist() if rows.count else []
+    assert sorted(seen) == [*range(n)]
