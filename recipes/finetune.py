@@ -25,7 +25,7 @@ from recipes.shared.options import pick_device
 from recipes.shared.runs import check_run, continued, locked
 from recipes.shared.splits import make_splits, open_data, say
 from recipes.shared.summary import accuracy_line, finish
-from recipes.shared.training import train
+from recipes.shared.training import place, train
 from vitft.command import options as cli
 from vitft.devices.processes import joined
 from vitft.model.checkpoint import find_base, load_model
@@ -87,7 +87,7 @@ def _train_adapter(options: CommonOptions) -> Finetuned:
         data = open_data(options, model)
         adapt(model, options, config, data.classes, fingerprint)
         splits = make_splits(data, options, device)
-        model.to(device)
+        place(model, options, device)
         trained, n_all = (
             sum(p.numel() for p in ps) for ps in (_trainable(model), model.parameters())
         )

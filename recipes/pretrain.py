@@ -13,7 +13,7 @@ from recipes.shared.options import TrainOptions, make_plan, pick_device
 from recipes.shared.runs import check_run, continued, locked, recall
 from recipes.shared.splits import make_splits, open_data, say
 from recipes.shared.summary import accuracy_line, finish
-from recipes.shared.training import train
+from recipes.shared.training import place, train
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.data.split import channel_statistics
@@ -136,7 +136,7 @@ def _pretrain(options: PretrainOptions) -> dict[str, Any]:
         initialise(model, options.init)
         model.classes = data.classes
         model.mean, model.std = channel_statistics(splits.train)
-        model.to(device)
+        place(model, options, device)
         n_parameters = sum(p.numel() for p in model.parameters())
         say(
             f"{n_parameters:,} parameters train on {splits} "
@@ -144,7 +144,7 @@ def _pretrain(options: PretrainOptions) -> dict[str, Any]:
         )
 
         def save(run: Run) -> dict[str, Any]:
-            if is_first():
+            if is_first() or options.shard:
                 save_model(run.model, folder / "model.safetensors")
             return {"preset": options.preset}
 

@@ -80,7 +80,7 @@ def save_trained(run: Run, options: CommonOptions, folder: Path) -> dict[str, An
     """Write what was trained, and return the summary's facts about it."""
     if options.adapter == "full":
         file = folder / "model.safetensors"
-        if is_first():
+        if is_first() or options.shard:
             save_model(run.model, file)
     else:
         file = folder / "adapter_model.safetensors"

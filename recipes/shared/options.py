@@ -97,6 +97,11 @@ class TrainOptions(DataOptions):
     seed: int = option(0, "Of everything random.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "auto, fp32, or bf16, slow where the device lacks it.")
+    shard: bool = option(
+        False,
+        "Spread the weights over the processes that torchrun started (FSDP2), for a model that one "
+        "device cannot hold.",
+    )
     compile: bool | None = option(
         None,
         "Compile the model first, a minute or so; asked for on a GPU, record the whole step too.  "

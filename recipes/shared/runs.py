@@ -39,6 +39,7 @@ MAY_DIFFER = (
     "cache_features",
     "accumulate",
     "checkpoint_blocks",
+    "shard",
 )
 
 

@@ -11,7 +11,7 @@ from recipes.shared.options import TrainOptions, pick_compile
 from recipes.shared.runs import start_run
 from recipes.shared.splits import Splits
 from recipes.shared.summary import report, summarise
-from vitft.devices.processes import barrier, is_first
+from vitft.devices.processes import barrier, is_first, n_processes, shard
 from vitft.evaluation.evaluate import evaluate
 from vitft.evaluation.metrics import temperature
 from vitft.evaluation.task import SeveralLabels, SingleLabel, balanced
@@ -40,6 +40,24 @@ def weighted(plan: Plan, options: TrainOptions, train: Images, n_classes: int) -
     if options.class_weights == "equal":
         return plan
     return replace(plan, task=SingleLabel(balanced(train.labels, n_classes)))
+
+
+def place(model: VisionTransformer, options: TrainOptions, device: torch.device) -> None:
+    """Move a model to its device, or spread it over the devices of all processes.
+
+    Raises:
+        ValueError: it cannot be spread.
+    """
+    if not options.shard:
+        model.to(device)
+        return
+    if n_processes() == 1:
+        raise ValueError(
+            "--shard is for several processes: torchrun --nproc-per-node N -m vitft ... --shard"
+        )
+    if options.optimizer == "muon":
+        raise ValueError("--optimizer muon needs whole matrices; leave out --shard, or use adamw")
+    shard(model, model.blocks, methods=("run",))
 
 
 def train(

@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import adapters
+from adapters import METHODS
 from tests.conftest import TINY
+from vitft.devices.processes import shard, whole
+from vitft.model.checkpoint import save_model
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.augment import Augmentation
@@ -44,6 +47,10 @@ CASES: dict[str, tuple[adapters.AdapterConfig | None, float, bool, dict[str, Any
     ),
     "ssf": (adapters.SSFConfig(), 0.0, True, {"patience": 1, "keep": "best"}),
 }
+SOME = METHODS if "VITFT_ALL" in os.environ else ("lora", "vpt")  # make families takes all
+SHARDED = {name: (METHODS[name](), 0.0, True, {"keep": "best"}) for name in SOME}
+SHARDED |= {"full": (None, 0.1, True, {"ema": 0.9, "augmentation": MIXED})}
+SHARDED |= {"full, in parts": (None, 0.0, True, {"accumulate": 2})}
 
 
 def images(n: int, seed: int) -> Images:
@@ -55,18 +62,20 @@ def images(n: int, seed: int) -> Images:
     return Images(pixels.__getitem__, labels)
 
 
-def new_run(name: str, folder: Path, *, n: int = 37, epochs: int = 3) -> Run:
-    """Return a run on n images in batches of 8, in float64; both leave a remainder of 5 and 2."""
-    config, dropout, held, options = CASES[name]
+def new_run(name: str, folder: Path, *, sharded: bool = False) -> Run:
+    """Return a run on 37 images in batches of 8, in float64."""
+    config, dropout, held, options = (CASES | SHARDED)[name]
     torch.manual_seed(1)
     model = VisionTransformer(ViTConfig(**TINY, n_classes=2, dropout=dropout)).double()
     if config is not None:
         adapters.inject(model, config, trainable=("head",))
     plan = Plan(
-        **{"epochs": epochs, "batch_size": 8, "lr": 1e-2, "weight_decay": 0.0, "seed": 3} | options
+        **{"epochs": 3, "batch_size": 8, "lr": 1e-2, "weight_decay": 0.0, "seed": 3} | options
     )
     folder.mkdir(exist_ok=True)
-    sets = images(n, 1), images(11, 2)
+    if sharded:
+        shard(model, model.blocks, methods=("run",))
+    sets = images(37, 1), images(11, 2)
     if held:
         sets = sets[0].to(CPU), sets[1].to(CPU)
     return Run(model, *sets, plan, folder)
@@ -74,7 +83,7 @@ def new_run(name: str, folder: Path, *, n: int = 37, epochs: int = 3) -> Run:
 
 def result(run: Run) -> dict[str, Tensor]:
     """Return what a run ends with: every weight, and the figures of its epochs."""
-    found = {name: value.clone() for name, value in run.model.state_dict().items()}
+    found = {name: whole(value).clone() for name, value in run.model.state_dict().items()}
     keys = ("train_loss", "val_loss", "val_accuracy")
     figures = [[row[key] for key in keys] for row in run.history]
     return found | {"figures": torch.tensor(figures, dtype=torch.float64)}
@@ -92,6 +101,26 @@ def train_shared(name: str, folder: Path) -> None:
     run = new_run(name, folder)
     train(run)
     save_file(result(run), folder / f"result-{dist.get_rank()}.safetensors")
+
+
+def train_sharded(name: str, folder: Path) -> None:
+    """Train a model that is spread over the processes, save it and go on with it."""
+    run = new_run(name, folder, sharded=True)
+    train(run)
+    values = result(run)
+    assert type(run.trainable["head.weight"]).__name__ == "DTensor"
+    if name.startswith("full"):
+        save_model(run.model, folder / "model.safetensors")
+    else:
+        adapters.save_adapter(run.model, folder)
+    save_file(values, folder / f"result-{dist.get_rank()}.safetensors")
+    again = new_run(name, folder, sharded=True)
+    again.restore()
+    again.settle()
+    for key, value in run.trainable.items():
+        assert torch.equal(whole(again.trainable[key]), whole(value)), key
+    states = [state for o in again.updates.optimizers for state in o.state.values()]
+    assert all(type(state["exp_avg"]).__name__ == "DTensor" for state in states)
 
 
 def _join(

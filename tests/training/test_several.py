@@ -6,18 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import adapters
 from tests.training.several import (
     CASES,
+    SHARDED,
     alone,
     in_processes,
     new_run,
     result,
     results,
+    train_sharded,
     train_shared,
 )
+from vitft import load_model
 from vitft.devices import processes
 from vitft.devices.processes import Rows
 from vitft.training.loop import train
@@ -40,6 +44,33 @@ def test_four_processes_end_where_one_does(tmp_path: Path) -> None:
         assert len(found) == 4
         for values in found:
             assert_same(values, expected, name)
+
+
+def test_a_sharded_model_ends_where_a_whole_one_does_and_is_saved_whole(tmp_path: Path) -> None:
+    folders = {name: tmp_path / str(i) for i, name in enumerate(SHARDED)}
+    in_processes(2, tmp_path, train_sharded, [*folders.items()])
+    for name, folder in folders.items():
+        start = result(new_run(name, tmp_path / "start"))
+        expected, found = alone(name, tmp_path / "alone"), results(folder)
+        assert len(found) == 2
+        for values in found:
+            assert_same(values, expected, name)
+        if name.startswith("full"):
+            saved = load_model(folder / "model.safetensors").state_dict()
+        else:
+            base = new_run("full", tmp_path / "base").model
+            saved = adapters.load_adapter(base, folder).state_dict()
+            trained = [key for key in load_file(folder / "adapter_model.safetensors")]
+            assert trained
+        changed = [
+            key
+            for key, value in start.items()
+            if key in saved and not torch.equal(value, expected[key])
+        ]
+        assert changed
+        for key in changed:
+            torch.testing.assert_close(saved[key].double(), expected[key], atol=1e-6, rtol=0)
+            assert not torch.equal(saved[key].double(), start[key]), f"{name}: {key}"
 
 
 def go_on(name: str, folder: Path, n_steps: int) -> None:

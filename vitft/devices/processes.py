@@ -7,7 +7,7 @@ all. Where there is one process, it has everything.
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -62,8 +62,18 @@ def joined() -> Iterator[None]:
     if not started_by_torchrun() or n_processes() > 1:
         yield
         return
-    has_gpu = torch.cuda.is_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
+    from torch.distributed.rendezvous import rendezvous
+
+    store, own_rank, n = next(rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.distributed_c10d.PrefixStore(
+            f"vitft/{attempt}", store
+        ),  # without what a dead one left there
+        rank=own_rank,
+        world_size=n,
+    )
     yield
     dist.barrier()  # not after an error: the others may never come to it
     dist.destroy_process_group()
@@ -171,6 +181,29 @@ class Dropout(TorchFunctionMode):
         return input * self.rows.chosen(factors)
 
 
+def shard(model: nn.Module, blocks: Iterable[nn.Module], methods: Sequence[str] = ()) -> None:
+    """Spread a model's parameters over the processes, in place, block by block (FSDP2).
+
+    Each process then holds its part of them, and has the whole of one block at a time, while it
+    computes with it. The model is best on the CPU so far: it moves to the device block by block.
+
+    Args:
+        model: on any device; its optimizers are made afterwards.
+        blocks: of it.
+        methods: that the model is called by, besides `forward`.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    device = local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    mesh = init_device_mesh(device.type, (n_processes(),))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # so that it is sharded in between
+    for name in methods:
+        register_fsdp_forward_method(model, name)
+
+
 def in_step(module: nn.Module) -> nn.Module:
     """Return a module whose backward pass averages gradients over the processes."""
     if n_processes() == 1 or any(map(is_sharded, module.parameters())):
@@ -179,7 +212,6 @@ def in_step(module: nn.Module) -> nn.Module:
     return DistributedDataParallel(
         module,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,  # gradients are held once
     )
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitft.devices.cores import in_parts
-from vitft.devices.processes import gathered, own_batches, own_slice
+from vitft.devices.processes import gathered, is_sharded, own_batches, own_slice
 from vitft.evaluation.task import SingleLabel, Task
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.images import Images
@@ -70,7 +70,7 @@ def compute(
                 x = resample(model.normalize(x), model.image_size)
             return model.run(x, stage, last)
 
-    return in_parts(part, batch)
+    return part(batch) if is_sharded(model.head.weight) else in_parts(part, batch)
 
 
 def evaluate(

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from vitft.devices.processes import is_first, is_sharded, whole
 from vitft.files import read_metadata, read_tensors, write_tensors
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
@@ -16,6 +17,8 @@ BUNDLED = Path(__file__).parents[1] / "bases"
 
 def save_model(model: VisionTransformer, path: str | Path) -> None:
     """Write the model to `path`, whole or not at all.
+
+    One that FSDP2 shards is gathered: every process calls this, and the first one writes.
 
     Raises:
         ValueError: the model has adapters, whose tensors a plain base has no place for.
@@ -42,7 +45,10 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
         "preprocessing": model.preprocessing,
         "facts": model.facts,
     }
-    write_tensors(path, state, metadata)
+    sharded = any(map(is_sharded, state.values()))
+    state = {name: whole(value) for name, value in state.items()}
+    if is_first() or not sharded:
+        write_tensors(path, state, metadata)
 
 
 def load_model(source: str | Path) -> VisionTransformer:

@@ -48,8 +48,8 @@ def first_varying_stage(model: VisionTransformer) -> int:
     with evaluating(model):
         try:
             model.train()
-            for i, stage in enumerate(model.stages()):
-                x = stage(x)
+            for i in range(len(model.stages())):
+                x = model.run(x, i, i + 1)
                 drew = not all(map(torch.equal, before, random_state(device)))
                 if drew or not all(torch.equal(b, value) for b, value in buffers):
                     return i

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitft.devices.processes import Rows, add_up, is_first
+from vitft.devices.processes import Rows, add_up, is_first, whole
 from vitft.evaluation.evaluate import Evaluation, evaluate
 from vitft.files import write_bytes
 from vitft.model.vit import VisionTransformer
@@ -184,7 +184,7 @@ class Run:
         if not self.totals[0].isfinite():
             raise self._not_finite("the loss is not finite up to", self.step - 1)
         for name, parameter in self.trainable.items():
-            if not parameter.isfinite().all():
+            if not whole(parameter.detach()).isfinite().all():
                 if self.epoch == self.step == 0:
                     raise NotFinite(f"{name!r} is not finite before the first step; mend the base")
                 raise self._not_finite(f"{name!r} is not finite after", self.step - 1)

@@ -1,0 +1,47 @@
+"""`torchrun -m vitft`: a process that dies is started again, one that fails ends all, told once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import TINY_FLAGS, summary
+
+FLAGS = ["--epochs=4", "--batch-size=8", "--save-seconds=1e-9", "--dropout=0.2", *TINY_FLAGS]
+
+
+def torchrun(
+    how: str, folder: Path, out: Path, *options: str
+) -> "subprocess.CompletedProcess[str]":
+    """Pretrain in two processes, of which the second dies or fails on its way."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *options]
+    command += [str(Path(__file__).with_name("dying.py")), how]
+    command += ["pretrain", f"--data={folder}", f"--out={out}", *FLAGS]
+    path = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=150)
+
+
+def test_what_a_killed_process_left_is_gone_on_with(folder: Path, tmp_path: Path) -> None:
+    for how in ("killed", "lives"):
+        done = torchrun(how, folder, tmp_path / how, "--max-restarts=1")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("test accuracy") == 1
+    killed, lives = (load_file(tmp_path / how / "model.safetensors") for how in ("killed", "lives"))
+    for name, value in lives.items():
+        assert torch.equal(killed[name], value), name
+    found = summary(tmp_path / "killed")
+    assert (found["n_processes"], found["epochs_done"]) == (2, 4)
+
+
+def test_a_process_that_fails_ends_all_and_its_error_is_told_once(
+    folder: Path, tmp_path: Path
+) -> None:
+    done = torchrun("fails", folder, tmp_path / "two")
+    assert done.returncode != 0
+    ours = [line for line in done.stderr.splitlines() if line.startswith(("Error:", "Stopped:"))]
+    assert ours == ["Error: the disk of the second process is gone"]
+    assert (tmp_path / "two" / "state.safetensors").is_file()
