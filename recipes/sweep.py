@@ -15,16 +15,19 @@ import click
 
 import adapters
 from recipes.finetune import check_base, next_lines
+from recipes.shared import plans
 from recipes.shared.adapt import frame
 from recipes.shared.finetuning import CommonOptions, resolve
 from recipes.shared.grid import GRID, SweepBase, SweepOptions, combinations
 from recipes.shared.members import Member, chunks, make_member, train_together
 from recipes.shared.options import pick_device
+from recipes.shared.plans import run_on_ray, share
 from recipes.shared.runs import OUTPUTS, check_run, locked, start_run
 from recipes.shared.splits import make_splits, open_data, say
 from recipes.shared.summary import accuracy_line, finish
 from vitft.command import options as cli
-from vitft.files import write_json
+from vitft.devices.processes import started_by_torchrun
+from vitft.files import write_bytes, write_json
 from vitft.model.checkpoint import load_model
 from vitft.report.comparison import text_table, write_comparison
 from vitft.training.state import STATE
@@ -37,11 +40,21 @@ def sweep(options: SweepBase) -> dict[str, Any]:
         ValueError, OSError: what the user can mend.
         KeyboardInterrupt: stopped, with every state saved.
     """
+    if started_by_torchrun():
+        raise ValueError("a sweep is one process; share its runs out with --only 1/N to N/N")
     device = pick_device(options.device)
-    made = [(chosen, *resolve(_resumed(given), device)) for chosen, given in combinations(options)]
+    runs = [(chosen, _resumed(given)) for chosen, given in combinations(options)]
+    if options.ray:
+        _check_folders(options, [given for _, given in runs])
+        run_on_ray([given for _, given in runs], n_gpus=int(device.type == "cuda"))
+        return sweep(replace(options, ray=False, overwrite=False, resume=True))
+    if options.only is not None:
+        runs = share(runs, options.only)
+    made = [(chosen, *resolve(given, device)) for chosen, given in runs]
     _check_folders(options, [member for _, member, _, _ in made])
+    folders = [member.out for _, member, _, _ in made]
     with ExitStack() as held:
-        for folder in (options.out, *(member.out for _, member, _, _ in made)):
+        for folder in folders if options.only else [options.out, *folders]:
             held.enter_context(locked(Path(folder)))
         base = load_model(options.base)
         frame(base, options)
@@ -73,7 +86,9 @@ def _check_folders(options: SweepBase, made: Sequence[CommonOptions]) -> None:
         ValueError: they would.
     """
     out = Path(options.out)
-    there = [name for name in ("sweep.json", *OUTPUTS) if (out / name).exists()]
+    there = (
+        [] if options.only else [name for name in ("sweep.json", *OUTPUTS) if (out / name).exists()]
+    )
     if there and not (options.overwrite or options.resume):
         raise ValueError(
             f"{out} holds {there[0]} already; use --resume, --overwrite or another --out"
@@ -92,9 +107,14 @@ def _resumed(member: CommonOptions) -> CommonOptions:
 
 
 def _conclude(options: SweepBase, members: Sequence[Member]) -> dict[str, Any]:
-    """Read the test split for the best, and write sweep.json and report.html."""
+    """Read the test split for the best, and write sweep.json and report.html.
+
+    A share of the runs has no best, and writes neither.
+    """
     rows = _rows(members)
     best = best_of(rows)
+    if options.only is not None:
+        return {"best": None, "rows": rows, "options": asdict(options)}
     if best is None:
         raise ValueError(f"every adapter failed; {members[0].failed}")
     summaries = [
@@ -163,10 +183,18 @@ def _report(options: SweepBase, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def run(options: SweepBase) -> None:
-    """Sweep, and print the table and the best."""
+    """Sweep, and print the table and the best; or write the plan."""
+    if options.plan is not None:
+        runs = [given for _, given in combinations(options)]
+        write_bytes(options.plan, plans.text(runs).encode())
+        click.echo(f"plan            {len(runs)} commands in {shlex.quote(options.plan)}")
+        return
     result = sweep(options)
     best, out = result["best"], shlex.quote(options.out)
     click.echo(text_table(result["rows"], _columns(result["rows"])))
+    if best is None:
+        click.echo("the best        is picked by the same command with --resume, without --only")
+        return
     click.echo(f"\nbest            {shlex.quote(best['folders'][0])}")
     click.echo(f"{accuracy_line(best)} (of the best, over its seeds)")
     click.echo(f"report          {out}/report.html")

@@ -27,6 +27,17 @@ class SweepBase(CommonOptions):
     )
     seeds: int = option(1, "Train each with so many seeds, from --seed.")
     together: int = option(16, "Adapters in one pass; more take more memory.")
+    plan: str | None = option(
+        None, "Train nothing; write the command of every run to this file, for any scheduler."
+    )
+    only: str | None = option(
+        None,
+        "Train only this share of the runs, as 1/4; once all shares are there, --resume without "
+        "--only picks the best.",
+    )
+    ray: bool = option(
+        False, "Train each run as a task of the Ray cluster of $RAY_ADDRESS, or of this machine."
+    )
 
 
 SweepOptions = make_dataclass(

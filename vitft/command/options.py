@@ -82,6 +82,24 @@ def flag_of(field: "dataclasses.Field[Any]") -> str:
     return "--" + field.name.rstrip("_").replace("_", "-")
 
 
+def arguments_of(options: Any) -> list[str]:
+    """Return the command-line arguments that give `options`, without those that have defaults."""
+    found: list[str] = []
+    for field in dataclasses.fields(options):
+        value, flag = getattr(options, field.name), flag_of(field)
+        if value == field.default or value is None:
+            continue
+        if isinstance(value, bool):
+            found.append(flag if value else f"--no-{flag[2:]}")
+            continue
+        if isinstance(value, Mapping):
+            value = ",".join(f"{name}={number}" for name, number in value.items())
+        elif isinstance(value, tuple):
+            value = ",".join(f'"{part}"' if "," in part else part for part in value)
+        found.append(f"{flag}={value}")
+    return found
+
+
 def resolve(
     options: type[Any], given: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]
 ) -> Any:
