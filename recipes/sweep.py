@@ -86,10 +86,8 @@ def _check_folders(options: SweepBase, made: Sequence[CommonOptions]) -> None:
         ValueError: they would.
     """
     out = Path(options.out)
-    there = (
-        [] if options.only else [name for name in ("sweep.json", *OUTPUTS) if (out / name).exists()]
-    )
-    if there and not (options.overwrite or options.resume):
+    there = [name for name in ("sweep.json", *OUTPUTS) if (out / name).exists()]
+    if there and not (options.overwrite or options.resume or options.only):
         raise ValueError(
             f"{out} holds {there[0]} already; use --resume, --overwrite or another --out"
         )
