@@ -47,6 +47,9 @@ class TrainOptions(DataOptions):
     accumulate: int = option(
         1, "Compute a batch in so many parts, one after another: less memory, the same result."
     )
+    auto_batch: bool = option(
+        False, "Where a batch does not fit into memory, compute it in more parts: the same result."
+    )
     checkpoint_blocks: bool = option(
         False, "Compute the blocks again in the backward pass: less memory, more time."
     )
@@ -114,6 +117,11 @@ class TrainOptions(DataOptions):
         0.0,
         "Decay of an average of the weights, which is validated and kept in place of them, 0.99, "
         "say; 0: none.",
+    )
+    on_nan: str = option(
+        "stop",
+        "What a gradient that is not finite does: stop the run, or skip its step, which is counted "
+        "and told.",
     )
     patience: int = option(
         0, "End after so many epochs without a better validation; 0: train them all."
@@ -214,14 +222,17 @@ def make_plan(
         "sample",
         "keep",
         "ema",
+        "on_nan",
         "patience",
         "seed",
         "save_seconds",
     )
+    plain = not options.auto_batch and options.on_nan == "stop"
     return Plan(
         **{name: getattr(options, name) for name in same},
         bf16=pick_bf16(options.precision, device),
-        recorded=device.type == "cuda" and bool(options.compile) and n_processes() == 1,
+        recorded=device.type == "cuda" and bool(options.compile) and n_processes() == 1 and plain,
         augmentation=augmentation,
         sizes=sizes,
+        auto_accumulate=options.auto_batch,
     )

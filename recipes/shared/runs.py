@@ -38,6 +38,7 @@ MAY_DIFFER = (
     "compile",
     "cache_features",
     "accumulate",
+    "auto_batch",
     "checkpoint_blocks",
     "shard",
 )

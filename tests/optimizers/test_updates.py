@@ -51,11 +51,10 @@ def test_the_norm_is_that_of_all_gradients_together() -> None:
     model = Two()
     made = updates(model)
     model.a.grad, model.b.grad = torch.full((2, 2), 2.0), torch.full((3, 1), -3.0)
-    assert made.note_gradients().item() == pytest.approx((4 * 4 + 3 * 9) ** 0.5)
-    assert made.steps.count.item() == 1
+    assert made.norm().item() == pytest.approx((4 * 4 + 3 * 9) ** 0.5)
     assert made.reached
     model.b.grad = None  # later, a step may reach less
-    assert made.note_gradients().item() == pytest.approx(4.0)
+    assert made.norm().item() == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize(("clip", "scale"), [(0.0, 1.0), (1.0, 0.2), (99.0, 1.0)])
@@ -69,7 +68,8 @@ def test_gradients_are_clipped_to_the_plans_norm_and_dropped_after(
         optimizer.register_step_pre_hook(lambda *_: seen.append(model.a.grad[0, 0].item()))
     model.a.grad, model.b.grad = torch.zeros(2, 2), torch.zeros(3, 1)
     model.a.grad[0, 0], model.b.grad[0] = 3.0, 4.0
-    made.step(made.note_gradients())
+    made.norm()
+    made.step()
     assert seen == pytest.approx([3.0 * scale], rel=1e-5)
     assert model.a.grad is None
     assert model.b.grad is None
@@ -97,10 +97,10 @@ def test_a_parameter_that_nothing_computes_with_is_named_with_their_number() -> 
         "leave them out of targets, or freeze them$"
     )
     with pytest.raises(ValueError, match=message):
-        made.note_gradients()
+        made.norm()
     model.a.grad = torch.ones(2, 2)
     with pytest.raises(ValueError, match="^no gradient reaches 'b' and 0 more parameters: "):
-        made.note_gradients()
+        made.norm()
     assert not made.reached
 
 

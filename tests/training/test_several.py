@@ -81,10 +81,11 @@ def go_on(name: str, folder: Path, n_steps: int) -> None:
     before = run.epoch * run.steps_per_epoch + run.step
     plain, last = run.update, not dist.is_initialized() or dist.get_rank() > 0
 
-    def update() -> None:
-        plain()
+    def update() -> bool:
+        skipped = plain()
         if run.epoch * run.steps_per_epoch + run.step + 1 == before + n_steps and last:
             signal.raise_signal(signal.SIGTERM)
+        return skipped
 
     run.update = update  # type: ignore[method-assign]
     try:

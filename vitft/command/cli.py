@@ -107,7 +107,10 @@ def _status(error: BaseException) -> int:
     elif isinstance(error, (RuntimeError, MemoryError)):
         # torch's kinds cannot be named without importing it
         if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
-            text = f"out of memory; try fewer images or parameters at a time ({text[:100]})"
+            text = (
+                "out of memory; try half the --batch-size, or --accumulate 2 or --auto-batch for "
+                f"the same result, --checkpoint-blocks or a smaller --image-size ({text[:100]})"
+            )
         elif "RANK" in os.environ and (not is_first or any(words in text for words in LOST)):
             text = "another process of this run has ended; --resume goes on with what was saved"
         else:

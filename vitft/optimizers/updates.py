@@ -60,8 +60,8 @@ class Updates:
         self.steps = FiniteSteps(next(model.parameters()).device)
         self.reached = False
 
-    def note_gradients(self) -> Tensor:
-        """Return the gradients' norm (), noted in `steps`.
+    def norm(self) -> Tensor:
+        """Return the gradients' norm ().
 
         Raises:
             ValueError: the first time, where a parameter has no gradient: nothing computes with it.
@@ -69,15 +69,14 @@ class Updates:
         if not self.reached:
             self._check_reached()
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.steps.note(whole(norm))
-        return norm
+        self._norm = torch.nn.utils.get_total_norm(gradients)
+        return whole(self._norm)
 
-    def step(self, norm: Tensor) -> None:
-        """Clip the gradients, whose norm is `norm`, move the parameters and drop the gradients."""
+    def step(self) -> None:
+        """Clip the gradients by their `norm`, move the parameters and drop the gradients."""
         if self.clip:
             parameters = self.parameters.values()
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, self._norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()

@@ -235,6 +235,8 @@ def _check_alike(runs: Sequence[Run], join: Join | None) -> None:
         raise ValueError("there is no run to train")
     for run in runs:
         run.updates.check_same(run.model)
+    if n_processes() > 1 and runs[0].plan.auto_accumulate:
+        raise ValueError("auto_batch is for one process; of several choose --accumulate yourself")
     if len(runs) == 1:
         return
     if n_processes() > 1:

@@ -9,6 +9,7 @@ from vitft.optimizers.build import lr_factor
 from vitft.pictures.augment import Augmentation
 
 KEEP = ("best", "last")
+ON_NAN = ("stop", "skip")
 SAMPLES = ("all", "balanced")
 
 
@@ -23,6 +24,7 @@ class Plan:
     task: Task = SingleLabel()
     epochs: int
     batch_size: int
+    auto_accumulate: bool = False  # accumulate more where a batch does not fit into memory
     accumulate: int = 1  # compute a batch in so many parts, one after another: less memory
     lr: float
     weight_decay: float
@@ -38,6 +40,7 @@ class Plan:
     sample: str = "all"  # of an epoch: every image once, or balanced: every class as often
     keep: str = "last"  # whose weights the model has in the end: those of the best or last epoch
     ema: float = 0.0  # decay of an average of the weights, which is kept in place of them; 0: none
+    on_nan: str = "stop"  # what a gradient that is not finite does: end the run, or skip its step
     patience: int = 0  # end after so many epochs without a better validation; 0: never
     sizes: tuple[tuple[int, float], ...] = ()  # (image size, share of the epochs), then in full
     augmentation: Augmentation = Augmentation()
@@ -67,6 +70,10 @@ class Plan:
             raise ValueError(f"keep={self.keep!r} is none of {', '.join(KEEP)}")
         if self.sample not in SAMPLES:
             raise ValueError(f"sample={self.sample!r} is none of {', '.join(SAMPLES)}")
+        if self.on_nan not in ON_NAN:
+            raise ValueError(f"on_nan={self.on_nan!r} is none of {', '.join(ON_NAN)}")
+        if self.recorded and (self.on_nan == "skip" or self.auto_accumulate):
+            raise ValueError("a recorded step can neither skip itself nor accumulate more")
         if self.patience < 0:
             raise ValueError(f"patience={self.patience} is negative; 0 never ends a run early")
         if self.checkpoint_blocks and (self.compiled or self.recorded):

@@ -29,5 +29,7 @@ def epoch_line(row: dict[str, Any]) -> str:
         validation = f"  validation {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.2%}"
         if (precision := row.get("val_mean_average_precision")) is not None:
             validation += f", mean average precision {precision:.2%}"
+    if skipped := row.get("skipped_steps"):
+        validation += f"  {skipped} steps skipped: gradients not finite"
     speed = f"{row['images_per_second']:,.0f} images/s, {row['seconds']:.1f} s"
     return f"epoch {row['epoch']:>3}  loss {row['train_loss']:.3f}{validation}  {speed}"

@@ -26,6 +26,7 @@ from vitft.training.plan import Plan
 from vitft.training.state import STATE, load_state, save_state
 
 PROGRESS = ("epoch", "step", "seconds", "history")  # saved and restored
+MAX_SKIPPED = 0.5  # share of an epoch's steps
 
 
 class Run:
@@ -43,6 +44,7 @@ class Run:
         inputs, validation_inputs: what the model takes of them now: themselves, or features.
         epoch, step: finished epochs, and steps taken in this one.
         seconds: spent on this epoch's steps, without validation and saving.
+        skipped: steps of this epoch that were not taken, since their gradient was not finite.
         feature_seconds: spent before the steps, on frozen stages and on the head's start.
         history: a row an epoch, as in metrics.jsonl.
         best: the best epoch so far.
@@ -79,6 +81,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.best, self.average = Best(), Average(self.trainable, plan.ema)
         self.frozen: dict[str, float] = {}
+        self.skipped = 0
         self.temperature = 1.0
         self.draws = seeded_state(plan.seed, self.device)
         self.totals = torch.zeros(3, device=self.device)
@@ -96,7 +99,7 @@ class Run:
         self.check_finite()
         progress = {name: getattr(self, name) for name in PROGRESS}
         progress |= {"totals": self.totals.tolist(), "belongs": self.belongs}
-        progress |= {"best": self.best.row, "frozen": self.frozen}
+        progress |= {"best": self.best.row, "frozen": self.frozen, "skipped": self.skipped}
         path, optimizers = self.folder / STATE, self.updates.optimizers
         kept = {"best": self.best.weights, "average": self.average.values}
         save_state(path, self.model, optimizers, self.draws, progress, kept)
@@ -125,6 +128,7 @@ class Run:
                 setattr(self, name, progress[name])
             # which a state of an earlier version lacks
             self.best.row, self.frozen = progress.get("best"), progress.get("frozen", {})
+            self.skipped = int(progress.get("skipped", 0))
             self.updates.steps.restart(self.step)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is broken ({error}); start again with --overwrite") from error
@@ -158,17 +162,26 @@ class Run:
         progress = (self.epoch + (step + 0.5) / self.steps_per_epoch) / self.plan.epochs
         return self.plan.lr * lr_factor(self.plan.schedule, progress, warmup=self.plan.warmup)
 
-    def update(self) -> None:
+    def update(self) -> bool:
         """Clip the gradients that stand in the parameters and take a step with them.
+
+        Returns:
+            Whether the step was skipped, as the plan may say.
 
         Raises:
             ValueError: a trainable parameter has no gradient: nothing computes with it.
             NotFinite: on a CPU, which need not be waited for, before a parameter is changed.
         """
-        norm = self.updates.note_gradients()
+        norm = self.updates.norm()
+        if self.plan.on_nan == "skip" and not norm.isfinite():
+            self.updates.drop_gradients()
+            self.skipped += 1
+            return True
+        self.updates.steps.note(norm)
         if self.device.type == "cpu":
             self.check_steps()
-        self.updates.step(norm)
+        self.updates.step()
+        return False
 
     def autocast(self) -> torch.autocast:
         """Return the context to compute in: bfloat16, where the plan says so."""
@@ -248,6 +261,8 @@ class Run:
         """
         add_up(self.totals)
         self.check_finite()
+        if self.skipped > MAX_SKIPPED * self.steps_per_epoch:
+            raise self._not_finite(f"{self.skipped} gradients are not finite up to", self.step - 1)
         loss, n_images = (self.totals[0] / self.totals[2]).item(), int(self.totals[2])
         result = None
         if len(self.validation_inputs):
@@ -259,6 +274,7 @@ class Run:
             "val_accuracy": None,
             **({f"val_{name}": x for name, x in result.figures.items()} if result else {}),
             "lr": self.lr(self.steps_per_epoch - 1),
+            **({"skipped_steps": self.skipped} if self.skipped else {}),
             "images_per_second": n_images / self.seconds,
             "seconds": self.seconds,
         }
@@ -268,7 +284,7 @@ class Run:
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         if is_first():
             write_bytes(self.folder / "metrics.jsonl", lines.encode())
-        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.epoch, self.step, self.seconds, self.skipped = self.epoch + 1, 0, 0.0, 0
         self.totals.zero_()
         self.updates.steps.restart(0)
         return row

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitft.bars import note
 from vitft.devices.cores import each, in_parts, n_parts
 from vitft.devices.graphs import Recorded
 from vitft.devices.processes import Rows, in_step, n_processes, shared_step
@@ -100,7 +101,7 @@ class Step:
         self.groups = passes(first.device, len(runs), first.plan.batch_size, whole=self.whole)
         models = [[runs[i].model for i in group] for group in self.groups]
         self.joints = [group[0] if self.alone else join(group) for group in models]
-        self.prepare, self.learn = prepare, self._learn
+        self.prepare, self.learn, self.accumulate = prepare, self._learn, first.plan.accumulate
         self.forward = in_step(Pass(first, self.stage))
         if first.plan.compiled:
             self.prepare = torch.compile(prepare, dynamic=False)
@@ -143,19 +144,42 @@ class Step:
     def _learn(self, *prepared: Tensor) -> None:
         """Leave the gradients of the sets' inputs and targets in the parameters; update them."""
         inputs, targets = prepared[::2], prepared[1::2]
-        if self.alone:
-            self._backward_alone(inputs[0], targets[0])
-        else:
+        before = [run.totals.clone() for run in self.runs]
+        if not self.alone:
             self._backward_together(inputs, targets)
-        for run in self.runs:
-            self._update(run)
+        elif self.runs[0].plan.auto_accumulate:
+            self._backward_in_memory(inputs[0], targets[0], before[0])
+        else:
+            self._backward_alone(inputs[0], targets[0])
+        for run, totals in zip(self.runs, before, strict=True):
+            if self._update(run):
+                run.totals.copy_(totals)
+
+    def _backward_in_memory(self, inputs: Tensor, targets: Tensor, totals: Tensor) -> None:
+        """Do as `_backward_alone`; in twice as many parts, for good, where memory runs out."""
+        run = self.runs[0]
+        draws = random_state(run.device)
+        while True:
+            try:
+                return self._backward_alone(inputs, targets)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or self.accumulate >= len(inputs):
+                    raise
+                del error  # and what its traceback holds
+            self.accumulate *= 2
+            note(f"out of memory: a batch is computed in {self.accumulate} parts from here on")
+            run.updates.drop_gradients()
+            run.totals.copy_(totals)
+            set_random_state(draws, run.device)
+            if run.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _backward_alone(self, inputs: Tensor, targets: Tensor) -> None:
         """Leave one run's gradients in its parameters; on a CPU from parts side by side."""
         run, rows = self.runs[0], self.rows
-        plain = not (self.whole or run.plan.compiled or run.plan.accumulate > 1)
+        plain = not (self.whole or run.plan.compiled or self.accumulate > 1)
         side_by_side = plain and n_processes() == 1
-        n = n_parts(run.device, rows.n) if side_by_side else min(rows.least, run.plan.accumulate)
+        n = n_parts(run.device, rows.n) if side_by_side else min(rows.least, self.accumulate)
         pieces = zip(inputs.tensor_split(n), targets.tensor_split(n), strict=True)
         if n > 1 and side_by_side:
             for gradients, totals in each(partial(self._gradients, run, rows.n), pieces):
@@ -215,16 +239,27 @@ class Step:
                 losses.append(loss / n)
             torch.stack(losses).sum().backward()
 
-    def _update(self, run: Run) -> None:
-        """Update a run's parameters; one that fails stays as it is while the others go on."""
+    def _update(self, run: Run) -> bool:
+        """Update a run's parameters; one that fails stays as it is while the others go on.
+
+        Returns:
+            Whether its step was skipped.
+        """
         if run in self.failed:
-            return
+            return False
         try:
-            run.update()
+            return run.update()
         except NotFinite as error:
             self.failed[run] = error
             if len(self.failed) == len(self.runs):
                 raise
+            return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device's memory is full."""
+    full = any(words in str(error) for words in ("out of memory", "allocate memory"))
+    return full or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def loss_and_totals(run: Run, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
