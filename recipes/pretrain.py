@@ -3,14 +3,13 @@
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
 from recipes.shared.options import TrainOptions, make_plan, pick_device
-from recipes.shared.runs import check_run, continued, locked, recall
+from recipes.shared.runs import check_run, continued, locked, resumed
 from recipes.shared.splits import make_splits, open_data, say
 from recipes.shared.summary import accuracy_line, finish
 from recipes.shared.training import place, train
@@ -183,10 +182,7 @@ def run(options: PretrainOptions) -> None:
 
 def recalled(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what need not be given again with --resume."""
-    if given.get("resume") and "out" in given:
-        names = {field.name for field in fields(PretrainOptions)}
-        return recall(Path(given["out"]), names, "resume")
-    return {}
+    return resumed(given, PretrainOptions) if given.get("resume") and "out" in given else {}
 
 
 command = cli.command("pretrain", PretrainOptions, run, PRESETS, recalled)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")  # the name of a temporary file
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -37,6 +40,13 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     finally:
         if temporary.is_file():
             temporary.unlink()
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files in a folder, which whoever wrote them left when he was killed."""
+    for path in folder.glob(".*"):
+        if UNFINISHED.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, content: Any) -> None:

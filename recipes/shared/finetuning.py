@@ -17,7 +17,7 @@ from recipes.shared.methods import (
     names,
 )
 from recipes.shared.options import TrainOptions, make_plan
-from recipes.shared.runs import recall
+from recipes.shared.runs import recall, resumed
 from vitft.command.options import option
 from vitft.model.checkpoint import is_known_backbone
 from vitft.training.plan import Plan
@@ -125,8 +125,7 @@ def recalled(given: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: the folder holds no run, or an option of the method is given with --from.
     """
     if given.get("resume") and "out" in given:
-        names = {field.name for field in fields(FinetuneOptions)}
-        return recall(Path(given["out"]), names, "resume")
+        return resumed(given, FinetuneOptions)
     if "from_" not in given:
         return {}
     if fixed := sorted({*FIXED, *method_options()} & given.keys()):

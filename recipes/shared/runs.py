@@ -2,9 +2,9 @@
 
 import errno
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from recipes.shared.options import TrainOptions
 from vitft.devices.processes import is_first, was_restarted
-from vitft.files import write_bytes, write_json
+from vitft.files import remove_unfinished, write_bytes, write_json
 from vitft.training.state import STATE
 
 Options = TypeVar("Options", bound=TrainOptions)
@@ -81,6 +81,8 @@ def check_run(options: TrainOptions) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """Lock the folder, so that no other run writes to it; released however the process ends.
 
+    What a killed run has left unfinished goes.
+
     On a file system without locks it is not locked. Of several processes the first one locks it.
 
     Raises:
@@ -100,6 +102,7 @@ def locked(folder: Path) -> Iterator[None]:
         if error.errno not in NO_LOCKS:
             raise
     try:
+        remove_unfinished(folder)
         yield
     finally:
         with suppress(OSError):
@@ -148,6 +151,21 @@ def written(options: TrainOptions) -> dict[str, Any]:
     """Return the options as they read when they come back from a file: lists for tuples."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(options)))
     return {name: value for name, value in values.items() if name not in ("resume", "overwrite")}
+
+
+def resumed(given: Mapping[str, Any], options: type[Any]) -> dict[str, Any]:
+    """Return what the run that --resume goes on with was started with.
+
+    That is {} where nothing was started yet and all that it takes is given.
+
+    Raises:
+        ValueError: nothing was started, and something is missing.
+    """
+    folder = Path(given["out"])
+    needed = {field.name for field in fields(options) if field.default is MISSING}
+    if needed <= given.keys() and not (folder / "config.json").exists():
+        return {}
+    return recall(folder, {field.name for field in fields(options)}, "resume")
 
 
 def recall(folder: Path, names: Collection[str], purpose: str) -> dict[str, Any]:

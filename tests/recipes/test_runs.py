@@ -149,3 +149,27 @@ def test_a_sweep_holds_its_runs_too(vitft: Run, folder: Path, base: Path, tmp_pa
     (tmp_path / "seed=1").mkdir()
     with locked(tmp_path / "seed=1"):
         assert "seed=1 now" in vitft("sweep", *flags, "--seeds=2", code=2).stderr
+
+
+def test_a_start_clears_what_a_killed_run_left_unfinished(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    unfinished = tmp_path / f".state.safetensors.{'0123456789abcdef' * 2}"
+    other = tmp_path / ".gitignore"
+    for path in (unfinished, other):
+        path.write_bytes(b"x")
+    flags = ["--adapter=linear", "--base", base, "--data", folder, "--epochs=1"]
+    vitft("finetune", *flags, "--out", tmp_path)
+    assert not unfinished.exists()
+    assert other.exists()
+
+
+def test_what_was_never_saved_is_started_by_resume(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    flags = ["--adapter=linear", "--base", base, "--data", folder, "--epochs=1"]
+    vitft("finetune", *flags, "--out", tmp_path / "new", "--resume")
+    assert (tmp_path / "new" / "adapter_config.json").is_file()
+    (tmp_path / "new" / "state.safetensors").unlink()
+    told = vitft("finetune", *flags, "--out", tmp_path / "new", "--resume", code=2).stderr
+    assert "there is no run to resume" in told

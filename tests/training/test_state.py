@@ -86,8 +86,23 @@ def changed(folder: Path, change: Change) -> tuple[Path, nn.Module]:
     save_state(path, made, optimizers(made), random_state(CPU), {"epoch": 3}, {})
     tensors, progress = read_tensors(path)
     change(tensors)
+    progress.pop("checksum")  # of what it was
     write_tensors(path, tensors, progress)
     return path, made
+
+
+def test_a_state_changed_since_is_refused(tmp_path: Path) -> None:
+    made, path = model(), tmp_path / "state.safetensors"
+    save_state(path, made, optimizers(made), random_state(CPU), {"epoch": 3}, {})
+    load_state(path, made, optimizers(made), CPU)
+    tensors, progress = read_tensors(path)
+    for others in (
+        (tensors, progress | {"epoch": 2}),
+        (tensors | {"model.0.bias": tensors["model.0.bias"] + 1}, progress),
+    ):
+        write_tensors(path, *others)
+        with pytest.raises(ValueError, match=r"has been changed since it was saved; start again"):
+            load_state(path, made, optimizers(made), CPU)
 
 
 @pytest.mark.parametrize("change", FOREIGN)

@@ -1,5 +1,7 @@
 """The state of a run as one file: tensors, optimizers, random state and progress."""
 
+import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from vitft.training.draws import random_state
 
 STATE = "state.safetensors"
 RANDOM = ("random.cpu", "random.cuda")
+CHECKSUM = "checksum"
 WEIGHTS = ("best", "average")  # kept beside those of the model
 
 
@@ -44,7 +47,7 @@ def save_state(
     tensors |= dict(zip(RANDOM, draws, strict=False))
     tensors = {name: whole(value) for name, value in tensors.items()}  # by all, in one order
     if is_first():
-        write_tensors(path, tensors, progress)
+        write_tensors(path, tensors, progress | {CHECKSUM: _checksum(tensors, progress)})
 
 
 def load_state(
@@ -62,6 +65,11 @@ def load_state(
         ValueError: the file is broken or belongs to another model.
     """
     tensors, progress = read_tensors(path)
+    expected = progress.pop(CHECKSUM, None)  # which version 0.1 did not write
+    if expected not in (None, _checksum(tensors, progress)):
+        raise ValueError(
+            f"{path} has been changed since it was saved; start again with --overwrite"
+        )
     trained = _trained(model)
     saved = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
     if saved.keys() != trained.keys() or any(saved[k].shape != trained[k].shape for k in saved):
@@ -88,6 +96,15 @@ def load_state(
             kept[kind][name] = torch.empty_like(trained[name], requires_grad=False)
             copy_into(kept[kind][name], value)
     return progress, draws, kept
+
+
+def _checksum(tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> int:
+    """Return a checksum of what stands in a state."""
+    found = zlib.crc32(json.dumps(progress, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        numbers = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        found = zlib.crc32(memoryview(numbers), zlib.crc32(f"{name} {value.shape}".encode(), found))
+    return found
 
 
 def _load_optimizers(

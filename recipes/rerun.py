@@ -1,0 +1,118 @@
+"""Do a run again from what its folder tells, and say whether the result is the same.
+
+`vitft rerun runs/signs`
+"""
+
+import json
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from recipes.finetune import train_adapter
+from recipes.pretrain import PretrainOptions, pretrain
+from recipes.shared.finetuning import FinetuneOptions
+from recipes.shared.runs import recall
+from vitft.command import options as cli
+from vitft.command.options import option
+from vitft.files import read_tensors
+
+PURPOSE = "do again"
+FIGURES = ("test_accuracy", "val_accuracy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerunOptions:
+    """Do the run in DIR again, with its options, data and seed, and compare the weights.
+
+    The same machine and versions give the same to the last bit; others may round differently.
+    """
+
+    dir: str = option(help="A finished run's folder.", argument=True)
+    out: str | None = option(None, "Folder of the second run.  [default: DIR-again]")
+    overwrite: bool = option(False, "Replace the run in --out.")
+    json: bool = option(False, "Print JSON.")
+
+
+def rerun(options: RerunOptions) -> dict[str, Any]:
+    """Do a run again; return what both ended with, and how far apart their weights are.
+
+    Raises:
+        ValueError, OSError: the folder holds no finished run, or its data or base are gone.
+    """
+    folder = Path(options.dir)
+    before = _summary(folder)
+    out = options.out or f"{folder}-again"
+    given = recall(folder, _names(PretrainOptions) | _names(FinetuneOptions), PURPOSE)
+    given |= {"out": out, "overwrite": options.overwrite}
+    if "adapter" in given:
+        after = train_adapter(FinetuneOptions(**given)).summary
+    else:
+        after = pretrain(PretrainOptions(**given))
+    name = before.get("file", "model.safetensors")
+    weights = [read_tensors(Path(place, name))[0] for place in (folder, out)]
+    if weights[0].keys() != weights[1].keys():
+        raise ValueError(f"{folder}/{name} has been changed since: it holds other tensors")
+    apart = {key: _distance(value, weights[1][key]) for key, value in weights[0].items()}
+    return {
+        "same": all(torch.equal(value, weights[1][key]) for key, value in weights[0].items()),
+        "n_tensors": len(apart),
+        "largest_difference": max(apart.values()),
+        **{key: [before.get(key), after.get(key)] for key in FIGURES},
+        "versions_differ": [
+            key for key, value in before["versions"].items() if after["versions"].get(key) != value
+        ],
+        "devices": [before.get("device"), after["device"]],
+        "out": str(out),
+    }
+
+
+def _names(options: type[Any]) -> set[str]:
+    return {field.name for field in fields(options)}
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise ValueError(f"there is no run to {PURPOSE} in {folder}: it has no summary.json")
+    try:
+        found: dict[str, Any] = dict(json.loads(path.read_text()))
+        found["versions"] = dict(found["versions"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is broken ({error})") from error
+    if "stopped" in found:
+        raise ValueError(f"the run in {folder} was stopped {found['stopped']}; --resume it first")
+    return found
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    if one.shape != other.shape:
+        return float("inf")
+    return (one.double() - other.double()).abs().max().item() if one.numel() else 0.0
+
+
+def run(options: RerunOptions) -> None:
+    """Do it again, and print the verdict."""
+    found = rerun(options)
+    if options.json:
+        click.echo(json.dumps(found))
+        return
+    if found["same"]:
+        click.echo(f"the same        to the last bit, {found['n_tensors']} tensors")
+    else:
+        click.echo(f"not the same    largest difference {found['largest_difference']:.2g}")
+    for key in FIGURES:
+        then, now = found[key]
+        if then is not None and now is not None:
+            click.echo(f"{key.replace('_', ' '):<15} {then:.2%} then, {now:.2%} now")
+    if found["versions_differ"]:
+        click.echo(f"other versions  of {', '.join(found['versions_differ'])}")
+    if len(set(found["devices"])) > 1:
+        click.echo(f"other devices   {found['devices'][0]} then, {found['devices'][1]} now")
+    click.echo(f"second run      {shlex.quote(found['out'])}")
+
+
+command = cli.command("rerun", RerunOptions, run)

@@ -1,0 +1,64 @@
+"""`vitft rerun` does a run again and says whether the result is the same, and what differs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import TINY_FLAGS, Run
+
+FLAGS = ["--epochs=2", "--batch-size=16", "--flip", "--mixup=0.3", "--seed=5"]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_run_done_again_is_the_same_to_the_bit(
+    threads: int,
+    streamed: bool,
+    vitft: Run,
+    folder: Path,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.set_num_threads(threads)
+    if streamed:
+        monkeypatch.setattr("vitft.pictures.images.room", lambda device: 0)
+    flags = ["--adapter=lora", "--base", base, "--data", folder, "--dropout=0.1", *FLAGS]
+    vitft("finetune", *flags, "--out", tmp_path / "run")
+    done = vitft("rerun", tmp_path / "run")
+    assert "the same        to the last bit" in done.stdout
+    assert str(tmp_path / "run-again") in done.stdout
+
+
+def test_what_differs_is_told(vitft: Run, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "base"
+    vitft("pretrain", "--data", folder, "--out", out, *FLAGS, *TINY_FLAGS)
+    tensors = load_file(out / "model.safetensors")
+    tensors["head.bias"][1] += 0.25
+    written = (out / "model.safetensors").read_bytes()
+    length = int.from_bytes(written[:8], "little")
+    metadata = json.loads(written[8 : 8 + length])["__metadata__"]
+    save_file(tensors, out / "model.safetensors", metadata)
+    summary = json.loads((out / "summary.json").read_text())
+    summary["versions"]["torch"], summary["device"] = "2.0.0", "a faster one"
+    (out / "summary.json").write_text(json.dumps(summary))
+    done = vitft("rerun", out, "--out", tmp_path / "again")
+    assert "not the same    largest difference 0.25" in done.stdout
+    assert "other versions  of torch" in done.stdout
+    assert "other devices   a faster one then, cpu" in done.stdout
+    told = json.loads(vitft("rerun", out, "--out", tmp_path / "third", "--json").stdout)
+    assert not told["same"]
+    assert told["largest_difference"] == pytest.approx(0.25)
+    assert "holds a run already" in vitft("rerun", out, "--out", tmp_path / "third", code=2).stderr
+
+
+def test_what_cannot_be_done_again_is_told(vitft: Run, tmp_path: Path) -> None:
+    assert "there is no run to do again" in vitft("rerun", tmp_path, code=2).stderr
+    (tmp_path / "summary.json").write_text("[1")
+    assert "summary.json is broken" in vitft("rerun", tmp_path, code=2).stderr
+    (tmp_path / "summary.json").write_text('{"versions": {}, "stopped": "after 1 of 3 epochs"}')
+    told = vitft("rerun", tmp_path, code=2).stderr
+    assert "was stopped after 1 of 3 epochs; --resume it first" in told
