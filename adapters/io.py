@@ -26,6 +26,7 @@ from adapters.targets import named_modules
 from adapters.translate import translated
 
 Model = TypeVar("Model", bound=nn.Module)
+LARGEST = 1e9  # of a weight: beyond it, what is computed is soon infinite
 
 
 def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -138,6 +139,8 @@ def _fill(model: nn.Module, saved: AdapterFolder) -> None:
             raise ValueError(f"tensor {key} is of {value.dtype}, not {place.dtype}")
         if not value.isfinite().all():
             raise ValueError(f"tensor {key} has values that are not finite")
+        if value.numel() and (largest := value.abs().amax()) > LARGEST:
+            raise ValueError(f"tensor {key} has a value of {float(largest):.0e}; it is damaged")
         place.copy_(value)
     if saved.fingerprint is not None and saved.fingerprint != base_fingerprint(model):
         raise ValueError(

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
+import msgspec
 
 from recipes.shared.runs import MAY_DIFFER
 from vitft.command import options as cli
 from vitft.command.options import option
+from vitft.files import read_json
+from vitft.records import record_of
 from vitft.report.comparison import text_table, write_comparison
 
 NAMES = {"run": "", "method": "", "data": ""}
@@ -36,6 +39,27 @@ class CompareOptions:
     dir: tuple[str, ...] = option(help="Folders of runs, or of folders of runs.", argument=True)
     out: str = option("compare.html", "The page to write, with the table and a picture.")
     json: bool = option(False, "Print JSON.")
+
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What is compared of a run's summary.json."""
+
+    data: str
+    n_parameters: Count
+    n_trainable: Amount
+    images_per_second: Amount
+    seconds: Amount
+    test_accuracy: Share | None
+    val_accuracy: Share | None = None
+    adapter: str = "pretrain"
+    feature_seconds: Amount = 0.0
+    file_bytes: Amount | None = None
 
 
 def compare(options: CompareOptions) -> list[dict[str, Any]]:
@@ -81,27 +105,33 @@ def read_run(folder: str) -> dict[str, Any]:
     Raises:
         ValueError: one of them is broken.
     """
-    path = Path(folder, "summary.json")
+    config = Path(folder, "config.json")
     try:
-        summary = json.loads(path.read_text())
-        config = Path(folder, "config.json")
-        return {
-            "run": folder,
-            "options": dict(json.loads(config.read_text())) if config.is_file() else {},
-            "method": summary.get("adapter", "pretrain"),
-            "data": Path(summary["data"]).name,
-            "trained_share": summary["n_trainable"] / summary["n_parameters"],
-            "test_accuracy": summary["test_accuracy"],  # None for those a sweep did not pick
-            "val_accuracy": summary.get("val_accuracy"),
-            "images_per_second": summary["images_per_second"],
-            "seconds": summary["seconds"] + summary.get("feature_seconds", 0),
-            "file_kB": summary["file_bytes"] / 1000 if "file_bytes" in summary else None,
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{folder}: its summary.json or config.json is broken ({error!r}); "
-            "run it again with --overwrite"
-        ) from error
+        summary = record_of(Summary, _known(Summary, Path(folder, "summary.json")), "summary.json")
+        options = read_json(config) if config.is_file() else {}
+        options = record_of(dict[str, Any], options, "config.json")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{folder} is broken: {error}; run it again with --overwrite") from error
+    return {
+        "run": folder,
+        "options": options,
+        "method": summary.adapter,
+        "data": Path(summary.data).name,
+        "trained_share": summary.n_trainable / summary.n_parameters,
+        "test_accuracy": summary.test_accuracy,  # None for those a sweep did not pick
+        "val_accuracy": summary.val_accuracy,
+        "images_per_second": summary.images_per_second,
+        "seconds": summary.seconds + summary.feature_seconds,
+        "file_kB": None if summary.file_bytes is None else summary.file_bytes / 1000,
+    }
+
+
+def _known(kind: type[Any], path: Path) -> dict[str, Any]:
+    """Return what a file tells of a record of this kind; it may tell more."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} is no dictionary")
+    return {name: found[name] for name in kind.__dataclass_fields__ if name in found}
 
 
 def tell_apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

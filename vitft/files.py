@@ -12,6 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from vitft.version import __version__
+
+FORMAT = 1  # of the files; raised when an older vitft would misread them
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")  # the name of a temporary file
 
 
@@ -54,6 +57,33 @@ def write_json(path: str | Path, content: Any) -> None:
     write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
+def read_json(path: str | Path) -> Any:
+    """Return what stands in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON, or is nested beyond all use.
+    """
+    try:
+        return loaded(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}") from None
+    except ValueError as error:
+        raise ValueError(f"{Path(path).name} is no JSON ({error})") from error
+
+
+def loaded(text: str | bytes) -> Any:
+    """Return what JSON says.
+
+    Raises:
+        ValueError: it is none, or is nested beyond all use.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("values are nested too deep") from None
+
+
 def write_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 ) -> None:
@@ -62,6 +92,7 @@ def write_tensors(
     The entry is `vitft`. One, because safetensors writes several in random order, and the same
     model is to give the same bytes.
     """
+    metadata = {"format": FORMAT, "version": __version__, **metadata}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, save(contiguous, {"vitft": json.dumps(metadata)}))
 
@@ -85,20 +116,40 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return _read(path, tensors=False)[1]
 
 
+def _metadata(path: Path, text: str) -> dict[str, Any]:
+    """Return a file's metadata, in a format that is known.
+
+    Raises:
+        ValueError: it is no JSON, or newer than this vitft.
+    """
+    try:
+        metadata = loaded(text)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} was not written by vitft: its metadata is no JSON ({error})"
+        ) from error
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path} was not written by vitft: its metadata is no dictionary")
+    number, version = metadata.pop("format", FORMAT), metadata.pop("version", "")
+    if not isinstance(number, int) or number > FORMAT:
+        newer = f"'vitft>={version}'" if isinstance(version, str) and version else "-U vitft"
+        raise ValueError(
+            f"{path} was written by a newer vitft, in format {str(number)[:20]}; this one knows "
+            f"up to {FORMAT}: pip install {newer}"
+        )
+    return metadata
+
+
 def _read(path: str | Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("vitft", "{}"))
+            metadata = _metadata(path, (file.metadata() or {}).get("vitft", "{}"))
             names = file.keys() if tensors else ()  # noqa: SIM118
             return {name: file.get_tensor(name) for name in names}, metadata
     except SafetensorError as error:
         raise ValueError(
             f"{path} is no whole safetensors file ({error}); download or save it again"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} was not written by vitft: its metadata is no JSON ({error})"
         ) from error

@@ -90,24 +90,34 @@ REFUSED: list[tuple[Change, str]] = [
     (lambda t, m: m.clear(), "{} is no vitft base: its metadata lacks classes"),
     (
         lambda t, m: m["preprocessing"].pop("std"),
-        "{}: its metadata is not what this vitft writes ('std')",
+        "{}: preprocessing: Object missing required field std",
     ),
     (
         lambda t, m: m["preprocessing"].pop("mean"),
-        "{}: its metadata is not what this vitft writes ('mean')",
+        "{}: preprocessing: Object missing required field mean",
     ),
     (
         lambda t, m: m.update(classes=None),
-        "{}: its metadata is not what this vitft writes ('NoneType' object is not iterable)",
+        "{}: classes: Expected array, got null",
     ),
     *(
-        (change, "{}: its class names, mean and std do not fit its config")
+        (change, "{}: its class names do not fit its config, or one is there twice")
         for change in (
             lambda t, m: m["classes"].append("owl"),
-            lambda t, m: m["preprocessing"]["mean"].pop(),
-            lambda t, m: m["preprocessing"]["std"].pop(),
-            lambda t, m: m["preprocessing"].update(mean=[0.1], std=[0.1]),
+            lambda t, m: m["classes"].__setitem__(1, m["classes"][0]),
         )
+    ),
+    (lambda t, m: m.update(classes=[1, 2, 3]), "{}: classes[0]: Expected str, got int"),
+    (lambda t, m: m.update(facts=[1]), "{}: facts: Expected object, got array"),
+    (lambda t, m: m["config"].update(dim="16"), "{}: config.dim: Expected int, got str"),
+    (lambda t, m: m.update(more={}), "{}: 'more' is unknown"),
+    (
+        lambda t, m: m["preprocessing"].update(mean=[0.1], std=[0.1]),
+        "{}: mean=(0.1,) and std=(0.1,) are not for 3 channels",
+    ),
+    (
+        lambda t, m: m["facts"].update(a=[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]),
+        "{}: values are nested more than 20 deep",
     ),
     (lambda t, m: t.pop("norm.bias"), "{} lacks tensor norm.bias"),
     (lambda t, m: t.update(a=torch.ones(1)), "{} has an unexpected tensor a"),

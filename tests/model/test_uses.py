@@ -25,7 +25,7 @@ def test_a_new_model_has_neutral_names_and_preprocessing() -> None:
 
 def test_preprocessing_is_taken_from_a_record() -> None:
     model = VisionTransformer(ViTConfig(**TINY))
-    record: dict[str, Any] = {"image_size": "12", "mean": [0, "0.5", 1], "std": [1, 2, 3]}
+    record: dict[str, Any] = {"image_size": 12, "mean": [0, 0.5, 1], "std": [1, 2, 3]}
     model.preprocessing = record
     assert model.preprocessing == {
         "image_size": 12,
@@ -34,7 +34,7 @@ def test_preprocessing_is_taken_from_a_record() -> None:
         **FRAMING,
     }
     for name in ("mean", "std"):
-        with pytest.raises(ValueError, match=r"are not for 3 channels$"):
+        with pytest.raises(ValueError, match=r"are not numbers for channels$"):
             model.preprocessing = record | {name: [0.5]}
     message = re.escape("mean=(0.5,) and std=(0.5,) are not for 3 channels")
     with pytest.raises(ValueError, match=f"^{message}$"):

@@ -13,7 +13,7 @@ from tests.conftest import paint
 from vitft import VisionTransformer, load_model, save_model
 from vitft.data.load import load_data
 from vitft.pictures.decode import read_image
-from vitft.pictures.preprocess import Fit, Framing
+from vitft.pictures.preprocess import Fit, Framing, Preprocessing
 
 
 def photograph(width: int, height: int) -> Image.Image:
@@ -119,13 +119,17 @@ def test_the_record_travels_with_the_model(tiny: VisionTransformer, tmp_path: Pa
         ({"crop": 0}, "crop=0.0 is not in 0 < crop <= 1"),
         ({"crop": 1.1}, "crop=1.1 is not in"),
         ({"range": [3, 3]}, r"range=\(3.0, 3.0\) does not go from a lower to a higher value"),
-        ({"range": 3}, "is no framing"),
-        ({"crop": "much"}, "could not convert"),
+        ({"range": 3}, "preprocessing: range: Expected array | null, got int"),
+        ({"crop": "much"}, "preprocessing: crop: Expected float, got str"),
+        ({"image_size": [8]}, "preprocessing: image_size: Expected int, got array"),
+        ({"mean": [float("nan")]}, "preprocessing: a number is not finite"),
+        ({"std": [0]}, r"std=\(0.0,\) is not positive"),
+        ({"labels": "many"}, "labels='many' is neither one nor several"),
     ],
 )
 def test_a_record_out_of_its_range_is_refused(record: dict[str, object], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        Framing.of(record)
+        Preprocessing.of({"image_size": 8, "mean": [0.5], "std": [0.5]} | record)
 
 
 def test_a_jpeg_of_more_pixels_than_can_be_decoded_is_decoded_small(

@@ -16,6 +16,7 @@ from vitft.command.streams import Outliving
 from vitft.training.stop import stop_at_once
 from vitft.version import __version__
 
+MAX_LINE = 2000  # characters of an error
 OUT_OF_MEMORY = ("out of memory", "allocate memory")
 LOST = ("closed by peer", "reset by peer", "timed out", "NCCL", "connectFullMesh")  # a process
 
@@ -118,7 +119,9 @@ def _status(error: BaseException) -> int:
     elif not isinstance(error, (ValueError, OSError)):
         raise error
     if is_first:
-        click.echo("Error: " + " ".join(text.split()), err=True)
+        line = " ".join(text.split())
+        more = f"... ({len(line):,} characters)" if len(line) > MAX_LINE else ""
+        click.echo(f"Error: {line[:MAX_LINE]}{more}", err=True)
     return 2
 
 

@@ -3,11 +3,14 @@
 import os
 from typing import Any, TextIO
 
+ESCAPED = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if c not in b"\n\r\t"}
+
 
 class Outliving:
     """A text stream that writes to nowhere once its reader is gone, as after `| head`.
 
-    A command then goes on to its end, as a training run must.
+    A command then goes on to its end, as a training run must. Control characters, which a name in a
+    file may hold, do not reach the terminal.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -19,7 +22,7 @@ class Outliving:
     def write(self, text: str) -> int:
         """Write text; return its length."""
         try:
-            return self.stream.write(text)
+            return self.stream.write(text.translate(ESCAPED))
         except BrokenPipeError:
             self._drop()
             return len(text)

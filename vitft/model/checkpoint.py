@@ -1,8 +1,9 @@
 """A base as one .safetensors file: its tensors; config, class names, preprocessing as metadata."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,7 +12,20 @@ from vitft.devices.processes import is_first, is_sharded, whole
 from vitft.files import read_metadata, read_tensors, write_tensors
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
+from vitft.records import record_of
 
+
+@dataclass(frozen=True)
+class _Metadata:
+    """What the metadata of a base tells."""
+
+    config: ViTConfig
+    classes: tuple[str, ...]
+    preprocessing: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+LARGEST = 1e9  # of a weight: beyond it, what is computed is soon infinite
 BUNDLED = Path(__file__).parents[1] / "bases"
 
 
@@ -75,15 +89,10 @@ def load_model(source: str | Path) -> VisionTransformer:
     tensors, metadata = read_tensors(path)
     if missing := {"config", "classes", "preprocessing"} - metadata.keys():
         raise ValueError(f"{path} is no vitft base: its metadata lacks {sorted(missing)[0]}")
-    try:
-        config = ViTConfig(**metadata["config"])
-        classes = tuple(str(name) for name in metadata["classes"])
-        prepared = metadata["preprocessing"]
-        mean, std = (tuple(map(float, prepared[key])) for key in ("mean", "std"))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: its metadata is not what this vitft writes ({error})") from error
-    if not len(mean) == len(std) == config.n_channels or len(classes) != config.n_classes:
-        raise ValueError(f"{path}: its class names, mean and std do not fit its config")
+    record = record_of(_Metadata, metadata, str(path))
+    config, classes = record.config, record.classes
+    if len(classes) != config.n_classes or len(set(classes)) < len(classes):
+        raise ValueError(f"{path}: its class names do not fit its config, or one is there twice")
     model = _empty(config)
     expected = model.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
@@ -96,11 +105,16 @@ def load_model(source: str | Path) -> VisionTransformer:
             raise ValueError(f"{path}: tensor {name} has shape {shapes}")
         if not tensors[name].isfinite().all():
             raise ValueError(f"{path}: tensor {name} has values that are not finite")
+        if (largest := tensors[name].abs().amax()) > LARGEST:
+            raise ValueError(f"{path}: tensor {name} has a value of {largest:.0e}; it is damaged")
     tensors = {n: t.to(expected[n].dtype) for n, t in tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
     model.classes = classes
-    model.facts = dict(metadata.get("facts", {}))
-    model.preprocessing = {"image_size": config.image_size, **prepared}
+    model.facts = record.facts
+    try:
+        model.preprocessing = {"image_size": config.image_size, **record.preprocessing}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return model.requires_grad_().eval()
 
 

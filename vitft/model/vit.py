@@ -18,7 +18,7 @@ from vitft.model.config import ViTConfig
 from vitft.model.patches import ConvEmbed, PatchEmbed
 from vitft.model.pooling import MapPooling, reduce_tokens
 from vitft.model.positions import AxialRope, positions_of
-from vitft.pictures.preprocess import Framing
+from vitft.pictures.preprocess import Framing, Preprocessing
 
 STEMS = {"linear": PatchEmbed, "conv": ConvEmbed}
 
@@ -120,22 +120,15 @@ class VisionTransformer(nn.Module):
 
     @preprocessing.setter
     def preprocessing(self, record: Mapping[str, Any]) -> None:
-        try:
-            image_size = int(record["image_size"])
-            mean, std = (tuple(float(x) for x in record[name]) for name in ("mean", "std"))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        found = Preprocessing.of(record)
+        if len(found.mean) != self.config.n_channels:
             raise ValueError(
-                f"preprocessing={record!r} is not image_size, mean and std: {error}"
-            ) from error
-        if not len(mean) == len(std) == self.config.n_channels:
-            raise ValueError(
-                f"mean={mean} and std={std} are not for {self.config.n_channels} channels"
+                f"mean={found.mean} and std={found.std} are not for {self.config.n_channels} "
+                "channels"
             )
-        framing, labels = Framing.of(record), str(record.get("labels", "one"))
-        if labels not in ("one", "several"):
-            raise ValueError(f"{labels=} is neither one nor several")
-        self.resize(image_size)
-        self.mean, self.std, self.framing, self.labels = mean, std, framing, labels
+        self.resize(found.image_size)
+        self.mean, self.std, self.labels = found.mean, found.std, found.labels
+        self.framing = found.framing
 
     def positions(self) -> Tensor:
         """Return the position embedding for images of `image_size`: (1, prefix + N, D)."""

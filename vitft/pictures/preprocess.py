@@ -4,6 +4,7 @@ Validation, evaluation, prediction and every export take it, as `Framing` tells;
 file of a base and of an adapter.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,9 +15,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from vitft.records import record_of
+
 MODES = {1: "L", 3: "RGB"}  # of Pillow, by number of channels
 RESIZES = ("shortest", "squash", "pad")
 KERNELS = {"bicubic": "", "draft-bicubic": "bicubic", "draft-bilinear": "bilinear"}  # torch's names
+MAX_SIDE = 2**14  # of the images that a model takes, in pixels
 MAX_PIXELS = 178_956_970  # of a decoded image, as Pillow has it
 
 
@@ -46,22 +50,46 @@ class Framing:
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"range={self.range} does not go from a lower to a higher value")
 
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing(Framing):
+    """What an image goes through before a model, as a file tells it.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    image_size: int
+    mean: tuple[float, ...]  # of each channel, pixels in 0..1
+    std: tuple[float, ...]
+    labels: str = "one"  # of an image: one, or several
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.image_size <= MAX_SIDE:
+            raise ValueError(f"image_size={self.image_size} is not in 1..{MAX_SIDE}")
+        numbers = (*self.mean, *self.std)
+        if len(self.mean) != len(self.std) or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"mean={self.mean} and std={self.std} are not numbers for channels")
+        if any(value <= 0 for value in self.std):
+            raise ValueError(f"std={self.std} is not positive")
+        if self.labels not in ("one", "several"):
+            raise ValueError(f"labels={self.labels!r} is neither one nor several")
+
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> "Framing":
-        """Return what a record tells; what it leaves out is as in version 0.1.
+    def of(cls, record: Mapping[str, Any]) -> "Preprocessing":
+        """Return what a file's record tells; what it leaves out is as in version 0.1.
 
         Raises:
             ValueError: it tells something else.
         """
-        given = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
-        try:
-            given["crop"] = float(given.get("crop", 1.0))
-            if given.get("range") is not None:
-                low, high = given["range"]
-                given["range"] = (float(low), float(high))
-            return cls(**given)
-        except TypeError as error:
-            raise ValueError(f"{given} is no framing: {error}") from error
+        known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
+        return record_of(cls, known, "preprocessing")
+
+    @property
+    def framing(self) -> Framing:
+        """How a picture becomes a square."""
+        return Framing(**{name: getattr(self, name) for name in Framing.__dataclass_fields__})
 
 
 class _Framed(Protocol):

@@ -103,7 +103,7 @@ def _checksum(tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> int
     found = zlib.crc32(json.dumps(progress, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         numbers = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        found = zlib.crc32(memoryview(numbers), zlib.crc32(f"{name} {value.shape}".encode(), found))
+        found = zlib.crc32(numbers.data, zlib.crc32(f"{name} {value.shape}".encode(), found))
     return found
 
 

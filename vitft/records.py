@@ -1,0 +1,60 @@
+"""What a file says in; a record whose every value is of its type out, or an error that names it."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+MAX_DEPTH, MAX_VALUES = 20, 1_000_000
+
+
+def record_of(kind: type[T], value: Any, where: str) -> T:
+    """Return JSON's value as a record.
+
+    Args:
+        kind: a dataclass; or a type such as dict[str, int].
+        value: of JSON.
+        where: it stands, for an error.
+
+    Raises:
+        ValueError: something is missing, unknown, of another type, out of its range or no finite
+            number, or the value is nested or long beyond all use.
+    """
+    _check(value, where)
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        known = {field.name for field in dataclasses.fields(kind)}
+        if unknown := [str(name) for name in value if name not in known]:
+            raise ValueError(f"{where}: {unknown[0][:80]!r} is unknown")
+    try:
+        return msgspec.convert(value, kind, strict=True)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise ValueError(f"{where}: {_plain(str(error))}") from error
+
+
+def _check(value: Any, where: str) -> None:
+    level, n = [value], 0
+    for _ in range(MAX_DEPTH):
+        level = [
+            part
+            for whole in level
+            if isinstance(whole, (list, dict))
+            for part in (whole.values() if isinstance(whole, dict) else whole)
+        ]
+        n += len(level)
+        if any(isinstance(part, float) and not math.isfinite(part) for part in level):
+            raise ValueError(f"{where}: a number is not finite")
+        if not level:
+            return
+        if n > MAX_VALUES:
+            raise ValueError(f"{where}: more than {MAX_VALUES:,} values")
+    raise ValueError(f"{where}: values are nested more than {MAX_DEPTH} deep")
+
+
+def _plain(text: str) -> str:
+    """Return msgspec's words without its marks: "Expected `int`, got `str` - at `$.dim`"."""
+    what, _, place = text.partition(" - at ")
+    name = place.strip("`").removeprefix("$.")
+    return (f"{name.replace('$', '')}: " if name else "") + what.replace("`", "")
