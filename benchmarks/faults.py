@@ -137,7 +137,7 @@ def change(path: Path, rng: random.Random) -> None:
                 changed = changed_tensors(content, rng)
             else:
                 changed = changed_bytes(content, rng)
-        except (ValueError, struct.error, KeyError, TypeError, RecursionError):
+        except (ValueError, struct.error, LookupError, TypeError, RecursionError):
             changed = changed_bytes(content, rng) if content else b"x"
         path.write_bytes(changed)
 
