@@ -1,0 +1,89 @@
+"""No step on an accelerator waits for it, and no tensor of a step stands elsewhere.
+
+On the meta device, which stands for the accelerator here, a tensor has a shape and a type but no
+numbers. So `.item()`, a comparison or a copy to the CPU is an error, where it would be a wait.
+"""
+
+import os
+from contextlib import nullcontext
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import adapters
+from tests.conftest import TINY
+from vitft.model.config import ViTConfig
+from vitft.model.vit import VisionTransformer
+from vitft.pictures.augment import Augmentation
+from vitft.pictures.images import Images
+from vitft.training.plan import Plan
+from vitft.training.run import Run
+from vitft.training.step import Step
+
+AWAY = torch.device("meta")
+METHODS = [*adapters.METHODS] if os.environ.get("VITFT_ALL") else [*adapters.METHODS][::3]
+AUGMENTATIONS = [
+    Augmentation(flip=True, shift=1, min_area=0.5, trivial=True, mixup=0.3, cutmix=0.3),
+    Augmentation(rand=True, erase=0.5),
+]
+
+
+@pytest.fixture(autouse=True)
+def _away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask the device neither for its random state nor for bfloat16."""
+    for place in ("vitft.training.run.seeded_state", "vitft.training.step.random_state"):
+        monkeypatch.setattr(place, lambda *_: [])
+    monkeypatch.setattr("vitft.training.step.set_random_state", lambda *_: None)
+    monkeypatch.setattr("vitft.training.step.first_varying_stage", lambda model: 0)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+
+
+def take_steps(folder: Path, method: str | None, **options: Any) -> None:
+    """Take two steps of a run of a method, or of the whole model, away from the CPU."""
+    model = VisionTransformer(ViTConfig(**TINY, n_classes=2, dropout=0.1)).train()
+    if method is not None:
+        adapters.inject(model, adapters.METHODS[method](), trainable=("head",))
+    model.to(AWAY)
+    plan = Plan(**{"epochs": 1, "batch_size": 8, "lr": 1e-3, "weight_decay": 0.0} | options)
+    images = Images(lambda i: torch.empty(0), torch.zeros(8, dtype=torch.long))
+    run = Run(model, images, images, plan, folder)
+    for group in chain.from_iterable(o.param_groups for o in run.updates.optimizers):
+        group["fused"] = False  # which this device does not have
+    step = Step([run], lambda models: models[0])
+    for _ in range(2):
+        pixels = torch.zeros(8, 3, 8, 8, dtype=torch.uint8, device=AWAY)
+        step([(pixels, torch.zeros(8, dtype=torch.long, device=AWAY))])
+    states = [s for o in run.updates.optimizers for p in o.state.values() for s in p.values()]
+    moments = [value for value in states if isinstance(value, Tensor) and value.ndim]
+    tensors = [run.totals, *run.trainable.values(), *moments]
+    assert {value.device for value in tensors} == {AWAY}
+
+
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_a_step_of_every_method_waits_for_nothing(method: str | None, tmp_path: Path) -> None:
+    take_steps(tmp_path, method)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "muon"},
+        {"optimizer": "adam"},
+        {"augmentation": AUGMENTATIONS[0], "label_smoothing": 0.1},
+        {"augmentation": AUGMENTATIONS[1], "ema": 0.9},
+        {"accumulate": 2, "clip": 0.0},
+        {"checkpoint_blocks": True},
+        {"layer_decay": 0.7, "auto_accumulate": True},
+    ],
+)
+def test_no_option_of_a_plan_makes_it_wait(options: dict[str, Any], tmp_path: Path) -> None:
+    take_steps(tmp_path, None, **options)
+
+
+def test_what_waits_is_seen(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="data-dependent|item|bool"):
+        take_steps(tmp_path, None, on_nan="skip")  # which must know each step's gradient
