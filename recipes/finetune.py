@@ -13,7 +13,7 @@ import click
 import torch
 
 import adapters
-from recipes.shared.adapt import adapt, frame, pick_cached, save_trained
+from recipes.shared.adapt import adapt, at_full_rate, frame, pick_cached, save_trained
 from recipes.shared.finetuning import (
     PRESETS,
     CommonOptions,
@@ -95,6 +95,7 @@ def _train_adapter(options: CommonOptions) -> Finetuned:
             f"{options.adapter}: {trained:,} of {n_all:,} parameters train on {splits}, on {device}"
         )
         n_images = len(splits.train) + len(splits.validation)
+        plan = at_full_rate(plan, model, options)
         if model.has_head:  # it has learned already
             plan = replace(plan, probe_head=False)
         plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))

@@ -9,10 +9,11 @@ import torch
 
 import adapters
 from recipes.shared.finetuning import CACHED_BYTES, CommonOptions
+from recipes.shared.methods import default_lr
 from recipes.shared.splits import say
 from vitft.devices.processes import barrier, is_first
 from vitft.evaluation.features import feature_bytes, n_frozen
-from vitft.model.checkpoint import save_model
+from vitft.model.checkpoint import is_known_backbone, save_model
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.augment import Augmentation
 from vitft.training.plan import Plan
@@ -74,6 +75,19 @@ def unfrozen(
         config = replace(config, layers=tuple(range(n_blocks - n)))
     norm = ("norm",) if n and config is None and [*model.norm.parameters()] else ()
     return config, ("head", *norm, *whole)
+
+
+def at_full_rate(plan: Plan, model: VisionTransformer, options: CommonOptions) -> Plan:
+    """Return the plan in which blocks that train whole do so at full fine-tuning's rate.
+
+    That of an adapter would spoil them; where --lr is lower, it holds for them too.
+    """
+    if not options.unfreeze:
+        return plan
+    rate = default_lr("full", known_backbone=is_known_backbone(options.base))
+    _, (_, *whole) = unfrozen(model, options, None)
+    factors = dict.fromkeys(whole, min(1.0, rate / plan.lr))
+    return replace(plan, lr_factors={**plan.lr_factors, **factors})
 
 
 def save_trained(run: Run, options: CommonOptions, folder: Path) -> dict[str, Any]:

@@ -66,7 +66,9 @@ class CommonOptions(TrainOptions):
         "so does its head where the classes are the same.",
     )
     unfreeze: int = option(
-        0, "Train so many of the last blocks whole, with linear the last norm too."
+        0,
+        "Train so many of the last blocks whole, with linear the last norm too, at the rate of "
+        "full fine-tuning, or --lr where that is lower.",
     )
     head_start: str = option(
         "probe",

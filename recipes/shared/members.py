@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import adapters
-from recipes.shared.adapt import adapt, pick_cached, save_trained
+from recipes.shared.adapt import adapt, at_full_rate, pick_cached, save_trained
 from recipes.shared.finetuning import CommonOptions
 from recipes.shared.splits import Splits, say
 from recipes.shared.summary import summarise
@@ -49,6 +49,7 @@ def make_member(
     images = splits[options.seed]
     n_images = (len(images.train) + len(images.validation)) * len(splits)
     plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
+    plan = at_full_rate(plan, model, options)
     plan = weighted(plan, options, images.train, len(base.classes))
     run = Run(model, images.train, images.validation, plan, Path(options.out), [fingerprint])
     if options.resume:

@@ -4,8 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Run, summary
-from vitft import load_model
+from recipes.shared.adapt import at_full_rate
+from recipes.shared.finetuning import FinetuneOptions
+from recipes.shared.methods import default_lr
+from tests.conftest import TINY, Run, summary
+from vitft import VisionTransformer, ViTConfig, load_model
+from vitft.optimizers.build import build_optimizers
+from vitft.training.plan import Plan
 
 
 @pytest.mark.parametrize("method", ["linear", "lora"])
@@ -41,3 +46,25 @@ def test_what_cannot_be_unfrozen_is_refused(
 ) -> None:
     flags = ["--adapter", method, "--base", base, "--data", folder, "--out", tmp_path / "x"]
     assert told in vitft("finetune", *flags, f"--unfreeze={n}", code=2).stderr
+
+
+@pytest.mark.parametrize(("lr", "rate"), [(1e-2, None), (1e-7, 1e-7)])
+@pytest.mark.parametrize("method", ["linear", "lora"])
+def test_whole_blocks_train_at_the_rate_of_full_fine_tuning(
+    method: str, lr: float, rate: float | None
+) -> None:
+    model = VisionTransformer(ViTConfig(**TINY, n_classes=3))
+    options = FinetuneOptions(adapter=method, base="cifar10", data="x", out="y", unfreeze=1)
+    plan = Plan(epochs=1, batch_size=8, lr=lr, weight_decay=0.0, lr_factors={"weight": 0.5})
+    plan = at_full_rate(plan, model, options)
+    made = build_optimizers(
+        model, name="adamw", lr=lr, weight_decay=0.0, lr_factors=plan.lr_factors
+    )
+    found = {
+        id(p): group["lr_factor"] for o in made for group in o.param_groups for p in group["params"]
+    }
+    rate = default_lr("full", known_backbone=False) if rate is None else rate
+    for name, parameter in model.named_parameters():
+        whole = name.startswith("blocks.1.") or (method == "linear" and name.startswith("norm."))
+        expected = (rate if whole else lr) * (0.5 if name.endswith("weight") else 1)
+        assert lr * found[id(parameter)] == pytest.approx(expected), name

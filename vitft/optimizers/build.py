@@ -33,7 +33,8 @@ def build_optimizers(
     article's: it has no weight decay.
 
     Args:
-        lr_factors: what to multiply the learning rate of parameters by, by the last part of their
+        lr_factors: what to multiply the learning rate of parameters by, by the module that they
+            stand in, "blocks.5" for all of that block, or by the last part of their
             names, "lora_b" for all B.
         layer_decay: what to multiply a block's rate by for every block behind it; see `distances`.
         recorded: make learning rates tensors, which a recorded step reads anew.
@@ -82,7 +83,8 @@ def _groups(
             last = key.rpartition(".")[2]
             decay = decays(module, last)
             muon = name == "muon" and decay and parameter.ndim == 2 and bool(NUMBERED.search(key))
-            factor = lr_factors.get(last, 1.0) * layer_decay ** behind[key]
+            within = [f for name, f in lr_factors.items() if key.startswith(f"{name}.")]
+            factor = lr_factors.get(last, 1.0) * math.prod(within) * layer_decay ** behind[key]
             groups.setdefault((muon, decay, factor), []).append(parameter)
     return groups
 

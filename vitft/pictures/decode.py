@@ -14,7 +14,7 @@ from vitft.pictures.preprocess import is_deep
 # what Pillow raises of a broken file
 UNREADABLE = (
     *(UnidentifiedImageError, Image.DecompressionBombError, OverflowError, MemoryError),
-    *(OSError, SyntaxError, ValueError),
+    *(OSError, RuntimeError, SyntaxError, ValueError),
 )
 SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"}
 SUFFIXES |= {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}

@@ -29,7 +29,7 @@ class Plan:
     lr: float
     weight_decay: float
     optimizer: str = "adamw"
-    # what to multiply the rate by, for parameters by the last part of their names
+    # what to multiply the rate by, by a module or by the last part of parameters' names
     lr_factors: Mapping[str, float] = field(default_factory=dict)
     layer_decay: float = 1.0  # what to multiply a block's rate by for every block behind it
     schedule: str = "cosine"
