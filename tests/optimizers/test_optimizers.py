@@ -58,11 +58,13 @@ def test_adam_is_the_articles() -> None:
     assert found["head.bias"] == ("Adam", (0.1, 0.0, 3.0))
 
 
-def test_a_factor_is_by_the_last_part_of_a_name_alone() -> None:
+def test_a_factor_is_by_a_module_or_by_the_last_part_of_a_name() -> None:
     found = groups_of(Net(), name="adamw", lr_factors={"bias": 3.0, "token": 2.0, "head": 9.0})
     factors = {name: own[1][2] for name, own in found.items()}
     assert factors == {
-        name: 3.0 if name.endswith("bias") else 2.0 if name == "token" else 1.0 for name in found
+        name: (3.0 if name.endswith("bias") else 2.0 if name == "token" else 1.0)
+        * (9.0 if name.startswith("head.") else 1.0)
+        for name in found
     }
 
 
