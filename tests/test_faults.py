@@ -1,4 +1,4 @@
-"""Hostile files end right or in one line: some of each kind; `benchmarks.faults` tries thousands."""
+"""Hostile files end right or in one line: a few of what `benchmarks.faults` tries by thousands."""
 
 import random
 import shutil

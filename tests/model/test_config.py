@@ -113,3 +113,8 @@ def test_tokens_and_features_follow_from_the_pooling(
     assert config.n_prefix == len(special) + 3
     assert config.n_features == n_features
     assert config.n_patches == 64
+
+
+def test_a_size_beyond_all_use_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^hidden_dim=\d+ is more than 10,000,000$"):
+        ViTConfig(hidden_dim=2**63)

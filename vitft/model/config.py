@@ -15,6 +15,9 @@ CHOICES = {
 }
 
 
+MAX_SIZE = 10**7  # of any of a model's numbers; more is a damaged file
+
+
 @dataclass(frozen=True)
 class ViTConfig:
     """The sizes and options of a `VisionTransformer`; the defaults are the article's.
@@ -66,6 +69,8 @@ class ViTConfig:
                 raise ValueError(
                     f"{field.name}={value} is not positive; the article's is {field.default}"
                 )
+            if field.type is int and value > MAX_SIZE:
+                raise ValueError(f"{field.name}={value} is more than {MAX_SIZE:,}")
             if field.name in CHOICES and value not in CHOICES[field.name]:
                 known = ", ".join(map(repr, CHOICES[field.name])).replace("'", '"')
                 raise ValueError(f"{field.name}={value!r} is unknown; choose from {known}")

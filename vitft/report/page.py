@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitft.command.streams import ESCAPED
 from vitft.files import write_bytes
 
 if TYPE_CHECKING:
@@ -55,4 +56,4 @@ def write_page(path: Path, title: str, body: str) -> None:
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head += f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>"
     page = f'<!DOCTYPE html><html lang="en">{head}{body}</html>\n'
-    write_bytes(path, page.encode(errors="replace"))
+    write_bytes(path, page.translate(ESCAPED).encode(errors="replace"))
