@@ -13,6 +13,7 @@ import adapters
 ROOT = Path(__file__).parents[1]
 README, PART_2 = ROOT / "README.md", ROOT / "docs" / "part-2.md"
 PHOTOGRAPHS = ROOT / "docs" / "photographs.md"
+MANY_MACHINES = ROOT / "docs" / "many-machines.md"
 
 
 def blocks(document: Path, language: str) -> list[tuple[int, str]]:
@@ -67,17 +68,18 @@ def test_the_python_of_photographs_runs(
 def commands() -> list[str]:
     lines = [
         line
-        for d in (README, PART_2, PHOTOGRAPHS)
+        for d in (README, PART_2, PHOTOGRAPHS, MANY_MACHINES)
         for _, block in blocks(d, "sh")
         for line in block.splitlines()
     ]
     inline = re.findall(r"`(vitft \w+ --[^`]* --[^`]*)`", PART_2.read_text())
+    lines = [re.sub(r"^.*torchrun .* -m vitft", "vitft", line) for line in lines]
     return [line for line in lines if line.startswith("vitft ")] + inline
 
 
 @pytest.mark.parametrize("line", commands())
 def test_a_command_of_the_documents_has_these_options(line: str) -> None:
-    _, name, *arguments = shlex.split(line, comments=True)
+    _, name, *arguments = shlex.split(line.replace(" ...", ""), comments=True)
     importlib.import_module(f"recipes.{name}").command.make_context(name, arguments)
 
 

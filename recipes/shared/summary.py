@@ -111,6 +111,7 @@ def summarise(
         "test_seconds": round(test_seconds, 1),
         "device": device_name(run.device),
         "n_processes": n_processes(),
+        "float32_products": torch.get_float32_matmul_precision(),  # "highest" is without TF32
         "peak_memory_mb": (peak := peak_bytes(run.device)) and round(peak / 1e6),
         "data": options.data,
         "n_train": len(splits.train),

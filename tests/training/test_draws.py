@@ -26,6 +26,16 @@ def test_a_state_that_is_put_back_draws_the_same_again() -> None:
     assert torch.equal(torch.rand(3), first)
 
 
+def test_the_state_of_metal_is_metals(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to: list[Tensor] = []
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor([7]))
+    monkeypatch.setattr(torch.mps, "set_rng_state", set_to.append)
+    state = random_state(torch.device("mps"))
+    assert [len(state), state[1].item()] == [2, 7]
+    set_random_state(state, torch.device("mps"))
+    assert set_to == [state[1]]
+
+
 def test_a_seeds_state_is_that_of_manual_seed_and_the_present_one_stays() -> None:
     before = torch.get_rng_state()
     made = seeded_state(5, CPU)

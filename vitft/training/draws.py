@@ -11,8 +11,8 @@ from vitft.model.vit import VisionTransformer
 
 def random_state(device: torch.device) -> list[Tensor]:
     """Return the state of the random numbers drawn for `device`: the CPU's, and its own."""
-    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return [torch.get_rng_state(), *own]
+    own = {"cuda": lambda: torch.cuda.get_rng_state(device), "mps": torch.mps.get_rng_state}
+    return [torch.get_rng_state(), *([own[device.type]()] if device.type in own else [])]
 
 
 def set_random_state(states: Sequence[Tensor], device: torch.device) -> None:
@@ -20,6 +20,8 @@ def set_random_state(states: Sequence[Tensor], device: torch.device) -> None:
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(states[1])
 
 
 def seeded_state(seed: int, device: torch.device) -> list[Tensor]:
