@@ -1,6 +1,7 @@
 """From files to pixels: grey depths, the way an image is fitted, and what is refused."""
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitft.pictures.decode import read_image
+from vitft.pictures.decode import is_image, read_image
 from vitft.pictures.preprocess import Fit
 
 
@@ -115,6 +116,23 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(
         read_image(gone, fail(error))
     with pytest.raises(KeyError):
         read_image(path, fail(KeyError()))
+
+
+@pytest.mark.parametrize("comment", [0, 10, 60_000, 5_000_000])
+def test_a_header_without_end_is_not_waited_for(comment: int, tmp_path: Path) -> None:
+    pixels = torch.randint(0, 256, (90, 90, 3), dtype=torch.uint8)
+    header = b"P6\n#" + b"x" * comment + b"\n90 90\n255\n"
+    path = tmp_path / "image.ppm"
+    path.write_bytes(header + pixels.numpy().tobytes())
+    started = time.perf_counter()
+    if comment < 2**16:
+        assert torch.equal(read_image(path, Fit(90)), pixels.permute(2, 0, 1))
+    else:
+        with pytest.raises(ValueError, match="its header is longer than 65,536 bytes"):
+            read_image(path, Fit(90))
+    (tmp_path / "image").write_bytes(path.read_bytes())
+    assert is_image(tmp_path / "image") == (comment < 2**16)
+    assert time.perf_counter() - started < 2
 
 
 def test_the_order_of_a_pixels_bytes_does_not_matter() -> None:

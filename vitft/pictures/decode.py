@@ -1,5 +1,6 @@
 """An image file in; its pixels through a function, or what its header tells, out."""
 
+import re
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -16,6 +17,10 @@ UNREADABLE = (
     *(UnidentifiedImageError, Image.DecompressionBombError, OverflowError, MemoryError),
     *(OSError, RuntimeError, SyntaxError, ValueError),
 )
+PORTABLE = tuple(f"P{i}".encode() for i in range(1, 7))
+MAX_HEADER = 2**16  # bytes
+SIZES = re.compile(rb"\s*\d+\s+\d+\s")
+COMMENT = re.compile(rb"#[^\n\r]*[\n\r]?")
 SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"}
 SUFFIXES |= {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 # what may be in a file whose name tells no image
@@ -26,6 +31,7 @@ def _opened(path: str | Path) -> Image.Image:
     """Return an image file, opened and not yet decoded, whatever its number of pixels."""
     has_heif()
     _quiet()
+    _check_header(path)
     try:
         return Image.open(path)
     except Image.DecompressionBombError:
@@ -34,6 +40,20 @@ def _opened(path: str | Path) -> Image.Image:
         except SyntaxError:
             pass
         raise
+
+
+def _check_header(path: str | Path) -> None:
+    """Check that the header of a PPM or PGM is short: Pillow reads it byte by byte.
+
+    Raises:
+        ValueError: it is not.
+    """
+    with Path(path).open("rb") as file:
+        if file.read(2) not in PORTABLE:
+            return
+        header = file.read(MAX_HEADER)
+    if len(header) == MAX_HEADER and not SIZES.match(COMMENT.sub(b"", header)):
+        raise ValueError(f"its header is longer than {MAX_HEADER:,} bytes")
 
 
 def read_image(path: str | Path, fit: Callable[[Image.Image], Tensor]) -> Tensor:
@@ -58,6 +78,7 @@ def is_image(path: Path) -> bool:
     if suffix in SUFFIXES or (suffix in (".heic", ".heif") and has_heif()):
         return True
     try:
+        _check_header(path)
         with Image.open(path, formats=FORMATS):
             return True
     except UNREADABLE:
