@@ -67,7 +67,7 @@ class Bank(nn.Module):
         self.classes: list[tuple[str, ...]] = [()] * self.n_slots
         self.classes[0] = getattr(model, "classes", ())
         self.preprocessing: Any = None  # the adapters', which must agree, where they say so
-        loaded = [self._read(folder) for folder in folders]
+        loaded = [self.read(folder) for folder in folders]
         if self.preprocessing is not None:
             object.__setattr__(self.model, "preprocessing", self.preprocessing)
         shapes: dict[str, dict[str, torch.Size]] = {}  # the largest, by module and term
@@ -84,7 +84,7 @@ class Bank(nn.Module):
         for name, largest in shapes.items():
             self._stack(name, largest, rank)
         for i, (slot, classes) in enumerate(loaded, start=1):
-            self._put(i, slot, classes)
+            self.put(i, (slot, classes))
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
         """Return logits (B, most classes) of images (B, ...), a row by the adapter in slot `ids`.
@@ -114,7 +114,7 @@ class Bank(nn.Module):
         """
         if not 1 <= slot < self.n_slots:
             raise ValueError(f"{slot=} is not in 1 <= slot < {self.n_slots}; 0 is the base")
-        self._put(slot, *self._read(folder))
+        self.put(slot, self.read(folder))
 
     def _stack(self, name: str, terms: dict[str, torch.Size], rank: int) -> None:
         """Put a stack for terms of these shapes in the place of a module."""
@@ -132,8 +132,14 @@ class Bank(nn.Module):
         stack.add(self.ids, self.n_slots, terms)
         self.model.set_submodule(name, stack.eval())
 
-    def _read(self, folder: str | os.PathLike[str]) -> tuple[Slot, tuple[str, ...]]:
-        """Return an adapter's terms, by module, and its classes, all checked by `load_adapter`."""
+    def read(self, folder: str | os.PathLike[str]) -> tuple[Slot, tuple[str, ...]]:
+        """Return an adapter for `put`: its terms, by module, and its classes, all checked.
+
+        Others may ask the bank meanwhile.
+
+        Raises:
+            FileNotFoundError, ValueError: as for `load_adapter`, or it can't be stacked.
+        """
         known = self.fingerprint if read_adapter(folder).trained == (self.head,) else None
         adapted = load_adapter(shared_copy(self.base), folder, fingerprint=known)
         record = injection(adapted)
@@ -157,7 +163,13 @@ class Bank(nn.Module):
         return slot, classes
 
     @torch.no_grad()
-    def _put(self, i: int, slot: Slot, classes: tuple[str, ...]) -> None:
+    def put(self, i: int, read: tuple[Slot, tuple[str, ...]]) -> None:
+        """Put into slot `i` what `read` gave; nobody may ask the bank meanwhile.
+
+        Raises:
+            ValueError: there is no room for its terms, rank or classes; the slot stays as it was.
+        """
+        slot, classes = read
         stacks = {n: m for n, m in self.model.named_modules() if isinstance(m, Stack)}
         if missing := sorted(slot.keys() - stacks.keys()):
             raise ValueError(

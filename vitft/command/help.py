@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "rerun": "Do a run again and say whether the result is the same.",
     "evaluate": "Measure accuracy on a test split.",
     "predict": "Classify image files.",
+    "serve": "Answer over HTTP, by many adapters at once.",
     "embed": "Write the features of image files.",
     "convert": "Make a base of another library's Vision Transformer.",
     "export": "Write a base for transformers, timm or ONNX Runtime.",

@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Callable
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ SUFFIXES |= {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
-def _opened(path: str | Path) -> Image.Image:
+def _opened(path: str | Path | BytesIO) -> Image.Image:
     """Return an image file, opened and not yet decoded, whatever its number of pixels."""
     has_heif()
     _quiet()
@@ -42,13 +43,13 @@ def _opened(path: str | Path) -> Image.Image:
         raise
 
 
-def _check_header(path: str | Path) -> None:
+def _check_header(path: str | Path | BytesIO) -> None:
     """Check that the header of a PPM or PGM is short: Pillow reads it byte by byte.
 
     Raises:
         ValueError: it is not.
     """
-    with Path(path).open("rb") as file:
+    with BytesIO(path.getbuffer()) if isinstance(path, BytesIO) else Path(path).open("rb") as file:
         if file.read(2) not in PORTABLE:
             return
         header = file.read(MAX_HEADER)
@@ -56,8 +57,15 @@ def _check_header(path: str | Path) -> None:
         raise ValueError(f"its header is longer than {MAX_HEADER:,} bytes")
 
 
-def read_image(path: str | Path, fit: Callable[[Image.Image], Tensor]) -> Tensor:
-    """Return the image file at `path` through `fit`.
+def read_image(
+    path: str | Path | BytesIO, fit: Callable[[Image.Image], Tensor], name: str | None = None
+) -> Tensor:
+    """Return the image file at `path`, or what a file holds, through `fit`.
+
+    Args:
+        path: of the file, or its content.
+        fit: makes a tensor of it.
+        name: to call it by in an error.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -69,7 +77,9 @@ def read_image(path: str | Path, fit: Callable[[Image.Image], Tensor]) -> Tensor
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no image {path}") from None
     except UNREADABLE as error:
-        raise ValueError(f"{path} is no readable image ({error}); mend or remove it") from error
+        raise ValueError(
+            f"{name or path} is no readable image ({error}); mend or remove it"
+        ) from error
 
 
 def is_image(path: Path) -> bool:

@@ -1,0 +1,102 @@
+"""Serve a base and its adapters: a page and an HTTP interface.
+
+`vitft serve --base BASE --adapter runs/signs --adapter runs/symbols`
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from recipes.shared.model import ModelOptions, find_base_of
+from recipes.shared.options import pick_device
+from vitft.command import options as cli
+from vitft.command.options import option
+from vitft.model.checkpoint import load_model
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+TOKEN = "VITFT_TOKEN"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(ModelOptions):
+    """Serve a base and its adapters: a page and an HTTP interface on this machine.
+
+    POST /predict takes pictures (files), adapters (names with commas) and top; GET /adapters tells
+    them; PUT /adapters/NAME with {"folder": DIR} loads one while others answer. /docs describes it.
+    """
+
+    adapter: tuple[str, ...] = option(
+        (), "A saved adapter's folder, or NAME=FOLDER; may be repeated.", repeated=True
+    )
+    host: str = option("127.0.0.1", "Address to listen at; any but this machine's needs a token.")
+    port: int = option(8000, "Port to listen at.")
+    token: str | None = option(
+        None, f"What requests must bring as a bearer token.  [default: that of ${TOKEN}]"
+    )
+    max_mb: int = option(20, "Most megabytes of a request.")
+    max_pictures: int = option(16, "Most pictures of a request.")
+    max_waiting: int = option(256, "Most pictures that wait; more are refused with status 503.")
+    max_adapters: int = option(64, "Most adapters, those loaded later too.")
+    max_rank: int = option(16, "Largest rank of adapters loaded later.")
+    max_classes: int = option(0, "Most classes of adapters loaded later.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
+
+
+def named(folders: tuple[str, ...]) -> dict[str, str]:
+    """Return folders by their names: those given as NAME=FOLDER, else the folders' own.
+
+    Raises:
+        ValueError: two have one name.
+    """
+    found: dict[str, str] = {}
+    for text in folders:
+        name, equals, folder = text.partition("=")
+        if not equals or Path(text).is_dir():
+            name, folder = Path(text).resolve().name, text
+        if name in found:
+            raise ValueError(f"two adapters are called {name}; write NAME=FOLDER")
+        found[name] = folder
+    return found
+
+
+def run(options: ServeOptions) -> None:
+    """Serve until interrupted.
+
+    Raises:
+        ValueError, OSError: what the user can mend.
+    """
+    try:
+        import uvicorn
+
+        from recipes.serving.app import Limits, make_app
+        from recipes.serving.desk import Desk
+    except ImportError as error:
+        raise ValueError(f"serve needs {error.name}; pip install 'vitft[serve]'") from error
+    token = options.token or os.environ.get(TOKEN)
+    if options.host not in LOCAL and not token:
+        raise ValueError(
+            f"--host {options.host} can be reached by others; give them a token by --token or "
+            f"${TOKEN}"
+        )
+    folders = named(options.adapter)
+    first = next(iter(folders.values()), None)
+    desk = Desk(
+        load_model(find_base_of(options.base, first)),
+        folders,
+        device=pick_device(options.device),
+        max_adapters=options.max_adapters,
+        max_waiting=options.max_waiting,
+        rank=options.max_rank,
+        n_classes=options.max_classes,
+    )
+    limits = Limits(options.max_pictures, options.max_mb * 2**20)
+    hosts = [*LOCAL, options.host] if options.host in LOCAL else ["*"]
+    click.echo(f"serving         {', '.join(desk.slots)}")
+    click.echo(f"page            http://{options.host}:{options.port}/")
+    app = make_app(desk, limits, token=token, hosts=hosts)
+    uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
+
+
+command = cli.command("serve", ServeOptions, run)

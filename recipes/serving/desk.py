@@ -1,0 +1,191 @@
+"""Pictures and names of adapters in; classes and probabilities out, many requests in one pass."""
+
+import queue
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import adapters
+from recipes.shared.classifier import MAX_ROWS, Classes, best_of
+from vitft.devices.cores import in_parts
+from vitft.evaluation.evaluate import suitable_batch
+from vitft.evaluation.task import TASKS
+from vitft.model.vit import VisionTransformer
+from vitft.pictures.preprocess import Fit
+
+BASE = "base"  # the name of the base's own head
+
+
+class Busy(Exception):
+    """More pictures wait than may."""
+
+
+@dataclass
+class Job:
+    """A picture that waits for its answer.
+
+    Attributes:
+        image: uint8 (C, image_size, image_size).
+        slots: of the adapters that are to answer.
+        answer: gets the probabilities (n_slots, most classes).
+    """
+
+    image: Tensor
+    slots: list[int]
+    answer: "Future[Tensor]" = field(default_factory=Future)
+
+
+class Desk:
+    """One base and its adapters, which answer from a thread of their own.
+
+    The thread takes every picture that waits, up to `max_rows` rows, into one pass. Adapters are
+    read beside it and put in their place between two passes.
+
+    Args:
+        base: whose head answers too, if it has one.
+        folders: saved adapters, by name.
+        max_adapters: how many there may be.
+        max_waiting: pictures; more are refused.
+        rank: largest rank of adapters that may come later.
+        n_classes: most classes of adapters that may come later.
+
+    Raises:
+        ValueError, OSError: an adapter is missing, broken, or can't be stacked with the others.
+    """
+
+    def __init__(
+        self,
+        base: VisionTransformer,
+        folders: Mapping[str, str],
+        *,
+        device: torch.device,
+        max_adapters: int = 64,
+        max_waiting: int = 256,
+        rank: int = 16,
+        n_classes: int = 0,
+    ) -> None:
+        if BASE in folders:
+            raise ValueError(f"an adapter can't be called {BASE!r}, as the base is")
+        self.bank = adapters.Bank(
+            base,
+            [*folders.values()],
+            n_slots=max(max_adapters, len(folders)) + 1,
+            rank=rank,
+            n_classes=n_classes,
+        )
+        if self.bank.preprocessing is not None:
+            base.preprocessing = self.bank.preprocessing
+        self.base, self.fit, self.device = base, Fit.of(base), device
+        self.bank.to(device)
+        self.slots = {name: i for i, name in enumerate(folders, start=1)}
+        if base.has_head or not folders:
+            self.slots[BASE] = 0
+        self.folders = dict(folders)
+        self.max_rows = max(1, min(MAX_ROWS, suitable_batch(base)))
+        self.waiting: queue.Queue[Job | None] = queue.Queue(max_waiting)
+        self.passing, self.loading = threading.Lock(), threading.Lock()
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        """Let the thread end once all that waits is answered."""
+        self.waiting.put(None)
+        self.thread.join()
+
+    def chosen(self, names: Sequence[str]) -> list[str]:
+        """Return the names of adapters that are asked: all, where none is named.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        known = dict(self.slots)
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"there is no adapter {unknown[0]!r}; there are {', '.join(known)}")
+        return [*dict.fromkeys(names)] or [*known]
+
+    def ask(self, image: Tensor, names: Sequence[str]) -> "Future[Tensor]":
+        """Return what will hold the probabilities (n_names, most classes) of a picture.
+
+        Raises:
+            Busy: too many pictures wait.
+        """
+        job = Job(image, [self.slots[name] for name in names])
+        try:
+            self.waiting.put_nowait(job)
+        except queue.Full:
+            raise Busy("too many pictures wait; ask again later") from None
+        return job.answer
+
+    def named(self, probabilities: Tensor, names: Sequence[str], top: int) -> dict[str, Classes]:
+        """Return the most probable classes of each adapter that was asked, by its name."""
+        classes = [self.bank.classes[self.slots[name]] for name in names]
+        rows = zip(names, probabilities, classes, strict=True)
+        return {name: best_of(row, known, top) for name, row, known in rows}
+
+    def load(self, name: str, folder: str) -> None:
+        """Load an adapter, or another in the place of that name; pictures are answered meanwhile.
+
+        Raises:
+            ValueError, OSError: it is missing, broken, or does not fit; or there is no room.
+        """
+        if name == BASE or not name or not name.isprintable():
+            raise ValueError(f"an adapter can't be called {name!r}")
+        with self.loading:
+            used = {*self.slots.values()}
+            free = [i for i in range(1, self.bank.n_slots) if i not in used]
+            slot = self.slots.get(name) or (free[0] if free else 0)
+            if not slot:
+                raise ValueError(f"there is no room beside {len(used)} adapters; replace one")
+            found = self.bank.read(folder)
+            with self.passing:
+                self.bank.put(slot, found)
+            self.slots[name], self.folders[name] = slot, folder
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return name, classes and folder of every adapter."""
+        return [
+            {
+                "name": name,
+                "classes": list(self.bank.classes[slot]),
+                "folder": self.folders.get(name),
+            }
+            for name, slot in [*self.slots.items()]
+        ]
+
+    def _work(self) -> None:
+        while (job := self.waiting.get()) is not None:
+            jobs, n_rows = [job], len(job.slots)
+            while n_rows < self.max_rows:
+                try:
+                    more = self.waiting.get_nowait()
+                except queue.Empty:
+                    break
+                if more is None:
+                    self.waiting.put(None)
+                    break
+                jobs.append(more)
+                n_rows += len(more.slots)
+            self._answer(jobs)
+
+    def _answer(self, jobs: Sequence[Job]) -> None:
+        try:
+            images = torch.stack([job.image for job in jobs for _ in job.slots])
+            ids = torch.tensor([slot for job in jobs for slot in job.slots])
+            with self.passing:
+                found = in_parts(self._part, images.to(self.device), ids.to(self.device)).cpu()
+            for job, rows in zip(jobs, found.split([len(job.slots) for job in jobs]), strict=True):
+                job.answer.set_result(rows)
+        except Exception as error:  # which belongs to those who wait, not to this thread
+            for job in jobs:
+                if not job.answer.done():
+                    job.answer.set_exception(error)
+
+    @torch.inference_mode()
+    def _part(self, images: Tensor, ids: Tensor) -> Tensor:
+        logits: Tensor = self.bank(self.base.normalize(images), ids)
+        return TASKS[self.base.labels]().predict(logits.float())

@@ -1,0 +1,247 @@
+"""`vitft serve`: what a client asks, what it may not, and adapters that come while others answer."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+
+import adapters
+from recipes.serve import named
+from recipes.serving.app import Limits, make_app
+from recipes.serving.desk import Busy, Desk
+from tests.conftest import Run
+from vitft import Classifier, load_model
+
+CPU = torch.device("cpu")
+CLASSES = {"colours": ("red", "green", "blue"), "two": ("warm", "cold")}
+
+
+def picture(colour: str = "red", kind: str = "png") -> bytes:
+    content = BytesIO()
+    Image.new("RGB", (12, 9), colour).save(content, kind)
+    return content.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folders(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return adapters of two sets of classes, whose every number is random."""
+    found = {}
+    for name, classes in CLASSES.items():
+        torch.manual_seed(len(name))
+        model = load_model(base)
+        model.new_head(classes)
+        adapters.inject(model, adapters.LoRAConfig(rank=2), trainable=("head",))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.normal_(0, 0.3)
+        found[name] = str(tmp_path_factory.mktemp("adapters") / name)
+        adapters.save_adapter(model, found[name])
+    return found
+
+
+@pytest.fixture
+def desk(base: Path, folders: dict[str, str]) -> Iterator[Desk]:
+    made = Desk(load_model(base), folders, device=CPU, max_adapters=3)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(desk: Desk) -> TestClient:
+    limits = Limits(max_pictures=3, max_bytes=100_000)
+    return TestClient(make_app(desk, limits, token=None, hosts=["testserver"]))
+
+
+def files(*contents: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("files", (f"{i}.png", content)) for i, content in enumerate(contents)]
+
+
+def test_every_adapter_answers_as_it_does_alone(
+    client: TestClient, base: Path, folders: dict[str, str], tmp_path: Path
+) -> None:
+    contents = [picture("red"), picture("blue", "jpeg")]
+    found = client.post("/predict", files=files(*contents), data={"top": 3}).json()["images"]
+    for content, image in zip(contents, found, strict=True):
+        (tmp_path / "image").write_bytes(content)
+        assert image["answers"].keys() == {*folders, "base"}
+        for name, folder in [*folders.items(), ("base", ())]:
+            expected = Classifier(base, folder).predict(tmp_path / "image", top=3)
+            assert image["answers"][name] == pytest.approx(expected, abs=1e-5)
+            assert [*image["answers"][name]] == [*expected]
+    only = client.post("/predict", files=files(contents[0]), data={"adapters": "two", "top": 1})
+    (answer,) = only.json()["images"]
+    assert [*answer["answers"]] == ["two"]
+    assert len(answer["answers"]["two"]) == 1
+
+
+def test_many_clients_share_passes_and_get_their_own_answers(
+    client: TestClient, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    plain = Desk._answer
+
+    def counted(self: Desk, jobs: list[object]) -> None:
+        passes.append(len(jobs))
+        time.sleep(0.02)
+        plain(self, jobs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Desk, "_answer", counted)
+    colours = ["red", "green", "blue", "white"] * 6
+
+    def ask(colour: str) -> dict[str, float]:
+        data = {"adapters": "colours", "top": 3}
+        sent = client.post("/predict", files=files(picture(colour)), data=data)
+        answer: dict[str, float] = sent.json()["images"][0]["answers"]["colours"]
+        return answer
+
+    with ThreadPoolExecutor(12) as pool:
+        found = [*pool.map(ask, colours)]
+    assert sum(passes) == 24
+    assert max(passes) > 1
+    for colour, answer in zip(colours, found, strict=True):
+        assert answer == pytest.approx(found[colours.index(colour)], abs=1e-6)
+
+
+def test_an_adapter_comes_and_is_replaced_while_others_answer(
+    client: TestClient, folders: dict[str, str], desk: Desk
+) -> None:
+    stop, ends = threading.Event(), list[int]()
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            sent = client.post("/predict", files=files(picture()), data={"adapters": "two"})
+            ends.append(sent.status_code)
+
+    thread = threading.Thread(target=keep_asking)
+    thread.start()
+    told = client.put("/adapters/third", json={"folder": folders["colours"]}).json()
+    assert told["classes"] == ["red", "green", "blue"]
+    again = client.put("/adapters/third", json={"folder": folders["two"]}).json()
+    assert again["classes"] == ["warm", "cold"]
+    stop.set()
+    thread.join()
+    assert {*ends} == {200}
+    assert [found["name"] for found in client.get("/adapters").json()] == [
+        *folders,
+        "base",
+        "third",
+    ]
+    sent = client.post("/predict", files=files(picture()), data={"adapters": "two,third"})
+    two, third = sent.json()["images"][0]["answers"].values()
+    assert two == pytest.approx(third)
+    full = client.put("/adapters/fourth", json={"folder": folders["two"]})
+    assert (full.status_code, "no room" in full.json()["detail"]) == (422, True)
+    for name, folder in (("base", folders["two"]), ("third", "nowhere")):
+        assert client.put(f"/adapters/{name}", json={"folder": folder}).status_code == 422
+
+
+def test_what_a_request_may_not_bring_is_refused(client: TestClient) -> None:
+    ask = client.post
+    broken = ask("/predict", files=files(b"no picture", picture())).json()["images"]
+    assert "0.png is no readable image" in broken[0]["error"]
+    assert broken[1]["answers"]
+    assert ask("/predict", files=files(*[picture()] * 4)).status_code == 413
+    assert ask("/predict", files=files(bytes(100_001))).status_code == 413
+    unknown = ask("/predict", files=files(picture()), data={"adapters": "x"})
+    assert (unknown.status_code, unknown.json()["detail"]) == (
+        422,
+        "there is no adapter 'x'; there are colours, two, base",
+    )
+    assert ask("/predict", files=files(picture()), data={"top": "0"}).status_code == 422
+    assert ask("/predict").status_code == 422
+    assert client.get("/", headers={"host": "elsewhere.example"}).status_code == 400
+    stream = (part for part in [b"x" * 10])
+    assert ask("/predict", content=stream).status_code == 411
+
+
+def test_too_many_waiting_pictures_are_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = torch.zeros(3, desk.fit.image_size, desk.fit.image_size, dtype=torch.uint8)
+    with desk.passing:
+        waiting = []
+        with pytest.raises(Busy, match="too many pictures wait"):
+            for _ in range(desk.waiting.maxsize + 2 + desk.max_rows):
+                waiting.append(desk.ask(image, ["two"]))
+    assert all(len(found.result(20)) == 1 for found in waiting)
+
+
+def test_a_token_is_asked_of_everything_but_the_page(desk: Desk) -> None:
+    client = TestClient(make_app(desk, Limits(), token="secret", hosts=["*"]))
+    assert "What do the adapters see?" in client.get("/").text
+    for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
+        assert client.get("/adapters", headers=given).status_code == 401
+        assert client.put("/adapters/x", json={}, headers=given).status_code == 401
+    right = {"authorization": "Bearer secret"}
+    assert client.get("/adapters", headers=right).status_code == 200
+
+
+def test_an_error_of_a_pass_reaches_those_who_wait_and_the_next_are_answered(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = torch.zeros(3, desk.fit.image_size, desk.fit.image_size, dtype=torch.uint8)
+    with monkeypatch.context() as patch:
+        patch.setattr(Desk, "_part", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            desk.ask(image, ["two"]).result(20)
+    assert len(desk.ask(image, ["two", "base"]).result(20)) == 2
+
+
+def test_folders_have_names(tmp_path: Path) -> None:
+    assert named((f"{tmp_path}/signs", "b=runs/x")) == {"signs": f"{tmp_path}/signs", "b": "runs/x"}
+    with pytest.raises(ValueError, match="two adapters are called x; write NAME=FOLDER"):
+        named(("a/x", "b/x"))
+
+
+def test_others_are_served_with_a_token_only(
+    vitft: Run, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VITFT_TOKEN", raising=False)
+    told = vitft("serve", "--base", base, "--host", "0.0.0.0", code=2).stderr
+    assert "--host 0.0.0.0 can be reached by others; give them a token" in told
+
+
+def test_the_command_serves_until_it_is_stopped(base: Path, folders: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "vitft", "serve", f"--base={base}", "--port=0"]
+    command += [f"--adapter={folder}" for folder in folders.values()]
+    command[-len(folders) - 1] = f"--port={(port := free_port())}"
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2)]
+        assert lines[0] == "serving         colours, two, base\n"
+        url = re.sub(r"^page +", "", lines[1]).strip()
+        for _ in range(100):
+            try:
+                found = httpx.get(f"{url}adapters").json()
+                break
+            except httpx.ConnectError:
+                time.sleep(0.1)
+        assert [adapter["name"] for adapter in found] == ["colours", "two", "base"]
+        sent = httpx.post(f"{url}predict", files=files(picture()), data={"top": 1}, timeout=20)
+        assert sent.json()["images"][0]["answers"].keys() == {"colours", "two", "base"}
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+    assert port
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        number: int = found.getsockname()[1]
+        return number
