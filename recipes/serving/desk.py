@@ -148,12 +148,9 @@ class Desk:
 
     def told(self) -> list[dict[str, Any]]:
         """Return name, classes and folder of every adapter."""
+        classes, folders = self.bank.classes, self.folders
         return [
-            {
-                "name": name,
-                "classes": list(self.bank.classes[slot]),
-                "folder": self.folders.get(name),
-            }
+            {"name": name, "classes": list(classes[slot]), "folder": folders.get(name)}
             for name, slot in [*self.slots.items()]
         ]
 
