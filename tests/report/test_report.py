@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitft.report.run import write_report
+from vitft.report.run import wilson, write_report
 
 CLASSES = ("cat", "dog", "owl")
 ROW = {"epoch": 1, "train_loss": 1.5, "val_loss": 1.25, "val_accuracy": 0.625, "lr": 3e-4}
@@ -57,7 +57,7 @@ def assert_well_nested(text: str) -> None:
 
     class Nesting(HTMLParser):
         def handle_starttag(self, tag: str, attrs: object) -> None:
-            if tag not in ("meta", "img"):
+            if tag not in ("meta", "img", "br"):
                 open_tags.append(tag)
 
         def handle_endtag(self, tag: str) -> None:
@@ -89,7 +89,7 @@ def test_facts_read_as_a_person_would_write_them(tmp_path: Path) -> None:
         "note": None,
     }
     text = report(tmp_path, facts=facts)
-    for expected in ("93.12%", "3,189,002", "1.00%", "1,843", ">1234<", ">False<", "wq, wv"):
+    for expected in ("93.12%", "3,189,002", "1.00%", "1,843", ">1234<", ">no<", "wq, wv"):
         assert expected in text
     assert "<strong>93.12%</strong>test accuracy" in text
     assert "torch 2.13.0" in text
@@ -138,18 +138,18 @@ def test_a_loss_that_is_not_finite_leaves_a_gap(tmp_path: Path, missing: float) 
 def test_a_run_without_validation_has_no_curve_of_it(tmp_path: Path) -> None:
     rows = [{**ROW, "epoch": i, "val_loss": None, "val_accuracy": None} for i in range(3)]
     text = report(tmp_path, history=rows)
-    assert re.findall(r"<b [^>]*>([^<]*)", text) == ["train loss", "lr"]
+    assert re.findall(r"●</b> ([a-z ]*) [0-9]", text) == ["train loss", "lr"]
     assert len(lines(text)) == 2
 
 
 def test_epochs_without_validation_keep_the_last_value(tmp_path: Path) -> None:
     rows = [{**ROW, "val_accuracy": value} for value in (0.5, 0.75, None)]
-    assert "val accuracy</b> 75.0%" in report(tmp_path, history=rows)
+    assert "</b> val accuracy 75.0%" in report(tmp_path, history=rows)
 
 
 def test_the_confusion_matrix_counts_every_test_image(tmp_path: Path) -> None:
     text = report(tmp_path, **predictions([0, 0, 0, 1, 2], [0, 0, 1, 1, 0]))
-    (matrix,) = re.findall(r"<h2>Confusions.*(?=<h2>Accuracy)", text, re.DOTALL)
+    (matrix,) = re.findall(r"<h2>Confusions.*(?=<h2>The surest)", text, re.DOTALL)
     assert words(matrix) == [*CLASSES, *CLASSES, "2", "1", "1", "1"]
 
 
@@ -179,14 +179,19 @@ def test_a_thousand_classes_are_labelled_sparsely(tmp_path: Path) -> None:
     text = report(
         tmp_path, classes=[f"name {i}" for i in labels], **predictions(labels, labels, 1000)
     )
-    assert len([word for word in words(text) if word.startswith("name")]) == 300
+    assert len([word for word in words(text) if word.startswith("name")]) == 200
+    assert text.count("<i style=") == 100
     assert "<h2>Accuracy of the 100 hardest classes</h2>" in text
 
 
 def test_a_class_without_test_images_comes_last(tmp_path: Path) -> None:
     text = report(tmp_path, **predictions([0, 0, 2], [0, 1, 2])).partition("Accuracy of each")[2]
-    assert [word for word in words(text) if word in CLASSES] == ["cat", "owl", "dog"]
-    assert "50.0% of 2" in text
+    bars = re.findall(r"<span>(\w+)</span><i style=\"--x: ([^\"]*)\"></i>([^<]*)", text)
+    assert bars == [
+        ("cat", "50.0%", "50.0% of 2"),
+        ("owl", "100.0%", "100.0% of 1"),
+        ("dog", "0.0%", "no test image"),
+    ]
     assert text.count("no test image<") == 1
 
 
@@ -240,7 +245,8 @@ def test_a_name_is_shown_as_it_is_but_cut(tmp_path: Path) -> None:
     text = report(tmp_path, classes=classes, **predictions([0], [1]))
     (caption,) = re.findall(r"<figcaption>(.*?)</figcaption>", text)
     assert caption == "c" * 23 + "… → ? 90%"
-    assert words(text).count("$猫$") == 3
+    assert words(text).count("$猫$") == 2
+    assert "<span>$猫$</span>" in text
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -293,3 +299,35 @@ def test_importing_the_report_loads_no_picture_library() -> None:
 def test_drawing_needs_no_screen_and_no_pyplot(tmp_path: Path) -> None:
     report(tmp_path)
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_an_accuracy_has_the_interval_that_its_images_allow(tmp_path: Path) -> None:
+    # Newcombe (1998), table II: 81 of 263, and 15 of 148
+    assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(15 / 148, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
+    text = report(tmp_path, facts={"test_accuracy": 81 / 263, "n_test": 263})
+    assert "test accuracy<br>25.5% to 36.6% by the 263 images (95 %)" in text
+
+
+def test_frozen_features_stand_beside_the_curve(tmp_path: Path) -> None:
+    facts = {"frozen_knn_accuracy": 0.5, "frozen_probe_accuracy": 0.75}
+    text = report(tmp_path, facts=facts, history=[{**ROW, "epoch": i} for i in (1, 2)])
+    assert "nearest neighbours of frozen features 50.0%" in text
+    assert "linear probe of frozen features 75.0%" in text
+    plain = report(tmp_path, facts={}, history=[{**ROW, "epoch": i} for i in (1, 2)])
+    assert text.count("stroke-dasharray") == plain.count("stroke-dasharray") + 2
+
+
+def test_dots_tell_how_often_what_is_said_comes_true(tmp_path: Path) -> None:
+    text = report(tmp_path, **predictions([0, 0, 0, 0, 1], [0, 0, 0, 1, 1]))
+    part = text.partition("How sure, how right")[2]
+    assert words(part).count("probability") == 1
+    assert len(re.findall(r"<use [^>]*clip|<use [^>]*style=.fill: #3b7de0", part)) >= 1
+
+
+def test_curves_come_before_the_list_of_figures(tmp_path: Path) -> None:
+    text = report(tmp_path, facts={"seed": 3, "test_accuracy": 0.5, "file_bytes": 409_296})
+    heads = re.findall(r"<h2>([^<]*)</h2>", text)
+    assert heads[0] == "Training"
+    assert heads[-1] == "All figures and options"
+    assert "<dt>its size</dt><dd>409 kB</dd>" in text

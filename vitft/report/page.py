@@ -32,6 +32,14 @@ p, dt, svg { color: light-dark(#66707c, #97a1ad) } figcaption { font-size: 13px 
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(var(--w), 1fr)); gap: 14px }
 .panel { padding: 14px 18px; border-radius: 10px; overflow-x: auto;
   background: light-dark(#f2f4f7, #1e2229) } .grid svg { width: 100%; height: auto }
+.panel svg { max-width: 100%; height: auto }
+.matrix text { fill: light-dark(#14171c, #f2f4f7) !important; paint-order: stroke;
+  stroke: light-dark(#f2f4f7, #1e2229); stroke-width: 3px }  /* a rim: readable on any colour */
+.bars { columns: 320px; column-gap: 40px } .bars div { break-inside: avoid; padding: 2px 0;
+  display: grid; grid-template-columns: minmax(0, 9em) minmax(40px, 1fr) auto; gap: 10px }
+.bars i { align-self: center; height: 9px; border-radius: 3px;
+  background: linear-gradient(90deg, #3b7de0 var(--x), light-dark(#dde2e8, #333a44) 0) }
+@media print { body { margin: 0; max-width: none } .panel, figure { break-inside: avoid } }
 .panel strong { display: block; font-size: 25px } dd { white-space: pre-line }
 dl { columns: 400px; column-gap: 40px } dt { flex: 0 0 150px }
 dl div { display: flex; gap: 12px; break-inside: avoid; padding: 3px 0 }

@@ -16,8 +16,18 @@ N_MISTAKES, N_CLASSES = 24, 100  # thumbnails and classes shown at most
 CHARTS = {("train_loss", "val_loss"): ".4g", ("val_accuracy",): ".1%", ("lr",): ".4g"}  # of history
 
 
-def curves(history: Sequence[Mapping[str, float | None]]) -> str:
-    """Return a panel a chart: the last values in words, the whole course as lines."""
+FROZEN = {"knn": ("nearest neighbours", ":"), "probe": ("linear probe", "--")}
+
+
+def curves(
+    history: Sequence[Mapping[str, float | None]], frozen: Mapping[str, float] | None = None
+) -> str:
+    """Return a panel a chart: the last values in words, the whole course as lines.
+
+    Args:
+        history: a row an epoch.
+        frozen: accuracies of the frozen features, drawn beside that of the epochs.
+    """
     from matplotlib.figure import Figure
 
     panels = ""
@@ -30,7 +40,11 @@ def curves(history: Sequence[Mapping[str, float | None]]) -> str:
                 colour, name = COOL if key.startswith("val") else WARM, key.replace("_", " ")
                 mark = "o" if len(points) < 20 else None  # a line needs two points, a mark one
                 axes.plot(*zip(*points, strict=True), color=colour, marker=mark, markersize=4)
-                legend += f'<b style="color: {colour}">{name}</b> {points[-1][1]:{form}}&emsp;'
+                legend += f'<b style="color: {colour}">●</b> {name} {points[-1][1]:{form}}&emsp;'
+        for name, value in (frozen or {}).items() if "val_accuracy" in keys and legend else ():
+            text, style = FROZEN[name]
+            axes.axhline(value, color=GREY, linestyle=style, linewidth=1)
+            legend += f"{text} of frozen features {value:{form}}&emsp;"
         axes.grid(axis="y")
         axes.locator_params(axis="x", integer=True, min_n_ticks=1)
         axes.locator_params(axis="y", nbins=5)
@@ -52,8 +66,7 @@ def confusion(classes: Sequence[str], counts: Tensor) -> str:
     colours = torch.tensor([to_rgb(WARM), to_rgb(COOL)])[torch.eye(n, dtype=torch.long)]
     axes.imshow(torch.cat((colours, depth[..., None]), dim=-1).numpy(), interpolation="none")
     for i, j in counts.nonzero().tolist() if n <= 20 else ():
-        colour = "white" if depth[i, j] > 0.7 else GREY
-        axes.text(j, i, str(int(counts[i, j])), color=colour, ha="center", va="center")
+        axes.text(j, i, str(int(counts[i, j])), ha="center", va="center")
     shown, tilt = range(0, n, math.ceil(n / N_CLASSES)), 45 if n <= 50 else 90
     names, edges = [classes[i] for i in shown], [i - 0.5 for i in (*shown, n)]
     axes.set_yticks(shown, names)
@@ -63,28 +76,48 @@ def confusion(classes: Sequence[str], counts: Tensor) -> str:
         rule(edges, -0.5, n - 0.5, color=GREY, alpha=0.3, linewidth=0.5)
     return (
         "<h2>Confusions</h2><p>A row is a true class, a column a predicted one; the deeper a cell, "
-        f'the larger its share of the row (square root).</p><div class="panel">{svg(figure)}</div>'
+        f"the larger its share of the row (square root).</p>"
+        f'<div class="panel matrix">{svg(figure)}</div>'
     )
 
 
 def per_class(classes: Sequence[str], counts: Tensor, split: str = "test") -> str:
-    """Draw a bar a class, the hardest first, from counts (n_classes, n_classes)."""
+    """Return a bar a class, the hardest first, from counts (n_classes, n_classes)."""
+    totals, shares = counts.sum(1), counts.diagonal() / counts.sum(1).clamp(min=1)
+    order = torch.where(totals > 0, shares, 2).argsort(stable=True)[:N_CLASSES].tolist()
+    bars = ""
+    for i in order:
+        n, share = int(totals[i]), float(shares[i])
+        text = f"{share:.1%} of {n:,}" if n else f"no {split} image"
+        bar = f'<i style="--x: {share:.1%}"></i>'
+        bars += f"<div><span>{escape(classes[i])}</span>{bar}{text}</div>"
+    which = "each class" if len(order) == len(classes) else f"the {len(order)} hardest classes"
+    return f'<h2>Accuracy of {which}</h2><div class="panel"><div class="bars">{bars}</div></div>'
+
+
+def reliability(labels: Tensor, probabilities: Tensor, split: str, n_bins: int = 10) -> str:
+    """Draw how often the model is right by how sure it says it is."""
     from matplotlib.figure import Figure
 
-    totals, shares = counts.sum(1), counts.diagonal() / counts.sum(1).clamp(min=1)
-    order = torch.where(totals > 0, shares, 2).argsort(stable=True)[:N_CLASSES]
-    height = math.ceil(len(order) / 2)
-    figure = Figure(figsize=(10.7, 0.24 * height + 0.1), layout="constrained")
-    for axes, some in zip(figure.subplots(1, 2), (order[:height], order[height:]), strict=True):
-        found = zip(shares[some].tolist(), totals[some].tolist(), strict=True)
-        texts = [f"{share:.1%} of {n:,}" if n else f"no {split} image" for share, n in found]
-        behind = axes.barh(range(len(some)), 1, 0.4, color=GREY, alpha=0.25)
-        axes.bar_label(behind, texts, padding=5)
-        axes.barh(range(len(some)), shares[some].numpy(), 0.4, color=COOL)
-        axes.set_yticks(range(len(some)), [classes[i] for i in some])
-        axes.set(xticks=(), xlim=(0, 1), ylim=(height - 0.5, -0.5))
-    which = "each class" if len(order) == len(classes) else f"the {len(order)} hardest classes"
-    return f'<h2>Accuracy of {which}</h2><div class="panel">{svg(figure)}</div>'
+    if not len(labels):
+        return ""
+    sure, predicted = probabilities.max(1)
+    places = (sure * n_bins).long().clamp(max=n_bins - 1)
+    counts = places.bincount(minlength=n_bins)
+    right = places.bincount((predicted == labels).double(), minlength=n_bins) / counts.clamp(min=1)
+    mean = places.bincount(sure.double(), minlength=n_bins) / counts.clamp(min=1)
+    shown = counts > 0
+    figure = Figure(figsize=(3, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot((0, 1), (0, 1), color=GREY, linestyle="--", linewidth=1)
+    axes.scatter(mean[shown], right[shown], s=200 * (counts[shown] / len(labels)) + 6, color=COOL)
+    axes.set(xlim=(0, 1), ylim=(0, 1.03), xlabel="probability", ylabel="share that is right")
+    axes.grid()
+    return (
+        f"<h2>How sure, how right</h2><p>A dot is the {split} images of about one probability, the "
+        "more the larger; on the line, what the model says comes true.</p>"
+        f'<div class="grid" style="--w: 300px"><div class="panel">{svg(figure)}</div></div>'
+    )
 
 
 def _png(image: Tensor) -> str:
