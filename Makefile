@@ -16,9 +16,11 @@ mutants: setup
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/mutmut run --max-children 1 $(ONLY)
 	$(BIN)/mutmut results
 
-# Minutes: every architecture of timm, every kind of adapter compiled, and the table of all families.
+# Minutes: every architecture of timm, every kind of adapter compiled, every method sharded over processes that die, and the table of all
+# families.
 families: setup
-	VITFT_ALL=1 $(BIN)/python -m pytest -q tests/families tests/adapters/test_config.py tests/adapters/test_hostile.py
+	VITFT_ALL=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q tests/families tests/adapters/test_config.py tests/adapters/test_hostile.py \
+		tests/training/test_several.py tests/training/test_waits.py tests/command/test_torchrun.py tests/recipes/test_plans.py
 	$(BIN)/python -m benchmarks.families
 
 lint: setup

@@ -1,6 +1,7 @@
 """What the tests share: a tiny model, a tiny folder of images, the command line as a process."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -25,6 +26,9 @@ TINY = {"dim": 16, "hidden_dim": 32, "n_heads": 2, "n_layers": 2, "patch_size": 
 TINY_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
+
+# what takes long: make families
+slow = pytest.mark.skipif("VITFT_ALL" not in os.environ, reason="takes long: make families")
 
 torch.set_num_threads(1)  # fixtures of modules are made before those of functions
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.faults import KINDS, change, outcome
 
-N = {"adapters": 60, "bases": 40, "pictures": 60, "run states": 20, "summaries": 20}
+N = {"adapters": 60, "bases": 40, "pictures": 60, "run states": 10, "summaries": 10}
 
 
 @pytest.mark.filterwarnings("ignore")  # what a decoder thinks of a broken file

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import TINY_FLAGS, summary
+from tests.conftest import TINY_FLAGS, slow, summary
 
 FLAGS = ["--epochs=4", "--batch-size=8", "--save-seconds=1e-9", "--dropout=0.2", *TINY_FLAGS]
 
@@ -25,6 +25,7 @@ def torchrun(
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=150)
 
 
+@slow
 def test_what_a_killed_process_left_is_gone_on_with(folder: Path, tmp_path: Path) -> None:
     for how in ("killed", "lives"):
         done = torchrun(how, folder, tmp_path / how, "--max-restarts=1")

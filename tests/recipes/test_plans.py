@@ -1,7 +1,6 @@
 """A sweep whose runs are shared out: by a plan, by shares, over Ray; each ends as in one pass."""
 
 import json
-import os
 import shlex
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 from recipes.shared.finetuning import FinetuneOptions
 from recipes.shared.grid import SweepOptions, combinations
 from recipes.shared.plans import share
-from tests.conftest import Run
+from tests.conftest import Run, slow
 from vitft.command import options as cli
 from vitft.command.options import arguments_of
 
@@ -70,11 +69,12 @@ def test_shares_of_a_sweep_make_the_whole(
     assert_same_sweep(tmp_path, whole)
 
 
-@pytest.mark.skipif("VITFT_ALL" not in os.environ, reason="starts a cluster: make families")
+@slow
 @pytest.mark.filterwarnings("ignore")
 def test_ray_trains_what_the_sweep_would(
     vitft: Run, folder: Path, base: Path, whole: Path, tmp_path: Path
 ) -> None:
+    pytest.importorskip("ray")
     common = [*FLAGS, *GRID, "--base", base, "--data", folder, "--out", tmp_path]
     done = vitft("sweep", *common, "--ray")
     assert "test accuracy" in done.stdout

@@ -47,8 +47,7 @@ CASES: dict[str, tuple[adapters.AdapterConfig | None, float, bool, dict[str, Any
     ),
     "ssf": (adapters.SSFConfig(), 0.0, True, {"patience": 1, "keep": "best"}),
 }
-SOME = METHODS if "VITFT_ALL" in os.environ else ("lora", "vpt")  # make families takes all
-SHARDED = {name: (METHODS[name](), 0.0, True, {"keep": "best"}) for name in SOME}
+SHARDED = {name: (kind(), 0.0, True, {"keep": "best"}) for name, kind in METHODS.items()}
 SHARDED |= {"full": (None, 0.1, True, {"ema": 0.9, "augmentation": MIXED})}
 SHARDED |= {"full, in parts": (None, 0.0, True, {"accumulate": 2})}
 

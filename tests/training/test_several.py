@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import adapters
+from tests.conftest import slow
 from tests.training.several import (
     CASES,
     SHARDED,
@@ -36,8 +37,9 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], name: str
         torch.testing.assert_close(found[key], value, atol=atol, rtol=0, msg=f"{name}: {key}")
 
 
-def test_four_processes_end_where_one_does(tmp_path: Path) -> None:
-    folders = {name: tmp_path / str(i) for i, name in enumerate(CASES)}
+@pytest.mark.parametrize("names", [("pretrained",), pytest.param([*CASES], marks=slow)])
+def test_four_processes_end_where_one_does(names: list[str], tmp_path: Path) -> None:
+    folders = {name: tmp_path / str(i) for i, name in enumerate(names)}
     in_processes(4, tmp_path, train_shared, [*folders.items()])
     for name, folder in folders.items():
         expected, found = alone(name, tmp_path / "alone"), results(folder)
@@ -46,6 +48,7 @@ def test_four_processes_end_where_one_does(tmp_path: Path) -> None:
             assert_same(values, expected, name)
 
 
+@slow
 def test_a_sharded_model_ends_where_a_whole_one_does_and_is_saved_whole(tmp_path: Path) -> None:
     folders = {name: tmp_path / str(i) for i, name in enumerate(SHARDED)}
     in_processes(2, tmp_path, train_sharded, [*folders.items()])
@@ -96,6 +99,7 @@ def go_on(name: str, folder: Path, n_steps: int) -> None:
         save_file(result(run), folder / f"result-{dist.get_rank()}.safetensors")
 
 
+@slow
 def test_runs_go_on_with_another_number_of_processes(tmp_path: Path) -> None:
     names = ("pretrained", "lora, streamed", "lora on features")
     folders = {name: tmp_path / str(i) for i, name in enumerate(names)}
