@@ -162,3 +162,16 @@ def test_only_what_trains_tells_the_range(tmp_path: Path) -> None:
     assert load_data(str(tmp_path), known, learn=False).fit == known
     assert load_data(str(tmp_path), Fit(8, 1), learn=False).fit.framing.range is None
     assert load_data(str(tmp_path), known).fit.framing.range == (100, 5000)  # of the new set
+
+
+@pytest.mark.parametrize("kernel", ["bicubic", "draft-bilinear"])
+def test_a_padded_picture_stands_in_the_middle_of_its_mean_colour(kernel: str) -> None:
+    framing = Framing(resize="pad", kernel=kernel)
+    wide, tall = (Image.new("RGB", size, (9, 9, 9)) for size in ((60, 20), (20, 60)))
+    for picture, across in ((wide, 1), (tall, 0)):
+        found = Fit(30, framing=framing, fill=(250, 100, 200))(picture)
+        inside = (found == 9).all(dim=0).any(dim=across)
+        assert inside.nonzero().flatten().tolist() == [*range(10, 20)]
+        assert found[:, 0, 0].tolist() == [250, 100, 200]
+    grey = Fit(30, 1, framing=framing, fill=(250, 100, 200))(wide)
+    assert grey[0, 0, 0] == 250

@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from tests.conftest import paint
 from vitft.data.split import channel_statistics, limit, split
 from vitft.pictures.decode import read_image
-from vitft.pictures.images import Images
+from vitft.pictures.images import Images, listed
 from vitft.pictures.preprocess import Fit
 
 CPU = torch.device("cpu")
@@ -166,3 +167,46 @@ def test_images_are_held_once_while_they_are_made() -> None:
     assert images.held is not None
     assert images.held[:, 0, 0, 0].tolist() == list(range(200))
     assert most <= 2 * (os.cpu_count() or 1) + 2
+
+
+def test_ten_errors_stand_in_a_line_and_more_are_hinted_at() -> None:
+    errors = [ValueError(str(i)) for i in range(12)]
+    assert listed(errors[:2]) == "0; 1"
+    assert listed(errors[:10]) == "0; 1; 2; 3; 4; 5; 6; 7; 8; 9"
+    assert listed(errors[:11]) == "0; 1; 2; 3; 4; 5; 6; 7; 8; 9; ..."
+    assert listed(errors) == listed(errors[:11])
+
+
+def test_the_stratum_of_several_labels_is_the_rarest() -> None:
+    labels = torch.tensor([[1, 0, 1], [1, 1, 0], [1, 0, 0], [0, 0, 1], [1, 0, 1]])
+    images = Images(lambda i: torch.zeros(1, 2, 2, dtype=torch.uint8), labels.to(torch.uint8))
+    assert images.strata().tolist() == [2, 1, 0, 2, 2]  # 4, 1 and 3 images have them
+    assert numbered([2, 0, 1]).strata().tolist() == [2, 0, 1]
+
+
+def test_images_of_another_size_keep_labels_sources_and_names() -> None:
+    def sized(side: int) -> Callable[[int], torch.Tensor]:
+        return lambda i: torch.full((1, side, side), i, dtype=torch.uint8)
+
+    labels, sources, names = torch.tensor([0, 1, 0]), ["a", "b", "c"], ["x", "y", "z"]
+    images = Images(sized(4), labels, sources, names, sized=sized)
+    larger = images.at(6)
+    assert torch.equal(larger.labels, labels)
+    assert (larger.sources, larger.names) == (sources, names)
+    assert larger.decode(2).shape == (1, 6, 6)
+    assert images.decode(2).shape == (1, 4, 4)
+
+
+def test_readable_images_are_held_where_they_fit_and_streamed_where_not() -> None:
+    def decode(i: int) -> torch.Tensor:
+        if i == 1:
+            raise ValueError("broken")
+        return torch.full((1, 2, 2), i, dtype=torch.uint8)
+
+    images = Images(decode, torch.tensor([0, 1, 0]))
+    held, broken = Images(decode, images.labels).readable(CPU)
+    assert held.held is not None
+    assert (held.held[:, 0, 0, 0].tolist(), [*map(str, broken)]) == ([0, 2], ["broken"])
+    streamed, broken = images.readable(CPU, max_bytes=0)
+    assert streamed.held is None
+    assert (numbers(streamed), len(broken)) == ([0, 2], 1)
