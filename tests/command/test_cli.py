@@ -279,6 +279,14 @@ def test_one_class_is_no_task(vitft: Run, base: Path, tmp_path: Path) -> None:
     assert "has only the class 'a'; add another" in error(vitft("finetune", *flags, code=2))
 
 
+def test_the_number_of_a_process_mutes_only_what_is_shared(
+    vitft: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert "fashionmnist" in vitft("data").stdout
+    assert "there is no base" in vitft("inspect", "nowhere", code=2).stderr
+
+
 def test_a_want_of_memory_is_one_line_and_exit_2(
     vitft: Run, folder: Path, base: Path, tmp_path: Path
 ) -> None:

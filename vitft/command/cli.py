@@ -16,6 +16,7 @@ from vitft.command.streams import Outliving
 from vitft.training.stop import stop_at_once
 from vitft.version import __version__
 
+SHARED = {"pretrain", "finetune"}  # commands that several processes may do together
 MAX_LINE = 2000  # characters of an error
 OUT_OF_MEMORY = ("out of memory", "allocate memory")
 LOST = ("closed by peer", "reset by peer", "timed out", "NCCL", "connectFullMesh")  # a process
@@ -74,7 +75,7 @@ def main() -> NoReturn:
             stream.reconfigure(errors="replace")
     sys.stdout, sys.stderr = (cast(TextIO, Outliving(s)) for s in (sys.stdout, sys.stderr))
     errors = sys.stderr
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first one talks
+    if _is_shared() and os.environ["RANK"] != "0":  # the first process talks
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     code = 0
     try:
@@ -83,7 +84,7 @@ def main() -> NoReturn:
         sys.stderr = errors
         code = _status(error)
     sys.stdout.flush()
-    if code and "RANK" in os.environ:
+    if code and _is_shared():
         os._exit(code)  # the other processes may wait for this one, and it for them
     sys.exit(code)
 
@@ -112,7 +113,7 @@ def _status(error: BaseException) -> int:
                 "out of memory; try half the --batch-size, or --accumulate 2 or --auto-batch for "
                 f"the same result, --checkpoint-blocks or a smaller --image-size ({text[:100]})"
             )
-        elif "RANK" in os.environ and (not is_first or any(words in text for words in LOST)):
+        elif _is_shared() and (not is_first or any(words in text for words in LOST)):
             text = "another process of this run has ended; --resume goes on with what was saved"
         else:
             raise error
@@ -123,6 +124,11 @@ def _status(error: BaseException) -> int:
         more = f"... ({len(line):,} characters)" if len(line) > MAX_LINE else ""
         click.echo(f"Error: {line[:MAX_LINE]}{more}", err=True)
     return 2
+
+
+def _is_shared() -> bool:
+    """Return whether this process and others, started by torchrun, train one model."""
+    return "RANK" in os.environ and not SHARED.isdisjoint(sys.argv[1:3])
 
 
 def _is_first_to_fail() -> bool:
