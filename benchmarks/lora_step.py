@@ -19,6 +19,7 @@ import adapters
 from benchmarks.results import medians, table, write_result
 from vitft import VisionTransformer, ViTConfig
 from vitft.data.named import import_torchvision
+from vitft.devices.processes import Rows
 from vitft.pictures.images import Images
 from vitft.training.loop import synchronize
 from vitft.training.plan import Plan
@@ -111,6 +112,7 @@ def looper(model: torch.nn.Module, device: str, batch_size: int, bf16: bool) -> 
     run = Run(model.to(device).train(), none, none, plan, Path(tempfile.gettempdir()))
     run.steps_per_epoch = 1000
     take = Step([run], lambda models: models[0])
+    take.rows = Rows(batch_size)
     images = torch.randn(batch_size, 3, 32, 32, device=device)
     targets = F.one_hot(torch.randint(10, (batch_size,), device=device), 10).float()
 
