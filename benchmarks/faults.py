@@ -277,7 +277,8 @@ def use_run(folder: Path) -> str:
     ):
         told = StringIO()
         with redirect_stdout(cast(TextIO, Outliving(told))), redirect_stderr(StringIO()):
-            command.main(arguments, standalone_mode=False)
+            # click keeps the names of the help option with the command
+            command.main(arguments, standalone_mode=False, help_option_names=["-h", "--help"])
         if "\x1b" in told.getvalue() or "\x00" in told.getvalue():
             return "control characters"
     page = folder / "page.html"
