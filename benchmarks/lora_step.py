@@ -19,7 +19,7 @@ import adapters
 from benchmarks.results import medians, table, write_result
 from vitft import VisionTransformer, ViTConfig
 from vitft.data.named import import_torchvision
-from vitft.devices.processes import Rows
+from vitft.devices.shares import Rows
 from vitft.pictures.images import Images
 from vitft.training.loop import synchronize
 from vitft.training.plan import Plan

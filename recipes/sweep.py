@@ -15,13 +15,12 @@ import click
 
 import adapters
 from recipes.finetune import check_base, next_lines
-from recipes.shared import plans
 from recipes.shared.adapt import frame
 from recipes.shared.finetuning import CommonOptions, resolve
 from recipes.shared.grid import GRID, SweepBase, SweepOptions, combinations
 from recipes.shared.members import Member, chunks, make_member, train_together
 from recipes.shared.options import pick_device
-from recipes.shared.plans import run_on_ray, share
+from recipes.shared.plans import plan_text, run_on_ray, share
 from recipes.shared.runs import OUTPUTS, check_run, locked, start_run
 from recipes.shared.splits import make_splits, open_data, say
 from recipes.shared.summary import accuracy_line, finish
@@ -184,7 +183,7 @@ def run(options: SweepBase) -> None:
     """Sweep, and print the table and the best; or write the plan."""
     if options.plan is not None:
         runs = [given for _, given in combinations(options)]
-        write_bytes(options.plan, plans.text(runs).encode())
+        write_bytes(options.plan, plan_text(runs).encode())
         click.echo(f"plan            {len(runs)} commands in {shlex.quote(options.plan)}")
         return
     result = sweep(options)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import KINDS, change, outcome
+from benchmarks.changes import change
+from benchmarks.hostile import KINDS, outcome
 
 N = {"adapters": 60, "bases": 40, "pictures": 60, "run states": 10, "summaries": 10}
 

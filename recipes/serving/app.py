@@ -8,7 +8,8 @@ POST /predict   files (several), adapters (names, with commas; all by default), 
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -63,17 +64,7 @@ def make_app(desk: Desk, limits: Limits, *, token: str | None, hosts: list[str])
 
     @app.middleware("http")
     async def guard(request: Request, go_on: Next) -> Response:
-        given, expected = request.headers.get("authorization", ""), f"Bearer {token}"
-        needed = token is not None and request.url.path != "/"
-        if needed and not hmac.compare_digest(given.encode(), expected.encode()):
-            return JSONResponse({"detail": "the token is missing or wrong"}, 401)
-        if request.method in ("POST", "PUT"):
-            length = request.headers.get("content-length", "")
-            if not length.isdecimal():
-                return JSONResponse({"detail": "the length of the request is missing"}, 411)
-            if int(length) > limits.max_bytes:
-                return JSONResponse({"detail": f"more than {limits.max_bytes:,} bytes"}, 413)
-        return await go_on(request)
+        return refusal(request, limits, token) or await go_on(request)
 
     @app.get("/", response_class=HTMLResponse)
     def page() -> str:
@@ -85,10 +76,8 @@ def make_app(desk: Desk, limits: Limits, *, token: str | None, hosts: list[str])
 
     @app.put("/adapters/{name}")
     def load(name: str, place: Folder) -> dict[str, Any]:
-        try:
+        with unprocessable():
             desk.load(name, place.folder)
-        except (ValueError, OSError) as error:
-            raise HTTPException(422, str(error)) from error
         return next(found for found in desk.told() if found["name"] == name)
 
     @app.post("/predict")
@@ -99,23 +88,48 @@ def make_app(desk: Desk, limits: Limits, *, token: str | None, hosts: list[str])
     ) -> dict[str, Any]:
         if len(files) > limits.max_pictures:
             raise HTTPException(413, f"more than {limits.max_pictures} pictures")
-        try:
+        with unprocessable():
             names = desk.chosen([name.strip() for name in adapters.split(",") if name.strip()])
-        except ValueError as error:
-            raise HTTPException(422, str(error)) from error
-        answers = await asyncio.gather(*(answered(file, names, top) for file in files))
+        answers = await asyncio.gather(*(answered(desk, file, names, top) for file in files))
         return {"images": answers}
 
-    async def answered(file: UploadFile, names: list[str], top: int) -> dict[str, Any]:
-        name = file.filename or "picture"
-        content = await file.read()
-        try:
-            image = await run_in_threadpool(read_image, BytesIO(content), desk.fit, name)
-            found = await asyncio.wrap_future(desk.ask(image, names))
-        except ValueError as error:
-            return {"name": name, "error": str(error)}
-        except Busy as error:
-            raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
-        return {"name": name, "answers": desk.named(found, names, top)}
-
     return app
+
+
+def refusal(request: Request, limits: Limits, token: str | None) -> Response | None:
+    """Return what to answer a request that is not let in, None to the others."""
+    given, expected = request.headers.get("authorization", ""), f"Bearer {token}"
+    needed = token is not None and request.url.path != "/"
+    if needed and not hmac.compare_digest(given.encode(), expected.encode()):
+        return JSONResponse({"detail": "the token is missing or wrong"}, 401)
+    if request.method not in ("POST", "PUT"):
+        return None
+    length = request.headers.get("content-length", "")
+    if not length.isdecimal():
+        return JSONResponse({"detail": "the length of the request is missing"}, 411)
+    if int(length) > limits.max_bytes:
+        return JSONResponse({"detail": f"more than {limits.max_bytes:,} bytes"}, 413)
+    return None
+
+
+@contextmanager
+def unprocessable() -> Iterator[None]:
+    """Answer what a client can mend with status 422."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise HTTPException(422, str(error)) from error
+
+
+async def answered(desk: Desk, file: UploadFile, names: Sequence[str], top: int) -> dict[str, Any]:
+    """Return the adapters' answers to a picture, or what is wrong with it."""
+    name = file.filename or "picture"
+    content = await file.read()
+    try:
+        image = await run_in_threadpool(read_image, BytesIO(content), desk.fit, name)
+        found = await asyncio.wrap_future(desk.ask(image, names))
+    except ValueError as error:
+        return {"name": name, "error": str(error)}
+    except Busy as error:
+        raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
+    return {"name": name, "answers": desk.named(found, names, top)}

@@ -78,8 +78,9 @@ class Desk:
             rank=rank,
             n_classes=n_classes,
         )
-        if self.bank.preprocessing is not None:
-            base.preprocessing = self.bank.preprocessing
+        if self.bank.preprocessing is None:  # later adapters must take such images too
+            self.bank.preprocessing = base.preprocessing
+        base.preprocessing = self.bank.preprocessing
         self.base, self.fit, self.device = base, Fit.of(base), device
         self.bank.to(device)
         self.slots = {name: i for i, name in enumerate(folders, start=1)}
@@ -155,19 +156,21 @@ class Desk:
         ]
 
     def _work(self) -> None:
-        while (job := self.waiting.get()) is not None:
+        job = self.waiting.get()
+        while job is not None:
             jobs, n_rows = [job], len(job.slots)
             while n_rows < self.max_rows:
                 try:
-                    more = self.waiting.get_nowait()
+                    job = self.waiting.get_nowait()
                 except queue.Empty:
                     break
-                if more is None:
-                    self.waiting.put(None)
+                if job is None:
                     break
-                jobs.append(more)
-                n_rows += len(more.slots)
+                jobs.append(job)
+                n_rows += len(job.slots)
             self._answer(jobs)
+            if job is not None:
+                job = self.waiting.get()
 
     def _answer(self, jobs: Sequence[Job]) -> None:
         try:

@@ -19,7 +19,7 @@ def commands(made: Sequence[CommonOptions]) -> list[list[str]]:
     return [["vitft", "finetune", *arguments_of(options)] for options in made]
 
 
-def text(made: Sequence[CommonOptions]) -> str:
+def plan_text(made: Sequence[CommonOptions]) -> str:
     """Return the commands, a line each."""
     return "".join(shlex.join(command) + "\n" for command in commands(made))
 

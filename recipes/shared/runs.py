@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from recipes.shared.options import TrainOptions
-from vitft.devices.processes import is_first, was_restarted
+from vitft.devices.processes import attempt, from_first, is_first, launch_time
 from vitft.files import remove_unfinished, write_bytes, write_json
 from vitft.training.state import STATE
 
@@ -47,13 +47,16 @@ MAY_DIFFER = (
 def continued(options: Options) -> Options:
     """Return the options of a run that goes on by itself after one of its processes died.
 
-    Where nothing was saved yet, --resume starts it.
+    What this launch of torchrun has saved is gone on with; what stood there before it is not. Where
+    nothing was saved yet, --resume starts the run. Every process does what the first one finds.
     """
-    if was_restarted():
-        options = replace(options, resume=True, overwrite=False)
-    if options.resume and not any((Path(options.out) / name).exists() for name in OUTPUTS):
-        options = replace(options, resume=False)
-    return options
+    folder, resume, overwrite = Path(options.out), options.resume, options.overwrite
+    if attempt() and (folder / STATE).is_file():
+        ours = (folder / STATE).stat().st_mtime >= launch_time()
+        resume, overwrite = resume or ours, overwrite and not ours
+    resume = resume and any((folder / name).exists() for name in OUTPUTS)
+    resume, overwrite = from_first((resume, overwrite))
+    return replace(options, resume=resume, overwrite=overwrite)
 
 
 def check_run(options: TrainOptions) -> Path:

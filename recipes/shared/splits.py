@@ -13,7 +13,7 @@ from vitft.model.vit import VisionTransformer
 from vitft.pictures.images import Images, listed
 from vitft.pictures.preprocess import Fit
 
-MAX_KEPT = 1.25  # times as large as what the model takes: images of which parts are cut out
+LARGER = 1.25  # times what the model takes: the most that images are kept at, to cut parts out
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
 
 def kept_side(image_size: int, min_area: float) -> int:
     """Return the side to keep images at, so that parts of them show more than the whole does."""
-    return round(image_size * min(MAX_KEPT, min_area**-0.5))
+    return round(image_size * min(LARGER, min_area**-0.5))
 
 
 def say(text: str) -> None:

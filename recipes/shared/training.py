@@ -11,7 +11,8 @@ from recipes.shared.options import TrainOptions, pick_compile
 from recipes.shared.runs import start_run
 from recipes.shared.splits import Splits
 from recipes.shared.summary import report, summarise
-from vitft.devices.processes import barrier, is_first, n_processes, shard
+from vitft.devices.processes import barrier, is_first, n_processes
+from vitft.devices.spread import shard
 from vitft.evaluation.evaluate import evaluate
 from vitft.evaluation.metrics import temperature
 from vitft.evaluation.task import SeveralLabels, SingleLabel, balanced

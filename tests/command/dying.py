@@ -16,7 +16,7 @@ def die(run: Run) -> bool:
     """Update a run, unless it is time to die."""
     global n_steps
     n_steps += 1
-    if n_steps == N_STEPS and processes.rank() == 1 and not processes.was_restarted():
+    if n_steps == N_STEPS and processes.rank() == 1 and not processes.attempt():
         if HOW == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if HOW == "fails":

@@ -11,7 +11,7 @@ import adapters
 from tests.conftest import TINY
 from vitft import VisionTransformer, ViTConfig
 from vitft.devices.cores import each, n_parts
-from vitft.devices.processes import Rows
+from vitft.devices.shares import Rows
 from vitft.evaluation.evaluate import evaluate
 from vitft.pictures.images import Images
 from vitft.training.loop import train

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.conftest import TINY
 from vitft import VisionTransformer, ViTConfig
 from vitft.devices.cores import each, in_parts
-from vitft.devices.processes import Rows
+from vitft.devices.shares import Rows
 from vitft.pictures.images import Images
 from vitft.training.plan import Plan
 from vitft.training.run import Run

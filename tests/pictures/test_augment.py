@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance
 
-from vitft.devices.processes import Rows
+from vitft.devices.shares import Rows
 from vitft.pictures.augment import Augmentation
 from vitft.pictures.changes import MOVES, RECOLOURINGS, trivial_augment
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitft.data.named import import_torchvision
-from vitft.devices.processes import Rows
+from vitft.devices.shares import Rows
 from vitft.pictures import changes
 from vitft.pictures.augment import Augmentation
 from vitft.pictures.changes import MOVES, RECOLOURINGS, erased, rand_augment, trivial_augment

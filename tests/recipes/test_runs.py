@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.shared.runs import locked
+from recipes.pretrain import PretrainOptions
+from recipes.shared.runs import continued, locked
 from tests.conftest import TINY_FLAGS, Run, paint, summary
 from vitft import load_model, save_model
+from vitft.devices.processes import launch_time
 from vitft.files import read_tensors
 
 
@@ -173,3 +175,29 @@ def test_what_was_never_saved_is_started_by_resume(
     (tmp_path / "new" / "state.safetensors").unlink()
     told = vitft("finetune", *flags, "--out", tmp_path / "new", "--resume", code=2).stderr
     assert "there is no run to resume" in told
+
+
+@pytest.mark.parametrize("saved", ["before", "since", "never"])
+@pytest.mark.parametrize("flag", ["overwrite", "resume", None])
+def test_a_restart_goes_on_with_what_its_own_launch_has_saved(
+    saved: str, flag: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state.safetensors"
+    if saved != "never":
+        state.touch()
+        os.utime(state, (100, 100))
+    started = {"before": 200.0, "since": 50.0, "never": 0.0}[saved]
+    monkeypatch.setattr("recipes.shared.runs.launch_time", lambda: started)
+    given = {flag: True} if flag else {}
+    options = PretrainOptions(data="x", out=str(tmp_path), **given)
+    first = continued(options)
+    assert first.overwrite == (flag == "overwrite")
+    assert first.resume == (flag == "resume" and saved != "never")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    again = continued(options)
+    expected = {"since": (True, False), "before": (flag == "resume", flag == "overwrite")}
+    assert (again.resume, again.overwrite) == expected.get(saved, (False, flag == "overwrite"))
+
+
+def test_a_launch_was_before_this_process() -> None:
+    assert 0 < launch_time() < time.time()

@@ -179,6 +179,30 @@ def test_too_many_waiting_pictures_are_refused(desk: Desk, monkeypatch: pytest.M
     assert all(len(found.result(20)) == 1 for found in waiting)
 
 
+def test_a_later_adapter_must_take_the_images_that_the_desk_makes(
+    base: Path, tmp_path: Path
+) -> None:
+    for name, factor in (("same", 1), ("larger", 2)):
+        model = adapters.inject(load_model(base), None, trainable=("head",))  # of the head alone
+        model.resize(factor * model.image_size)
+        adapters.save_adapter(model, tmp_path / name)
+    desk = Desk(load_model(base), {}, device=CPU)
+    with pytest.raises(ValueError, match="takes images prepared as"):
+        desk.load("larger", str(tmp_path / "larger"))
+    desk.load("same", str(tmp_path / "same"))
+    assert [found["name"] for found in desk.told()] == ["base", "same"]
+    desk.close()
+
+
+def test_a_desk_that_closes_answers_what_waits(desk: Desk) -> None:
+    image = torch.zeros(3, desk.fit.image_size, desk.fit.image_size, dtype=torch.uint8)
+    waiting = [desk.ask(image, ["two"]) for _ in range(3 * desk.max_rows)]
+    desk.close()
+    assert all(found.done() for found in waiting)
+    assert not desk.thread.is_alive()
+    desk.thread.join()
+
+
 def test_a_token_is_asked_of_everything_but_the_page(desk: Desk) -> None:
     client = TestClient(make_app(desk, Limits(), token="secret", hosts=["*"]))
     assert "What do the adapters see?" in client.get("/").text

@@ -23,8 +23,8 @@ from tests.training.several import (
     train_shared,
 )
 from vitft import load_model
-from vitft.devices import processes
-from vitft.devices.processes import Rows
+from vitft.devices import shares
+from vitft.devices.shares import Rows
 from vitft.training.loop import train
 from vitft.training.stop import Interrupted
 
@@ -119,10 +119,10 @@ def test_runs_go_on_with_another_number_of_processes(tmp_path: Path) -> None:
 def test_every_image_is_somewhere_once_beside_the_one_it_is_mixed_with(
     n: int, n_processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "n_processes", lambda: n_processes)
+    monkeypatch.setattr(shares, "n_processes", lambda: n_processes)
     seen: list[int] = []
     for rank in range(n_processes):
-        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(shares, "rank", lambda rank=rank: rank)
         rows = Rows.of(n)
         assert rows.here is not None
         assert len(rows) >= rows.least >= 1

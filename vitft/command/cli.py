@@ -18,7 +18,6 @@ from vitft.version import __version__
 
 SHARED = {"pretrain", "finetune"}  # commands that several processes may do together
 MAX_LINE = 2000  # characters of an error
-OUT_OF_MEMORY = ("out of memory", "allocate memory")
 LOST = ("closed by peer", "reset by peer", "timed out", "NCCL", "connectFullMesh")  # a process
 
 
@@ -107,8 +106,9 @@ def _status(error: BaseException) -> int:
     elif "--traceback" in sys.argv:
         raise error
     elif isinstance(error, (RuntimeError, MemoryError)):
-        # torch's kinds cannot be named without importing it
-        if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
+        from vitft.devices.memory import is_out_of_memory  # torch is there by now: it raised this
+
+        if is_out_of_memory(error):
             text = (
                 "out of memory; try half the --batch-size, or --accumulate 2 or --auto-batch for "
                 f"the same result, --checkpoint-blocks or a smaller --image-size ({text[:100]})"

@@ -1,4 +1,4 @@
-"""A device in; its free memory, what of it a set may take, and what was taken at most, out."""
+"""A device in; its free memory, a set's share of it, its peak, and whether it is full, out."""
 
 import sys
 from contextlib import suppress
@@ -39,6 +39,12 @@ def peak_bytes(device: torch.device) -> int | None:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device's memory is full."""
+    full = any(words in str(error) for words in ("out of memory", "allocate memory"))
+    return full or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def _left_to_container() -> int:

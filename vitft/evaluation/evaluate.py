@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitft.devices.cores import in_parts
-from vitft.devices.processes import gathered, is_sharded, own_batches, own_slice
+from vitft.devices.processes import gathered
+from vitft.devices.shares import own_batches, own_slice
+from vitft.devices.spread import is_sharded
 from vitft.evaluation.task import SingleLabel, Task
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.images import Images

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from vitft.bars import progress_bar
 from vitft.devices.memory import room
-from vitft.devices.processes import add_up, own_batches, own_slice
+from vitft.devices.processes import add_up
+from vitft.devices.shares import own_batches, own_slice
 from vitft.evaluation.evaluate import compute, evaluating, suitable_batch
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.images import Images

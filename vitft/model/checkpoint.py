@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vitft.devices.processes import is_first, is_sharded, whole
+from vitft.devices.processes import is_first
+from vitft.devices.spread import is_sharded, whole
 from vitft.files import read_metadata, read_tensors, write_tensors
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer

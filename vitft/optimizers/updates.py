@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from vitft.devices.processes import whole
+from vitft.devices.spread import whole
 from vitft.optimizers.build import build_optimizers, set_lr
 from vitft.training.plan import Plan
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitft.devices.processes import Rows
+from vitft.devices.shares import Rows
 from vitft.pictures.changes import erased, rand_augment, trivial_augment
 
 

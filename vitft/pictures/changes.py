@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitft.devices.processes import Rows
+from vitft.devices.shares import Rows
 
 TRIES = 10  # at a rectangle that fits
 

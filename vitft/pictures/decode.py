@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -49,10 +50,10 @@ def _check_header(path: str | Path | BytesIO) -> None:
     Raises:
         ValueError: it is not.
     """
-    with BytesIO(path.getbuffer()) if isinstance(path, BytesIO) else Path(path).open("rb") as file:
-        if file.read(2) not in PORTABLE:
-            return
-        header = file.read(MAX_HEADER)
+    with nullcontext(path) if isinstance(path, BytesIO) else Path(path).open("rb") as file:
+        is_portable = file.read(2) in PORTABLE
+        header = file.read(MAX_HEADER) if is_portable else b""
+        file.seek(0)
     if len(header) == MAX_HEADER and not SIZES.match(COMMENT.sub(b"", header)):
         raise ValueError(f"its header is longer than {MAX_HEADER:,} bytes")
 

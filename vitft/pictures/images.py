@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitft.devices.memory import room
-from vitft.devices.processes import add_up, merged, n_on_machine, own_slice
+from vitft.devices.processes import add_up, merged, n_on_machine
+from vitft.devices.shares import own_slice
 
 
 def listed(errors: Sequence[Exception]) -> str:

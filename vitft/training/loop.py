@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from vitft.bars import note, progress_bar
-from vitft.devices.processes import copy_into, highest, is_first, n_processes
+from vitft.devices.processes import highest, is_first, n_processes
+from vitft.devices.spread import copy_into
 from vitft.evaluation.features import extract, n_frozen
 from vitft.evaluation.probe import Probe, fit_probe
 from vitft.optimizers.updates import NotFinite

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitft.devices.processes import Rows, add_up, is_first, whole
+from vitft.devices.processes import add_up, is_first
+from vitft.devices.shares import Rows
+from vitft.devices.spread import whole
 from vitft.evaluation.evaluate import Evaluation, evaluate
 from vitft.files import write_bytes
 from vitft.model.vit import VisionTransformer
@@ -144,17 +146,15 @@ class Run:
             order = torch.randperm(len(self.train), generator=generator)
         return order[self.step * self.plan.batch_size :]
 
-    def left(self) -> list[Tensor]:
-        """Return the indices of every batch still to come in this epoch."""
-        return [batch for batch in self.order().split(self.plan.batch_size) if len(batch)]
-
     def shares(self) -> list[Rows]:
         """Return what this process has of every batch still to come in this epoch."""
-        return [Rows.of(len(batch)) for batch in self.left()]
+        n, size = len(self.train), self.plan.batch_size
+        return [Rows.of(min(size, n - i)) for i in range(self.step * size, n, size)]
 
     def batches(self, shares: Sequence[Rows]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield these shares of the batches still to come: images as held, labels (b, ...)."""
-        own = [rows.chosen(batch) for rows, batch in zip(shares, self.left(), strict=True)]
+        order = self.order().split([rows.n for rows in shares])
+        own = [rows.chosen(batch) for rows, batch in zip(shares, order, strict=True)]
         return self.inputs.batches(own, self.device)
 
     def lr(self, step: int) -> float:

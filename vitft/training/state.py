@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitft.devices.processes import copy_into, is_first, sharded_like, whole
+from vitft.devices.processes import is_first
+from vitft.devices.spread import copy_into, sharded_like, whole
 from vitft.files import read_tensors, write_tensors
 from vitft.training.draws import random_state
 

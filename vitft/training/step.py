@@ -16,7 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from vitft.bars import note
 from vitft.devices.cores import each, in_parts, n_parts
 from vitft.devices.graphs import Recorded
-from vitft.devices.processes import Rows, in_step, n_processes, shared_step
+from vitft.devices.memory import is_out_of_memory
+from vitft.devices.processes import n_processes
+from vitft.devices.shares import Rows
+from vitft.devices.spread import in_step, shared_step
 from vitft.evaluation.evaluate import resample
 from vitft.evaluation.features import n_frozen
 from vitft.model.vit import VisionTransformer
@@ -144,21 +147,21 @@ class Step:
     def _learn(self, *prepared: Tensor) -> None:
         """Leave the gradients of the sets' inputs and targets in the parameters; update them."""
         inputs, targets = prepared[::2], prepared[1::2]
-        before = [run.totals.clone() for run in self.runs]
+        before = [run.totals.clone() for run in self.runs if run.plan.on_nan == "skip"]
         if not self.alone:
             self._backward_together(inputs, targets)
         elif self.runs[0].plan.auto_accumulate:
-            self._backward_in_memory(inputs[0], targets[0], before[0])
+            self._backward_in_memory(inputs[0], targets[0])
         else:
             self._backward_alone(inputs[0], targets[0])
-        for run, totals in zip(self.runs, before, strict=True):
+        for i, run in enumerate(self.runs):
             if self._update(run):
-                run.totals.copy_(totals)
+                run.totals.copy_(before[i])
 
-    def _backward_in_memory(self, inputs: Tensor, targets: Tensor, totals: Tensor) -> None:
+    def _backward_in_memory(self, inputs: Tensor, targets: Tensor) -> None:
         """Do as `_backward_alone`; in twice as many parts, for good, where memory runs out."""
         run = self.runs[0]
-        draws = random_state(run.device)
+        draws, totals = random_state(run.device), run.totals.clone()
         while True:
             try:
                 return self._backward_alone(inputs, targets)
@@ -254,12 +257,6 @@ class Step:
             if len(self.failed) == len(self.runs):
                 raise
             return False
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that a device's memory is full."""
-    full = any(words in str(error) for words in ("out of memory", "allocate memory"))
-    return full or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def loss_and_totals(run: Run, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
