@@ -210,6 +210,7 @@ def put(key: str, tensor: Tensor) -> Callable[[dict[str, Tensor]], Any]:
             put("base_model.model.head.weight", torch.ones(3, 9)),
             r"has shape \[3, 9\], not \[3, 8\]",
         ),
+        (put(A, torch.full((8, 8), -2e10)), rf"tensor {A} has a value of 2e\+10; it is damaged"),
         (put(A, torch.full((8, 8), torch.nan)), f"tensor {A} has values that are not finite"),
         (put(A, torch.ones(8, 8, dtype=torch.int8)), f"tensor {A} is of torch.int8"),
     ],

@@ -1,5 +1,6 @@
 """What people type: a pipe that closes, a broken picture, a folder with less, values in quotes."""
 
+import io
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from PIL import Image
 from tests.conftest import TINY_FLAGS, Run, paint
 from vitft import load_model
 from vitft.command.options import comma_separated
+from vitft.command.streams import Outliving
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +118,15 @@ def test_a_name_that_the_terminal_lacks_is_replaced(base: Path, tmp_path: Path) 
         command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, check=True
     )
     assert b"k\xe4se?.png  " in done.stdout
+
+
+def test_no_control_character_reaches_the_terminal() -> None:
+    out = io.StringIO()
+    Outliving(out).write("a\x1b[2Jb\x00c\x9bd\te\nf\rg")
+    assert out.getvalue() == "a\\x1b[2Jb\\x00c\\x9bd\te\nf\rg"
+
+
+def test_an_endless_error_is_cut(vitft: Run) -> None:
+    told = vitft("inspect", "x" * 5000, code=2).stderr
+    assert len(told) < 2100
+    assert told.endswith("characters)\n")

@@ -26,6 +26,21 @@ def test_a_set_takes_a_quarter_of_what_is_free(group: Path) -> None:
     assert room(CPU) == 250
 
 
+def test_all_processes_take_what_the_poorest_can(
+    group: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[int]] = []
+
+    def highest(values: list[int]) -> list[int]:
+        asked.append(values)
+        return [-70]  # another process has 70 bytes for a set
+
+    monkeypatch.setattr(memory, "highest", highest)
+    monkeypatch.setattr(memory, "n_on_machine", lambda: 2)
+    assert room(CPU) == 70
+    assert asked == [[-125]]
+
+
 @pytest.mark.parametrize(
     ("limit", "used", "free"),
     [("700", "300", 400), ("max", "300", 1000), ("700", "900", 0), ("9000", "1", 1000)],

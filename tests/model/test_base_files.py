@@ -126,6 +126,10 @@ REFUSED: list[tuple[Change, str]] = [
         "{}: tensor norm.bias has shape (3,), not (16,)",
     ),
     (
+        lambda t, m: t["norm.bias"][3].fill_(-2e10),
+        "{}: tensor norm.bias has a value of 2e+10; it is damaged",
+    ),
+    (
         lambda t, m: t["norm.bias"][3].fill_(torch.nan),
         "{}: tensor norm.bias has values that are not finite",
     ),

@@ -121,6 +121,8 @@ def test_the_record_travels_with_the_model(tiny: VisionTransformer, tmp_path: Pa
         ({"range": [3, 3]}, r"range=\(3.0, 3.0\) does not go from a lower to a higher value"),
         ({"range": 3}, "preprocessing: range: Expected array | null, got int"),
         ({"crop": "much"}, "preprocessing: crop: Expected float, got str"),
+        ({"image_size": 0}, r"image_size=0 is not in 1\.\.16384"),
+        ({"image_size": 2**40}, r"image_size=\d+ is not in 1\.\.16384"),
         ({"image_size": [8]}, "preprocessing: image_size: Expected int, got array"),
         ({"mean": [float("nan")]}, "preprocessing: a number is not finite"),
         ({"std": [0]}, r"std=\(0.0,\) is not positive"),

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -201,6 +202,21 @@ def test_a_desk_that_closes_answers_what_waits(desk: Desk) -> None:
     assert all(found.done() for found in waiting)
     assert not desk.thread.is_alive()
     desk.thread.join()
+
+
+def test_nothing_of_a_picture_reaches_the_disk(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    rolled: list[object] = []
+    plain = tempfile.SpooledTemporaryFile.rollover
+    monkeypatch.setattr(
+        tempfile.SpooledTemporaryFile, "rollover", lambda self: (rolled.append(self), plain(self))
+    )
+    client = TestClient(make_app(desk, Limits(), token=None, hosts=["testserver"]))
+    noise = Image.effect_noise((1500, 1500), 90)
+    noise.save(content := BytesIO(), "bmp")
+    assert len(content.getvalue()) > 2 * 2**20  # beyond what is kept in memory by default
+    (answer,) = client.post("/predict", files=files(content.getvalue())).json()["images"]
+    assert answer["answers"]
+    assert not rolled
 
 
 def test_a_token_is_asked_of_everything_but_the_page(desk: Desk) -> None:

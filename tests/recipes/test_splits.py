@@ -5,8 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.conftest import Run, summary
+from recipes.pretrain import PretrainOptions
+from recipes.shared.splits import kept_side, make_splits
+from tests.conftest import Run, paint, summary
+from vitft.data.load import load_data
+from vitft.pictures.preprocess import Fit
 
 FLAGS = ["--adapter=linear", "--epochs=2", "--batch-size=8"]
 
@@ -95,3 +100,17 @@ def test_the_framing_of_a_run_is_that_of_its_predictions(
     vitft("finetune", *flags, "--resize=pad", "--crop=0.8")
     told = json.loads(vitft("inspect", tmp_path / "out", "--json").stdout)["preprocessing"]
     assert (told["resize"], told["crop"], told["image_size"]) == ("pad", 0.8, 8)
+
+
+@pytest.mark.parametrize(("min_area", "side"), [(1.0, 40), (0.9, 42), (0.64, 50), (0.08, 50)])
+def test_images_to_cut_parts_out_of_are_kept_larger(
+    min_area: float, side: int, tmp_path: Path
+) -> None:
+    for split in ("train", "val", "test"):
+        for i, name in enumerate("ab"):
+            paint(tmp_path / split / name / "0.png", (90 * i, ord(split[-1]), 0), (70, 60))
+    options = PretrainOptions(data=str(tmp_path), out="x", min_area=min_area)
+    splits = make_splits(load_data(str(tmp_path), Fit(40)), options, torch.device("cpu"))
+    sizes = [images.held.shape[-1] for images in (splits.train, splits.validation, splits.test)]
+    assert sizes == [side, 40, 40]
+    assert kept_side(40, 1.0) == 40

@@ -331,3 +331,10 @@ def test_curves_come_before_the_list_of_figures(tmp_path: Path) -> None:
     assert heads[0] == "Training"
     assert heads[-1] == "All figures and options"
     assert "<dt>its size</dt><dd>409 kB</dd>" in text
+
+
+def test_no_control_character_stands_in_a_page(tmp_path: Path) -> None:
+    text = report(tmp_path, title="a\x00b\x1bc", facts={"note": "d\x07e"})
+    assert "a\\x00b\\x1bc" in text
+    assert "d\\x07e" in text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)

@@ -1,0 +1,38 @@
+"""Files of ours: a newer format is refused with what to install, an older one is read."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitft.files import FORMAT, read_metadata, read_tensors, write_tensors
+from vitft.version import __version__
+
+
+def test_a_file_says_its_format_to_readers_and_not_to_what_is_read(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a", {"x": torch.ones(2)}, {"classes": ["a"]})
+    assert read_metadata(tmp_path / "a") == {"classes": ["a"]}
+    header = (tmp_path / "a").read_bytes()[:400].decode(errors="replace")
+    assert f'\\"format\\": {FORMAT}, \\"version\\": \\"{__version__}\\"' in header
+
+
+@pytest.mark.parametrize("number", [FORMAT + 1, "two", None, 1.5])
+def test_a_newer_format_is_refused_with_what_to_install(number: object, tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a", {"x": torch.ones(2)}, {"format": number, "version": "7.1"})
+    told = r"in format .*; this one knows up to 1: pip install 'vitft>=7\.1'$"
+    with pytest.raises(ValueError, match=told):
+        read_tensors(tmp_path / "a")
+
+
+def test_a_file_without_a_format_is_of_the_first(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a", {"x": torch.ones(2)}, {"format": 1})
+    assert read_tensors(tmp_path / "a")[1] == {}
+
+
+@pytest.mark.parametrize("text", ["[1]", "1", "x", "[" * 100_000])
+def test_metadata_that_is_none_of_ours_is_refused(text: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.ones(2)}, tmp_path / "a", {"vitft": text})
+    with pytest.raises(ValueError, match="was not written by vitft: its metadata is no"):
+        read_metadata(tmp_path / "a")
