@@ -38,29 +38,39 @@ def _away(monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("vitft.training.run.seeded_state", "vitft.training.step.random_state"):
         monkeypatch.setattr(place, lambda *_: [])
     monkeypatch.setattr("vitft.training.step.set_random_state", lambda *_: None)
-    monkeypatch.setattr("vitft.training.step.first_varying_stage", lambda model: 0)
+    for place in ("vitft.training.step", "vitft.evaluation.features"):
+        monkeypatch.setattr(f"{place}.first_varying_stage", lambda model: 0)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
 
 
-def take_steps(folder: Path, method: str | None, **options: Any) -> None:
-    """Take two steps of a run of a method, or of the whole model, away from the CPU."""
-    model = VisionTransformer(ViTConfig(**TINY, n_classes=2, dropout=0.1)).train()
-    if method is not None:
-        adapters.inject(model, adapters.METHODS[method](), trainable=("head",))
-    model.to(AWAY)
-    plan = Plan(**{"epochs": 1, "batch_size": 8, "lr": 1e-3, "weight_decay": 0.0} | options)
-    images = Images(lambda i: torch.empty(0), torch.zeros(8, dtype=torch.long))
-    run = Run(model, images, images, plan, folder)
-    for group in chain.from_iterable(o.param_groups for o in run.updates.optimizers):
+def tiny() -> VisionTransformer:
+    return VisionTransformer(ViTConfig(**TINY, n_classes=2, dropout=0.1)).train()
+
+
+def take_steps(folder: Path, *methods: str | None, **options: Any) -> None:
+    """Take two steps, away from the CPU, of a run of each method; None trains the whole model."""
+    base, runs = tiny(), []
+    for i, method in enumerate(methods):
+        model = base if method is None else adapters.shared_copy(base)
+        if method is not None:
+            adapters.inject(model, adapters.METHODS[method](), trainable=("head",))
+        model.to(AWAY)
+        plan = Plan(**{"epochs": 1, "batch_size": 8, "lr": 1e-3, "weight_decay": 0.0} | options)
+        images = Images(lambda i: torch.empty(0), torch.zeros(8, dtype=torch.long))
+        (folder / str(i)).mkdir()
+        runs.append(Run(model, images, images, plan, folder / str(i)))
+    optimizers = [optimizer for run in runs for optimizer in run.updates.optimizers]
+    for group in chain.from_iterable(o.param_groups for o in optimizers):
         group["fused"] = False  # which this device does not have
-    step = Step([run], lambda models: models[0])
+    base.to(AWAY)
+    step = Step(runs, lambda models: adapters.together(base, models))
     for _ in range(2):
         pixels = torch.zeros(8, 3, 8, 8, dtype=torch.uint8, device=AWAY)
-        step([(pixels, torch.zeros(8, dtype=torch.long, device=AWAY))])
-    states = [s for o in run.updates.optimizers for p in o.state.values() for s in p.values()]
+        step([(pixels, torch.zeros(8, dtype=torch.long, device=AWAY)) for _ in runs])
+    states = [s for o in optimizers for p in o.state.values() for s in p.values()]
     moments = [value for value in states if isinstance(value, Tensor) and value.ndim]
-    tensors = [run.totals, *run.trainable.values(), *moments]
-    assert {value.device for value in tensors} == {AWAY}
+    tensors = [value for run in runs for value in (run.totals, *run.trainable.values())]
+    assert {value.device for value in tensors + moments} == {AWAY}
 
 
 @pytest.mark.parametrize("method", [None, *METHODS])
@@ -82,6 +92,26 @@ def test_a_step_of_every_method_waits_for_nothing(method: str | None, tmp_path: 
 )
 def test_no_option_of_a_plan_makes_it_wait(options: dict[str, Any], tmp_path: Path) -> None:
     take_steps(tmp_path, None, **options)
+
+
+def test_many_runs_in_one_pass_wait_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for check in ("plain", "plain_linear"):  # it refuses modules without numbers
+        monkeypatch.setattr(f"adapters.many.together.{check}", lambda module, *_: module)
+    take_steps(tmp_path, "lora", "lora", "dora", "ssf", "vera", "ia3")
+
+
+def test_a_mixed_batch_of_a_bank_waits_for_nothing(tmp_path: Path) -> None:
+    base = tiny().eval()
+    folders = [tmp_path / method for method in ("lora", "dora", "vera", "ia3", "ssf", "norm")]
+    for folder in folders:
+        config = adapters.METHODS[folder.name]()
+        model = adapters.inject(adapters.shared_copy(base), config, trainable=("head",))
+        adapters.save_adapter(model, folder)
+    bank = adapters.Bank(base, folders).to(AWAY)
+    ids = torch.zeros(8, dtype=torch.long, device=AWAY)
+    assert bank(torch.zeros(8, 3, 8, 8, device=AWAY), ids).device == AWAY
 
 
 def test_what_waits_is_seen(tmp_path: Path) -> None:
