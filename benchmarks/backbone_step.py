@@ -21,6 +21,7 @@ from benchmarks.results import medians, table, write_result
 from vitft import load_model
 from vitft.data.named import import_torchvision
 from vitft.pictures.images import Images
+from vitft.training.loop import synchronize
 from vitft.training.plan import Plan
 from vitft.training.run import Run
 from vitft.training.step import Step
@@ -46,17 +47,19 @@ def ours(
         layers: numbers of the blocks to adapt; (): all.
         options: others of the plan.
     """
+    device = pixels.device
     model = load_model(folder)
     model.resize(pixels.shape[-1])
     model.new_head([str(i) for i in range(10)])
-    adapters.inject(model, adapters.LoRAConfig(layers=layers), trainable=("head",))
-    images = Images(lambda i: pixels[i], labels).to(torch.device("cpu"))
+    adapters.inject(model, adapters.LoRAConfig(layers=layers), trainable=("head",)).to(device)
+    images = Images(lambda i: pixels[i].cpu(), labels.cpu()).to(device)
+    options = {"recorded": device.type == "cuda"} | options
     plan = Plan(
         epochs=1000, batch_size=len(labels), lr=1e-4, weight_decay=0.0, bf16=bf16, **options
     )
     run = Run(model.train(), images, images, plan, Path(tempfile.mkdtemp()))
     step = Step([run], lambda models: models[0])
-    return timed(lambda: step([(pixels, labels)]))
+    return timed(lambda: step([(pixels, labels)]), device)
 
 
 def peft_model(folder: str, n_classes: int) -> nn.Module:
@@ -77,28 +80,30 @@ def peft_model(folder: str, n_classes: int) -> nn.Module:
 
 def theirs(folder: str, pixels: Tensor, labels: Tensor, bf16: bool) -> Callable[[], float]:
     """Return a function that takes a step of transformers and PEFT; it returns milliseconds."""
-    model = peft_model(folder, 10)
+    device = pixels.device
+    model = peft_model(folder, 10).to(device)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-4, fused=True)
     images = (pixels.float() / 255 - 0.45) / 0.22
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = model(images).logits
         F.cross_entropy(logits.float(), labels).backward()
         nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
-    return timed(step)
+    return timed(step, device)
 
 
-def timed(step: Callable[[], None]) -> Callable[[], float]:
+def timed(step: Callable[[], None], device: torch.device) -> Callable[[], float]:
     """Return a function that takes a step and returns its milliseconds."""
 
     def take() -> float:
         started = time.perf_counter()
         step()
+        synchronize(device)
         return 1000 * (time.perf_counter() - started)
 
     return take
@@ -110,11 +115,15 @@ def timed(step: Callable[[], None]) -> Callable[[], float]:
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--bf16", is_flag=True, help="Under autocast.")
-def main(folder: str, image_size: int, batch_size: int, rounds: int, bf16: bool) -> None:
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+def main(
+    folder: str, image_size: int, batch_size: int, rounds: int, bf16: bool, device: str
+) -> None:
     """Time both in turn and print a table."""
     torch.manual_seed(0)
-    pixels = torch.randint(0, 256, (batch_size, 3, image_size, image_size), dtype=torch.uint8)
-    labels = torch.arange(batch_size) % 10
+    shape = (batch_size, 3, image_size, image_size)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
+    labels = (torch.arange(batch_size) % 10).to(device)
     steps = {
         "transformers and peft": theirs(folder, pixels, labels, bf16),
         "vitft": ours(folder, pixels, labels, bf16),
@@ -129,7 +138,7 @@ def main(folder: str, image_size: int, batch_size: int, rounds: int, bf16: bool)
         }
         for name, median in times.items()
     ]
-    name = f"backbone_step_cpu_{'bf16' if bf16 else 'fp32'}"
+    name = f"backbone_step_{device}_{'bf16' if bf16 else 'fp32'}"
     path = write_result(name, rows, image_size=image_size, batch_size=batch_size, rounds=rounds)
     click.echo(f"{table(rows, COLUMNS)}\n\n{path}")
 

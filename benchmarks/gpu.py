@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu --cifar10 data/cifar10 --transfer data/gtsrb32 --out "$OUT"
 
+With --backbone, a Hugging Face folder, LoRA's step on it is timed beside transformers with PEFT.
 Where a command may run for ten minutes only, name some of --parts a command; `transfer` then takes
 the base that `base` left with --from. OUT gets the base in bfloat16, its summary and the results as
 JSON. `--small` proves the script on two CPU cores in a few minutes.
@@ -19,6 +20,7 @@ from benchmarks.results import few_tests
 from vitft import load_model, save_model
 
 PARTS = ("speed", "fast", "base", "transfer", "ablation")
+LARGE = ("--image-size=224", "--batch-size=64", "--rounds=30")
 RUN_FILES = ("config.json", "metrics.jsonl", "summary.json", "report.html")
 
 
@@ -34,13 +36,16 @@ def python(module: str, *arguments: object) -> None:
     subprocess.run(command, check=True)
 
 
-def speed(cifar10: Path, small: bool) -> None:
+def speed(cifar10: Path, backbone: Path | None, small: bool) -> None:
     """Time the steps of every method, in both precisions, and the loop of pretraining."""
     if not small:
         python("benchmarks.attention")
     few = ["--batch-size=8", "--rounds=1"] if small else ["--rounds=50"]
     for precision in ([], ["--bf16"]):
         python("benchmarks.lora_step", *few, *([] if small and precision else precision))
+        if backbone:
+            some = ["--image-size=56", "--batch-size=2", "--rounds=1"] if small else LARGE
+            python("benchmarks.backbone_step", backbone, *some, *precision)
     few = ["--n-images=64", "--batch-sizes=32"] if small else []
     python("benchmarks.throughput", f"--data={cifar10}", *few)
     few = ["--batch-size=8", "--rounds=1"] if small else ["--rounds=100", "--bf16"]
@@ -103,6 +108,7 @@ def ablation(cifar10: Path, small: bool) -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for it all.")
 @click.option("--parts", type=click.Choice(PARTS), multiple=True, default=PARTS)
 @click.option("--from", "start", type=click.Path(path_type=Path), help="A base to transfer from.")
+@click.option("--backbone", type=click.Path(exists=True, path_type=Path), help="For --parts speed.")
 @click.option("--epochs", default=300, show_default=True, help="Of the base, in ten minutes.")
 @click.option("--small", is_flag=True, help="Few images and steps: a proof, no figures.")
 def main(
@@ -111,6 +117,7 @@ def main(
     out: Path,
     parts: tuple[str, ...],
     start: Path | None,
+    backbone: Path | None,
     epochs: int,
     small: bool,
 ) -> None:
@@ -121,7 +128,7 @@ def main(
         shutil.rmtree(runs(small), ignore_errors=True)
         cifar10, signs = (few_tests(data, runs(small) / data.name) for data in (cifar10, signs))
     if "speed" in parts:
-        speed(cifar10, small)
+        speed(cifar10, backbone, small)
     if "fast" in parts:
         fast(cifar10, out, small)
     if "base" in parts:
