@@ -20,7 +20,8 @@ mutants: setup
 # families.
 families: setup
 	VITFT_ALL=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q tests/families tests/adapters/test_config.py tests/adapters/test_hostile.py \
-		tests/training/test_several.py tests/training/test_waits.py tests/command/test_torchrun.py tests/recipes/test_plans.py
+		tests/training/test_several.py tests/training/test_waits.py tests/command tests/recipes/test_plans.py \
+		tests/recipes/test_sweep.py tests/recipes/test_runs.py tests/recipes/test_rerun.py
 	$(BIN)/python -m benchmarks.families
 
 lint: setup

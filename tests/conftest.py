@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -28,7 +28,14 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 # what takes long: make families
-slow = pytest.mark.skipif("VITFT_ALL" not in os.environ, reason="takes long: make families")
+ALL = "VITFT_ALL" in os.environ
+slow = pytest.mark.skipif(not ALL, reason="takes long: make families")
+
+
+def some(cases: Sequence[Any], step: int) -> list[Any]:
+    """Return every `step`-th case for the whole suite; `make families` tries all of them."""
+    return [*cases][:: 1 if ALL else step]
+
 
 torch.set_num_threads(1)  # fixtures of modules are made before those of functions
 

@@ -1,7 +1,6 @@
 """What holds for every layer and config, whatever the method."""
 
 import copy
-import os
 import pickle
 
 import pytest
@@ -12,6 +11,7 @@ from torch import nn
 from adapters import METHODS, DoRAConfig, LoRAConfig, disabled, inject
 from adapters.layers import AdapterLayer
 from tests.adapters.toy import KINDS, WRAPPERS, X, adapted, config, every_kind, toy
+from tests.conftest import ALL, some
 
 LINEAR = [kind for kind in KINDS if kind not in ("norm", *WRAPPERS)]
 on_linears = pytest.mark.parametrize("kind", LINEAR)
@@ -113,7 +113,7 @@ def test_copies_and_pickles_of_an_adapted_model_are_independent(kind: str) -> No
                 assert own[key] is parameter
 
 
-@pytest.mark.parametrize("kind", KINDS if os.environ.get("VITFT_ALL") else METHODS)
+@pytest.mark.parametrize("kind", KINDS if ALL else some([*METHODS], 3))
 def test_compiled_in_place_equals_eager_with_adapters_on_off_and_on(kind: str) -> None:
     model = adapted(kind)
     keys, on, off = list(model.state_dict()), model(X), toy()(X)

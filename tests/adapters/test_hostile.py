@@ -1,7 +1,6 @@
 """Whatever a file says: it loads, or one ValueError names what is wrong; nothing is allocated."""
 
 import json
-import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from safetensors.torch import load_file, save_file
 from adapters import METHODS, LoRAConfig, inject, load_adapter, save_adapter
 from adapters.folder import CONFIG, TENSORS
 from tests.adapters.toy import config, toy
-from tests.conftest import TINY
+from tests.conftest import TINY, some
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 
-# a quarter of the methods in the whole suite; `make families` tries all
-SOME = [*METHODS] if os.environ.get("VITFT_ALL") else [*METHODS][::4]
+SOME = some([*METHODS], 4)
 
 ODD: list[Any] = [
     *(True, False, None, -1, 0, 3, 2.5, 10**30, float("inf"), float("nan")),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import TINY_FLAGS, Run, paint
+from tests.conftest import TINY_FLAGS, Run, paint, some
 from vitft import load_model
 from vitft.command.options import comma_separated
 from vitft.command.streams import Outliving
@@ -26,7 +26,7 @@ def base(vitft: Run, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
-@pytest.mark.parametrize("command", ["finetune", "pretrain"])
+@pytest.mark.parametrize("command", some(["finetune", "pretrain"], 2))
 def test_a_run_goes_on_when_nobody_reads_its_progress(
     folder: Path, base: Path, tmp_path: Path, command: str
 ) -> None:

@@ -38,6 +38,7 @@ def test_what_a_killed_process_left_is_gone_on_with(folder: Path, tmp_path: Path
     assert (found["n_processes"], found["epochs_done"]) == (2, 4)
 
 
+@slow
 def test_a_process_that_fails_ends_all_and_its_error_is_told_once(
     folder: Path, tmp_path: Path
 ) -> None:

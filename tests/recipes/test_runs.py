@@ -14,7 +14,7 @@ import torch
 
 from recipes.pretrain import PretrainOptions
 from recipes.shared.runs import continued, locked
-from tests.conftest import TINY_FLAGS, Run, paint, summary
+from tests.conftest import TINY_FLAGS, Run, paint, some, summary
 from vitft import load_model, save_model
 from vitft.devices.processes import launch_time
 from vitft.files import read_tensors
@@ -48,7 +48,7 @@ def whole(vitft: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130)])
+@pytest.mark.parametrize(("number", "code"), some([(signal.SIGKILL, -9), (signal.SIGTERM, 130)], 2))
 def test_a_killed_run_resumes_bit_for_bit(
     vitft: Run, whole: Path, tmp_path: Path, number: int, code: int
 ) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipes.sweep import best_of
-from tests.conftest import TINY_FLAGS, Run, paint, summary
+from tests.conftest import TINY_FLAGS, Run, paint, some, summary
 from vitft import load_model
 
 
@@ -39,14 +39,9 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize(
     ("method", "own"),
-    [
-        ("lora", ["--lr-ratio=4"]),
-        ("dora", []),
-        ("vera", []),
-        ("ia3", []),
-        ("ssf", []),
-        ("norm", []),
-    ],
+    some(
+        [("lora", ["--lr-ratio=4"]), *((m, []) for m in ("dora", "vera", "ia3", "ssf", "norm"))], 3
+    ),
 )
 def test_every_adapter_trains_as_it_does_alone(
     vitft: Run, folder: Path, base: Path, tmp_path: Path, method: str, own: list[str]

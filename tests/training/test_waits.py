@@ -4,7 +4,6 @@ On the meta device, which stands for the accelerator here, a tensor has a shape 
 numbers. So `.item()`, a comparison or a copy to the CPU is an error, where it would be a wait.
 """
 
-import os
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 import adapters
-from tests.conftest import TINY
+from tests.conftest import TINY, some
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.augment import Augmentation
@@ -25,7 +24,7 @@ from vitft.training.run import Run
 from vitft.training.step import Step
 
 AWAY = torch.device("meta")
-METHODS = [*adapters.METHODS] if os.environ.get("VITFT_ALL") else [*adapters.METHODS][::3]
+METHODS = some([*adapters.METHODS], 3)
 AUGMENTATIONS = [
     Augmentation(flip=True, shift=1, min_area=0.5, trivial=True, mixup=0.3, cutmix=0.3),
     Augmentation(rand=True, erase=0.5),
