@@ -24,7 +24,9 @@ class EmbedOptions(ModelOptions):
     """
 
     image: tuple[str, ...] = option(help="Image files, or folders of them.", argument=True)
-    adapter: str | None = option(None, "Folder of an adapter for that base.")
+    adapter: str | None = option(
+        None, "An adapter for that base: its folder, or hf:OWNER/NAME[@REVISION]."
+    )
     out: str = option(help="The .npz file to write.")
     skip_broken: bool = option(False, "Leave out images that are broken, and name them.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")

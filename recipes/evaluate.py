@@ -23,7 +23,9 @@ from vitft.pictures.images import Images
 class EvaluateOptions(DataOptions, ModelOptions):
     """Measure accuracy on the test split of DATA, or where it has none, on its validation split."""
 
-    adapter: str | None = option(None, "Folder of an adapter for that base.")
+    adapter: str | None = option(
+        None, "An adapter for that base: its folder, or hf:OWNER/NAME[@REVISION]."
+    )
     batch_size: int | None = option(None, "Images at a time.  [default: by their size, up to 500]")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     precision: str = option("auto", "auto, fp32, or bf16, slow where the device lacks it.")

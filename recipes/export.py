@@ -31,7 +31,9 @@ class ExportOptions(ModelOptions):
     Or write the adapter alone, as a folder that PEFT loads on the source library's model.
     """
 
-    adapter: str | None = option(None, "Folder of an adapter for that base.")
+    adapter: str | None = option(
+        None, "An adapter for that base: its folder, or hf:OWNER/NAME[@REVISION]."
+    )
     format: str = option(
         help="hf or timm, for a base converted from there; onnx; peft-hf or peft-timm, for an "
         "adapter on such a base."

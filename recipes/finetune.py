@@ -28,6 +28,7 @@ from recipes.shared.summary import accuracy_line, finish
 from recipes.shared.training import place, train
 from vitft.command import options as cli
 from vitft.devices.processes import joined
+from vitft.hub import is_name
 from vitft.model.checkpoint import find_base, load_model
 from vitft.model.vit import VisionTransformer
 
@@ -111,7 +112,7 @@ def check_base(base: str, folder: Path) -> None:
     Raises:
         ValueError: it would.
     """
-    if find_base(base).parent.resolve() == folder.resolve():
+    if not is_name(base) and find_base(base).parent.resolve() == folder.resolve():
         raise ValueError(
             f"{folder} holds the base, which the run would replace; choose another --out"
         )

@@ -11,6 +11,7 @@ import adapters
 from adapters.folder import read_adapter
 from vitft.command import options as cli
 from vitft.command.options import option
+from vitft.hub import fetched
 from vitft.model.checkpoint import is_library_folder, load_model
 
 
@@ -19,7 +20,8 @@ class InspectOptions:
     """Show the config, parameters, classes and fingerprint of a base, or what an adapter adapts."""
 
     path: str = option(
-        help="A base file, a bundled base's name, or the folder of a run.", argument=True
+        help="A base file, a bundled base's name, the folder of a run, or hf:OWNER/NAME.",
+        argument=True,
     )
     json: bool = option(False, "Print JSON.")
 
@@ -30,7 +32,7 @@ def inspect(path: str) -> dict[str, Any]:
     Raises:
         ValueError, OSError: nothing there that can be read.
     """
-    folder = Path(path)
+    folder = Path(fetched(path))
     if (folder / "adapter_config.json").is_file():
         return inspect_adapter(folder)
     if (

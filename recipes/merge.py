@@ -19,7 +19,7 @@ from vitft.model.checkpoint import load_model, save_model
 class MergeOptions(ModelOptions):
     """Write a plain base with the adapter baked in, as fast as the base itself."""
 
-    adapter: str = option(help="Folder of an adapter for that base.")
+    adapter: str = option(help="An adapter for that base: its folder, or hf:OWNER/NAME[@REVISION].")
     out: str = option(help="The .safetensors file to write.")
 
 

@@ -32,7 +32,10 @@ class PredictOptions(ModelOptions):
 
     image: tuple[str, ...] = option(help="Image files, or folders of them.", argument=True)
     adapter: tuple[str, ...] = option(
-        (), "Folder of an adapter for that base; may be given several times.", repeated=True
+        (),
+        "An adapter for that base: its folder, or hf:OWNER/NAME[@REVISION]; may be given several "
+        "times.",
+        repeated=True,
     )
     top: int = option(5, "How many classes to print.")
     threshold: float = option(0.0, "Print no class less probable than this, 0 to 1.")

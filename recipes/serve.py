@@ -13,6 +13,7 @@ from recipes.shared.model import ModelOptions, find_base_of
 from recipes.shared.options import pick_device
 from vitft.command import options as cli
 from vitft.command.options import option
+from vitft.hub import fetched, is_name, repository_of
 from vitft.model.checkpoint import load_model
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -28,7 +29,9 @@ class ServeOptions(ModelOptions):
     """
 
     adapter: tuple[str, ...] = option(
-        (), "A saved adapter's folder, or NAME=FOLDER; may be repeated.", repeated=True
+        (),
+        "A saved adapter's folder, hf:OWNER/NAME, or NAME= and one of these; may be repeated.",
+        repeated=True,
     )
     host: str = option("127.0.0.1", "Address to listen at; any but this machine's needs a token.")
     port: int = option(8000, "Port to listen at.")
@@ -54,7 +57,8 @@ def named(folders: tuple[str, ...]) -> dict[str, str]:
     for text in folders:
         name, equals, folder = text.partition("=")
         if not equals or Path(text).is_dir():
-            name, folder = Path(text).resolve().name, text
+            place = repository_of(text)[0] if is_name(text) else Path(text).resolve()
+            name, folder = Path(place).name, text
         if name in found:
             raise ValueError(f"two adapters are called {name}; write NAME=FOLDER")
         found[name] = folder
@@ -81,7 +85,7 @@ def run(options: ServeOptions) -> None:
             f"${TOKEN}"
         )
     folders = named(options.adapter)
-    first = next(iter(folders.values()), None)
+    first = fetched(next(iter(folders.values()))) if folders else None
     desk = Desk(
         load_model(find_base_of(options.base, first)),
         folders,

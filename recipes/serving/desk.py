@@ -15,6 +15,7 @@ from recipes.shared.classifier import MAX_ROWS, Classes, best_of
 from vitft.devices.cores import in_parts
 from vitft.evaluation.evaluate import suitable_batch
 from vitft.evaluation.task import TASKS
+from vitft.hub import fetched
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.preprocess import Fit
 
@@ -48,7 +49,7 @@ class Desk:
 
     Args:
         base: whose head answers too, if it has one.
-        folders: saved adapters, by name.
+        folders: saved adapters, or their names on the hub, by name.
         max_adapters: how many there may be.
         max_waiting: pictures; more are refused.
         rank: largest rank of adapters that may come later.
@@ -73,7 +74,7 @@ class Desk:
             raise ValueError(f"an adapter can't be called {BASE!r}, as the base is")
         self.bank = adapters.Bank(
             base,
-            [*folders.values()],
+            [fetched(folder) for folder in folders.values()],
             n_slots=max(max_adapters, len(folders)) + 1,
             rank=rank,
             n_classes=n_classes,
@@ -142,7 +143,7 @@ class Desk:
             slot = self.slots.get(name) or (free[0] if free else 0)
             if not slot:
                 raise ValueError(f"there is no room beside {len(used)} adapters; replace one")
-            found = self.bank.read(folder)
+            found = self.bank.read(fetched(folder))
             with self.passing:
                 self.bank.put(slot, found)
             self.slots[name], self.folders[name] = slot, folder

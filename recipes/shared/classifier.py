@@ -18,6 +18,7 @@ from vitft.data.folders import find_images
 from vitft.devices.cores import in_parts
 from vitft.evaluation.evaluate import suitable_batch
 from vitft.evaluation.task import TASKS
+from vitft.hub import fetched
 from vitft.model.checkpoint import load_model
 from vitft.pictures.decode import read_image
 from vitft.pictures.preprocess import Fit
@@ -34,7 +35,8 @@ class Classifier:
 
     Args:
         base: what `load_model` takes; None for the base that the adapter's run was started with.
-        adapter: the folder of an adapter for that base, or of several; none for the base alone.
+        adapter: the folder of an adapter for that base, or its name on the hub, "hf:OWNER/NAME"; or
+            several; none for the base alone.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
 
     Attributes:
@@ -60,8 +62,9 @@ class Classifier:
             self.model: nn.Module = self.base
             self.all_classes = [self.base.classes]
         else:
-            self.base = load_model(find_base_of(base, self.names[0]))
-            self.model = bank = adapters.Bank(self.base, self.names)
+            places = [fetched(name) for name in self.names]
+            self.base = load_model(find_base_of(base, places[0]))
+            self.model = bank = adapters.Bank(self.base, places)
             if bank.preprocessing is not None:
                 self.base.preprocessing = bank.preprocessing
             self.all_classes = bank.classes[1:]

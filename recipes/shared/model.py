@@ -1,12 +1,14 @@
 """What `--base` and `--adapter` say in; a model ready for evaluation out."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import adapters
 from adapters.folder import read_adapter
 from vitft.command.options import option
+from vitft.hub import fetched
 from vitft.model.checkpoint import load_model
 from vitft.model.vit import VisionTransformer
 
@@ -25,14 +27,17 @@ class ModelOptions:
 def open_model(base: str | None, adapter: str | None) -> VisionTransformer:
     """Return the base, adapted where an adapter is given, ready for evaluation.
 
+    Both may be on the hub: "hf:OWNER/NAME", with "@REVISION" for one version.
+
     Raises:
         ValueError, OSError: a file is missing, broken, or the adapter is another base's.
     """
-    model = load_model(find_base_of(base, adapter))
-    if adapter is None:
+    folder = None if adapter is None else fetched(adapter)
+    model = load_model(find_base_of(base, folder))
+    if folder is None:
         return model
-    adapters.load_adapter(model, adapter)
-    n_classes, saved = model.head.out_features, read_adapter(adapter)
+    adapters.load_adapter(model, folder)
+    n_classes, saved = model.head.out_features, read_adapter(folder)
     if saved.classes is None and "head" in (saved.config.get("modules_to_save") or ()):
         model.classes = tuple(str(i) for i in range(n_classes))  # PEFT saves no names
     if len(model.classes) != n_classes:
@@ -45,6 +50,10 @@ def open_model(base: str | None, adapter: str | None) -> VisionTransformer:
 def find_base_of(base: str | None, adapter: str | Path | None) -> str:
     """Return the base's name: the one given, or the one that the adapter's run was started with.
 
+    Args:
+        base: its name, if it was given.
+        adapter: the adapter's folder, on this machine.
+
     Raises:
         ValueError: none is given, and no adapter's folder tells it.
     """
@@ -52,10 +61,7 @@ def find_base_of(base: str | None, adapter: str | Path | None) -> str:
         return base
     if adapter is None:
         raise ValueError("there is no base; name one by --base")
-    try:
-        told = json.loads(Path(adapter, "config.json").read_text())["base"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{adapter} does not tell which base it was trained on; name it by --base"
-        ) from error
-    return str(told)
+    for name in ("config.json", "summary.json"):  # an adapter of the hub has the second alone
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            return str(json.loads(Path(adapter, name).read_text())["base"])
+    raise ValueError(f"{adapter} does not tell which base it was trained on; name it by --base")

@@ -128,14 +128,14 @@ def test_every_tensor_is_used_known_or_named(change: Any, message: str, tmp_path
         load_model(tmp_path)
 
 
-def test_a_folder_of_the_hubs_cache_needs_no_network(
+def test_a_base_of_the_hub_is_fetched_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hf_model("dinov2", tmp_path)
     calls = []
 
     def snapshot_download(name: str, **options: Any) -> str:
-        calls.append((name, options["local_files_only"]))
+        calls.append((name, options["revision"]))
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
@@ -143,8 +143,8 @@ def test_a_folder_of_the_hubs_cache_needs_no_network(
     model = load_model("hf:someone/dino")
     same(model, load_model(tmp_path))
     assert (model.facts["source"], model.facts["licence"]) == ("hf:someone/dino", "apache-2.0")
-    load_model("timm:vit_small")
-    assert calls == [("someone/dino", True), ("timm/vit_small", True)]
+    load_model("timm:vit_small@v1")
+    assert calls == [("someone/dino", None), ("timm/vit_small", "v1")]
 
 
 def test_a_file_of_ours_keeps_its_options(tmp_path: Path) -> None:

@@ -78,8 +78,8 @@ def load_model(source: str | Path) -> VisionTransformer:
         ValueError: no safetensors, cut short, no vitft base, or a tensor missing, unexpected or
             of another shape.
     """
-    from vitft.families.fetch import fetched, is_name
     from vitft.families.read import read_foreign  # which makes models, too
+    from vitft.hub import fetched, is_name
 
     path = find_base(fetched(source))
     if path.is_dir() or is_foreign(path):
@@ -148,11 +148,9 @@ def is_known_backbone(source: str | Path) -> bool:
     Raises:
         FileNotFoundError, ValueError: as for `load_model`.
     """
-    from vitft.families.fetch import is_name
+    from vitft.hub import fetched
 
-    if is_name(source):
-        return True
-    path = find_base(source)
+    path = find_base(fetched(source))
     if path.is_dir() or is_foreign(path):
         return True
     return "family" in (read_metadata(path).get("facts") or {})
