@@ -116,9 +116,10 @@ def _reason(error: BaseException) -> str:
         return "the hub has no such model, or does not show it to you"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = getattr(error, "server_message", None) or (lines or [type(error).__name__])[0]
-    if status is not None or isinstance(error, ValueError):
-        return said
-    return f"the hub cannot be reached ({said})"
+    is_network = isinstance(error, OSError) or type(error).__module__.startswith("http")
+    if status is None and is_network and not isinstance(error, ValueError):
+        return f"the hub cannot be reached ({said})"
+    return said
 
 
 def _token() -> str | None:

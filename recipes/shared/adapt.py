@@ -100,10 +100,12 @@ def save_trained(run: Run, options: CommonOptions, folder: Path) -> dict[str, An
         file = folder / "adapter_model.safetensors"
         adapters.save_adapter(run.model, folder)
     barrier()
+    facts = run.model.facts
     return {
         "adapter": options.adapter,
         "feature_seconds": round(run.feature_seconds, 1),  # besides "seconds"
         "base": options.base,
+        **{f"base_{key}": facts[key] for key in ("source", "licence") if facts.get(key)},
         "file": file.name,
         "file_bytes": file.stat().st_size,
         "can_be_merged": options.adapter != "full" and adapters.mergeable(run.model),

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+from recipes.shared.card import CARD, is_ours
 from recipes.shared.options import TrainOptions
 from vitft.devices.processes import attempt, from_first, is_first, launch_time
 from vitft.files import remove_unfinished, write_bytes, write_json
@@ -121,6 +122,8 @@ def start_run(options: TrainOptions, folder: Path) -> None:
     """
     for name in OUTPUTS:  # the state first: nothing goes on from it with other options
         (folder / name).unlink(missing_ok=True)
+    if is_ours(folder):
+        (folder / CARD).unlink(missing_ok=True)
     write_json(folder / "config.json", written(options))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from recipes.shared.card import write_card
 from recipes.shared.options import TrainOptions
 from recipes.shared.runs import written
 from recipes.shared.splits import Splits, say
@@ -91,7 +92,10 @@ def summarise(
     result: Evaluation | None = None,
     test_seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """Write summary.json and return it; without `result`, the test split's figures are None."""
+    """Write summary.json and the model card, and return the summary.
+
+    Without `result`, the test split's figures are None.
+    """
     model = run.model
     seconds = sum(row["seconds"] for row in run.history)
     summary: dict[str, Any] = {
@@ -128,6 +132,7 @@ def summarise(
     }
     if is_first():
         write_json(folder / "summary.json", summary)
+        write_card(folder)
     return summary
 
 

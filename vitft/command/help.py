@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "convert": "Make a base of another library's Vision Transformer.",
     "export": "Write a base for transformers, timm or ONNX Runtime.",
     "merge": "Bake an adapter into a plain base.",
+    "push": "Put an adapter or a base on the hub, with its model card.",
     "inspect": "Show what a base or an adapter holds.",
     "check": "Find broken, doubled and odd images in a data set.",
     "data": "List the data sets that have a name.",

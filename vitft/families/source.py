@@ -115,7 +115,7 @@ def _licence(card: Path) -> str | None:
         return None
     head = card.read_text(errors="replace").split("---")
     found = re.search(r"^license(?:_name)?:\s*(\S+)", head[1], re.MULTILINE) if head[2:] else None
-    return found[1] if found else None
+    return found[1].strip("\"'") if found else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

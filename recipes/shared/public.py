@@ -1,0 +1,89 @@
+"""What a run's files say in; the same without a path of this machine out."""
+
+import html
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitft.data.named import DATASETS
+from vitft.data.shapes import CLASSES as DRAWN
+from vitft.hub import is_name
+from vitft.model.checkpoint import BUNDLED
+
+PICTURE = re.compile(r"(data:[\w/+.-]+;base64,[A-Za-z0-9+/=]*)")  # holds slashes, but no paths
+NAMING_PATHS = ("data", "base", "out", "from_", "base_model_name_or_path")
+
+
+def data_name(data: str) -> str:
+    """Return what a data set is called: its name, or the last part of its path."""
+    return data if is_named_set(data) else Path(data).resolve().name
+
+
+def is_named_set(data: str) -> bool:
+    """Return whether `vitft data` lists this set."""
+    return data in DRAWN or data.lower() in DATASETS
+
+
+def is_bundled(base: str) -> bool:
+    """Return whether this is the name of a base that ships with vitft."""
+    return "/" not in base and (BUNDLED / f"{base}.safetensors").is_file()
+
+
+def is_public(base: str) -> bool:
+    """Return whether others can load a base by this name."""
+    return is_name(base) or is_bundled(base)
+
+
+def base_name(summary: Mapping[str, Any]) -> str | None:
+    """Return the base of a run as others can name it; where they can't, the last part of its path.
+
+    None where the run had no base, or does not tell it.
+    """
+    base, source = summary.get("base"), summary.get("base_source")
+    if not isinstance(base, str):
+        return None
+    if is_public(base):
+        return base
+    if isinstance(source, str) and is_name(source):
+        return source
+    path = Path(base).resolve()
+    return path.parent.name if path.name == "model.safetensors" else path.name
+
+
+def private_paths(folder: Path, *told: Mapping[str, Any]) -> list[str]:
+    """Return the paths that what is published must not hold, the longest first.
+
+    Args:
+        folder: of the run.
+        told: what its JSON files say.
+    """
+    named = [str(one[key]) for one in told for key in NAMING_PATHS if one.get(key)]
+    named = [path for path in named if "/" in path or "\\" in path]
+    named = [path for path in named if not is_name(path)]
+    known = [path for path in named if Path(path).is_absolute() or Path(path).exists()]
+    whole = [str(Path(path).resolve()) for path in [*known, str(folder)]]
+    found = {*known, *whole, str(Path.home())} - {"/"}
+    return sorted(found, key=len, reverse=True)
+
+
+def cleaned(text: str, paths: list[str]) -> str:
+    """Return the text with each of the paths replaced by its last part, the home folder by ~."""
+    parts = PICTURE.split(text)
+    for path in paths:
+        short = "~" if path == str(Path.home()) else Path(path).name
+        pattern, short = _pattern(path), short.replace("\\", r"\\")
+        parts[::2] = [pattern.sub(short, part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def holds(text: str, path: str) -> bool:
+    """Return whether a path stands in a text."""
+    return _pattern(path).search(text) is not None
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    """Return what finds a path as it is, and as it is written in HTML and in JSON."""
+    forms = {path, html.escape(path), json.dumps(path)[1:-1]}
+    return re.compile(rf"(?<![\w.-])(?:{'|'.join(map(re.escape, forms))})(?![\w-])")
