@@ -16,12 +16,12 @@ mutants: setup
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/mutmut run --max-children 1 $(ONLY)
 	$(BIN)/mutmut results
 
-# Minutes: every architecture of timm, every kind of adapter compiled, every method sharded over processes that die, and the table of all
-# families.
+# Minutes: every architecture of timm, every kind of adapter compiled, every method sharded over processes that die, the wheel, and the
+# table of all families.
 families: setup
 	VITFT_ALL=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q tests/families tests/adapters/test_config.py tests/adapters/test_hostile.py \
 		tests/training/test_several.py tests/training/test_waits.py tests/command tests/recipes/test_plans.py \
-		tests/recipes/test_sweep.py tests/recipes/test_runs.py tests/recipes/test_rerun.py
+		tests/recipes/test_sweep.py tests/recipes/test_runs.py tests/recipes/test_rerun.py tests/test_wheel.py
 	$(BIN)/python -m benchmarks.families
 
 lint: setup

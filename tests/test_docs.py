@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 README, PART_2 = ROOT / "README.md", ROOT / "docs" / "part-2.md"
 PHOTOGRAPHS = ROOT / "docs" / "photographs.md"
 MANY_MACHINES = ROOT / "docs" / "many-machines.md"
-SERVING = ROOT / "docs" / "serving.md"
+SERVING, SHARING = ROOT / "docs" / "serving.md", ROOT / "docs" / "sharing.md"
 
 
 def blocks(document: Path, language: str) -> list[tuple[int, str]]:
@@ -69,7 +69,7 @@ def test_the_python_of_photographs_runs(
 def commands() -> list[str]:
     lines = [
         line
-        for d in (README, PART_2, PHOTOGRAPHS, MANY_MACHINES, SERVING)
+        for d in (README, PART_2, PHOTOGRAPHS, MANY_MACHINES, SERVING, SHARING)
         for _, block in blocks(d, "sh")
         for line in block.splitlines()
     ]

@@ -68,7 +68,7 @@ def card(folder: Path, repository: str | None = None) -> str:
     try:
         head = "".join(f"{key}: {_quoted(value)}\n" for key, value in front(told, name).items())
         rows = "".join(f"| {key} | {value} |\n" for key, value in facts(told).items() if value)
-    except (TypeError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ValueError(f"{folder / 'summary.json'} is broken ({error!r})") from error
     return (
         f"---\n{head}---\n\n{MARK}\n\n# {plain(name)}\n\n{opening(told)}\n\n| | |\n|---|---|\n"
@@ -232,8 +232,8 @@ def _recipe(config: Mapping[str, Any]) -> str:
     shown = []
     for key in RECIPE:
         value = config.get(key)
-        is_off = value in (None, "", [], "default", "equal", "all") or value is False
-        if not is_off and not (isinstance(value, float) and value in (0, 1)):
+        is_off = value in (None, "", [], 0, "default", "equal", "all")
+        if not is_off and not (isinstance(value, float) and value == 1):
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             shown.append(key.replace("_", " ") + ("" if value is True else f" {text}"))
     return plain(", ".join(shown))

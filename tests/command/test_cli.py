@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import TINY_FLAGS, Run, paint
 from vitft.command.help import COMMANDS
+from vitft.version import __version__
 
 COMMON = [
     *("data", "out", "epochs", "batch-size", "lr", "weight-decay"),
@@ -294,3 +295,11 @@ def test_a_want_of_memory_is_one_line_and_exit_2(
     told = error(vitft("finetune", *flags, "--rank=1000000000000", code=2))
     assert "out of memory; try half the --batch-size" in told
     assert "choose from pretrain, finetune" in error(vitft("fintune", code=2))
+
+
+def test_the_version_comes_with_that_of_torch_but_without_its_import() -> None:
+    code = "import sys; from vitft.command.cli import main; sys.argv = ['vitft', '--version']\n"
+    code += "try: main()\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[1] == "False"
+    assert done.stdout.startswith(f"vitft {__version__} (Python {sys.version.split()[0]}, torch ")

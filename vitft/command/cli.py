@@ -4,13 +4,16 @@ import importlib
 import importlib.util
 import io
 import os
+import platform
 import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 import click
 
+from vitft.command.completion import sketch
 from vitft.command.help import COMMANDS, kept
 from vitft.command.streams import Outliving
 from vitft.training.stop import stop_at_once
@@ -32,13 +35,16 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return a command and what is left of the arguments; print its help where that is all."""
-        if len(args) == 2 and args[0] in COMMANDS and args[1] in ("-h", "--help"):
+        is_help = not ctx.resilient_parsing and len(args) == 2
+        if is_help and args[0] in COMMANDS and args[1] in ("-h", "--help"):
             click.echo(kept(args[0]), nl=False)
             ctx.exit()
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Return the command, imported from its recipe."""
+        if ctx.resilient_parsing:  # the shell asks how a line may go on: quickly, without torch
+            return sketch(name) if name in COMMANDS else None
         if name not in COMMANDS:
             raise click.UsageError(f"no command {name!r}; choose from {', '.join(COMMANDS)}")
         _check_packages()
@@ -52,11 +58,27 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+def _print_version(ctx: click.Context, option: click.Parameter, asked: bool) -> None:
+    """Print the versions; without importing the packages, which takes seconds."""
+    if not asked or ctx.resilient_parsing:
+        return
+    found = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision"))
+    click.echo(f"vitft {__version__} (Python {platform.python_version()}, {found})")
+    ctx.exit()
+
+
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.version_option(__version__)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the versions of vitft, Python and what it computes with, and exit.",
+)
 @click.option("--traceback", is_flag=True, help="Show where an error was raised, for a bug report.")
 def cli(traceback: bool) -> None:
     """Train Vision Transformers and fine-tune them with adapters.

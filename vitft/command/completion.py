@@ -1,0 +1,23 @@
+"""Commands without their recipes, for the shell's completion: their options, read from the help."""
+
+import re
+
+import click
+
+from vitft.command.help import COMMANDS, kept
+
+OPTION = re.compile(r"^  (--[\w-]+)(?: / (--[\w-]+))?( [A-Z])?", re.MULTILINE)
+
+
+def sketch(name: str) -> click.Command:
+    """Return a command with the options of this one, which does nothing; values may be files."""
+    options: list[click.Parameter] = [
+        click.Option([f"{flag}/{off}" if off else flag], is_flag=not takes, type=_kind(takes))
+        for flag, off, takes in OPTION.findall(kept(name))
+    ]
+    files = click.Argument(["file"], nargs=-1, type=click.Path())
+    return click.Command(name, params=[*options, files], short_help=COMMANDS[name])
+
+
+def _kind(takes: str) -> click.ParamType | None:
+    return click.Path() if takes else None
