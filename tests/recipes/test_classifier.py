@@ -64,7 +64,9 @@ def test_the_base_is_found_by_the_run(run: Path, base: Path, red: Path, vitft: R
     assert "there is no base; name one by --base" in vitft("predict", red, code=2).stderr
     alone = run.parent / "alone"
     shutil.copytree(run, alone)
-    (alone / "config.json").unlink()
+    (alone / "config.json").unlink()  # as on the hub; the summary tells it, too
+    assert "red" in vitft("predict", "--adapter", alone, red).stdout
+    (alone / "summary.json").unlink()
     told = vitft("predict", "--adapter", alone, red, code=2).stderr
     assert "does not tell which base it was trained on; name it by --base" in told
 

@@ -11,13 +11,12 @@ OPTION = re.compile(r"^  (--[\w-]+)(?: / (--[\w-]+))?( [A-Z])?", re.MULTILINE)
 
 def sketch(name: str) -> click.Command:
     """Return a command with the options of this one, which does nothing; values may be files."""
+    path = click.Path()
     options: list[click.Parameter] = [
-        click.Option([f"{flag}/{off}" if off else flag], is_flag=not takes, type=_kind(takes))
+        click.Option([flag], type=path)
+        if takes
+        else click.Option([f"{flag}/{off}" if off else flag], is_flag=True)
         for flag, off, takes in OPTION.findall(kept(name))
     ]
     files = click.Argument(["file"], nargs=-1, type=click.Path())
     return click.Command(name, params=[*options, files], short_help=COMMANDS[name])
-
-
-def _kind(takes: str) -> click.ParamType | None:
-    return click.Path() if takes else None
