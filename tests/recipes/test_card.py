@@ -59,13 +59,15 @@ def test_the_card_tells_what_was_trained_on_what(run: Path, base: Path, folder: 
     assert "the base's file, which is not on the hub" in text
 
 
-def test_its_lines_run(vitft: Run, folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_its_lines_run(
+    run: Path, base: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    flags = ["--adapter=linear", "--epochs=1", "--limit=6", "--data", folder, "--out", "mine"]
-    vitft("finetune", "--base=cifar10", *flags)
+    shutil.copytree(run, tmp_path / run.name)
+    shutil.copy(base, tmp_path / base.parent.name)  # by which the card knows the base
     shutil.copy(folder / "test" / "red" / "000.png", "photo.jpg")
-    (code,) = re.findall(r"```python\n(.*?)```", Path("mine", CARD).read_text(), re.DOTALL)
-    assert 'Classifier("cifar10", "mine")' in code
+    (code,) = re.findall(r"```python\n(.*?)```", Path(run.name, CARD).read_text(), re.DOTALL)
+    assert 'Classifier("base", "run")' in code
     exec(code, {})
 
 
@@ -122,9 +124,11 @@ def test_a_card_of_ones_own_stays(
     (out / CARD).write_text(mine)
     write_card(out)
     assert (out / CARD).read_text() == mine
-    flags = ["--adapter=linear", "--base", base, "--data", folder, "--out", out]
-    vitft("finetune", *flags, "--epochs=1", "--overwrite")
+    flags = ["--adapter=full", "--base", base, "--data", folder, "--out", out]
+    vitft("finetune", *flags, "--epochs=1", "--limit=6", "--overwrite")
     assert (out / CARD).read_text() == mine
+    assert "fine-tuned whole from `base`" in card(out)
+    assert 'Classifier("run")' in card(out)
 
 
 @pytest.mark.parametrize(
