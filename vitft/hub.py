@@ -117,7 +117,7 @@ def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = getattr(error, "server_message", None) or (lines or [type(error).__name__])[0]
     is_network = isinstance(error, OSError) or type(error).__module__.startswith("http")
-    if status is None and is_network and not isinstance(error, ValueError):
+    if status is None and is_network:
         return f"the hub cannot be reached ({said})"
     return said
 

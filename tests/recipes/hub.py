@@ -98,7 +98,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send(200, content, {"X-Repo-Commit": oid, "ETag": f'"{_sha(content)}"'})
         else:
             is_private = name in self.server.private
-            self.answer({"id": name, "sha": oid, "private": is_private, "siblings": []})
+            files = [{"rfilename": path} for path in versions.get(oid, {})]
+            self.answer({"id": name, "sha": oid, "private": is_private, "siblings": files})
 
     do_HEAD = do_GET
 
