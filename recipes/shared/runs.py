@@ -13,9 +13,11 @@ from filelock import FileLock, Timeout
 from recipes.shared.options import TrainOptions
 from vitft.devices.processes import attempt, from_first, is_first, launch_time
 from vitft.files import remove_unfinished, write_bytes, write_json
+from vitft.training.loggers import EVENTS, check_loggers
 from vitft.training.state import STATE
 
 Options = TypeVar("Options", bound=TrainOptions)
+LOG = "log.json"  # where the loggers of --log hold a run
 # What a run leaves beside config.json.
 OUTPUTS = (
     STATE,
@@ -25,6 +27,7 @@ OUTPUTS = (
     "adapter_model.safetensors",
     "summary.json",
     "report.html",
+    LOG,
 )
 # What a file system without locks says.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -41,6 +44,7 @@ MAY_DIFFER = (
     "auto_batch",
     "checkpoint_blocks",
     "shard",
+    "log",
 )
 
 
@@ -64,10 +68,11 @@ def check_run(options: TrainOptions) -> Path:
 
     Raises:
         ValueError: a run stands there already, or there is none to resume, or it was started
-            with other options.
+            with other options; or what --log needs is not there.
         OSError: the folder cannot be written to.
     """
     folder = Path(options.out)
+    check_loggers(options.log)
     if options.resume:
         check_same(options, folder)
     elif not options.overwrite and any((folder / name).exists() for name in OUTPUTS):
@@ -121,6 +126,8 @@ def start_run(options: TrainOptions, folder: Path) -> None:
     """
     for name in OUTPUTS:  # the state first: nothing goes on from it with other options
         (folder / name).unlink(missing_ok=True)
+    for path in folder.glob(EVENTS):
+        path.unlink()
     write_json(folder / "config.json", written(options))
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from recipes.shared.explain import explain
+from recipes.shared.logs import logged
 from recipes.shared.options import TrainOptions, pick_compile
 from recipes.shared.runs import start_run
 from recipes.shared.splits import Splits
-from recipes.shared.summary import report, summarise
+from recipes.shared.summary import finish, report, summarise
 from vitft.devices.processes import barrier, is_first, n_processes
 from vitft.devices.spread import shard
 from vitft.evaluation.evaluate import evaluate
@@ -69,8 +71,8 @@ def train(
     folder: Path,
     save: Callable[[Run], dict[str, Any]],
     belongs: Sequence[str] = (),
-) -> Run:
-    """Train the model in place, or go on where the run was stopped, and return the run.
+) -> tuple[Run, dict[str, Any]]:
+    """Train the model in place, or go on where the run was stopped; return the run and its summary.
 
     A run that is stopped after an epoch leaves what it has learned so far, ready for use.
 
@@ -89,21 +91,26 @@ def train(
         barrier()
         if is_first():
             start_run(options, folder)
-    try:
-        train_runs(run)
-    except KeyboardInterrupt:
-        usable = ""
-        if run.history:
-            run.settle()
-            facts = {"stopped": f"after {run.epoch} of {plan.epochs} epochs"} | save(run)
-            summary = summarise(run, splits, options, folder, facts)
-            report(run, options, folder, summary, splits.test, "test")
-            usable = f"; epoch {run.kept['epoch']} is there to use"
-        raise KeyboardInterrupt(
-            f"the state is saved in {folder}; the same command with --resume goes on{usable}"
-        ) from None
-    calibrate(run, options)
-    return run
+    explain(run)
+    with logged(options, folder, run) as logs:
+        try:
+            train_runs(run)
+        except KeyboardInterrupt:
+            usable = ""
+            if run.history:
+                run.settle()
+                facts = {"stopped": f"after {run.epoch} of {plan.epochs} epochs"} | save(run)
+                summary = summarise(run, splits, options, folder, facts)
+                report(run, options, folder, summary, splits.test, "test")
+                logs.end(summary)
+                usable = f"; epoch {run.kept['epoch']} is there to use"
+            raise KeyboardInterrupt(
+                f"the state is saved in {folder}; the same command with --resume goes on{usable}"
+            ) from None
+        calibrate(run, options)
+        summary = finish(run, splits, options, folder, save(run))
+        logs.end(summary)
+    return run, summary
 
 
 @torch.no_grad()
