@@ -5,12 +5,12 @@ run goes on, so does what the logger holds. No logger needs a network, unless th
 where to.
 """
 
-import importlib.util
 import json
 import os
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +245,7 @@ def check_loggers(names: Iterable[str]) -> None:
     for name in names:
         if name not in LOGGERS:
             raise ValueError(f"unknown log {name!r}; choose from {', '.join(LOGGERS)}")
-        found = importlib.util.find_spec(name)
+        found = find_spec(name)
         if found is None or found.origin is None:  # a folder that happens to be called so is none
             raise ValueError(f"--log {name} needs {name}; pip install 'vitft[{name}]'")
 
