@@ -18,7 +18,7 @@ from vitft.training.loggers import LOGGERS, Logger
 from vitft.training.run import Run
 from vitft.training.state import STATE
 
-KEPT = ("config.json", *(name for name in OUTPUTS if name not in (STATE, LOG)))  # as artifacts
+KEPT = ("config.json", *(name for name in OUTPUTS if name != STATE))  # as artifacts
 SIDE = 4  # images in a row, and in a column, of the picture of what trains
 
 
@@ -28,39 +28,40 @@ class Logs:
     Args:
         options: of the run; names the loggers.
         folder: of the run.
-        run: not begun, or restored.
-
-    Raises:
-        ValueError: a logger cannot begin.
     """
 
-    def __init__(self, options: TrainOptions, folder: Path, run: Run) -> None:
-        self.folder, self.loggers = folder, dict[str, Logger]()
+    def __init__(self, options: TrainOptions, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        self.loggers: dict[str, Logger] = {}
         self.records: dict[str, dict[str, Any]] = {}
-        if not is_first() or not options.log:
+
+    def begin(self, run: Run) -> None:
+        """Open the loggers, and tell them what they do not hold yet of a run.
+
+        Args:
+            run: not begun, or restored.
+
+        Raises:
+            ValueError: a logger cannot begin, or what is known of an earlier one is broken.
+        """
+        if not is_first() or not self.options.log:
             return
-        if (folder / LOG).exists():
-            self.records = dict(read_json(folder / LOG))
-        for name in options.log:
+        self.records = self._read()
+        for name in dict.fromkeys(self.options.log):
             try:
-                logger = LOGGERS[name](folder, self.records.get(name, {}), run.epoch)
+                logger = LOGGERS[name](self.folder, self.records.get(name, {}), run.epoch)
             except Exception as error:  # whatever the network or the package says
-                self.close("failed")
                 raise ValueError(f"--log {name} cannot begin: {_line(error)}") from error
             self.loggers[name], self.records[name] = logger, logger.record
-        self._begin(options, run)
-        run.listeners.append(self.epoch)
-
-    def _begin(self, options: TrainOptions, run: Run) -> None:
-        """Tell what the run starts with to loggers that are new, and what it has done to all."""
-        picture = augmented(run) if any(x.is_new for x in self.loggers.values()) else None
-        for name, logger in [*self.loggers.items()]:
-            if logger.is_new and picture is not None:
-                self._tell(name, lambda logger: logger.options(written(options)))
-                self._tell(name, lambda logger: logger.picture("training_images", picture))
+        new = [name for name, logger in self.loggers.items() if logger.is_new]
+        picture = augmented(run) if new else torch.empty(0)
+        for name in new:
+            self._tell(name, lambda logger: logger.options(written(self.options)))
+            self._tell(name, lambda logger: logger.picture("training_images", picture))
         write_json(self.folder / LOG, self.records)
         for row in run.history:
             self.epoch(row)
+        run.listeners.append(self.epoch)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Tell a row of metrics.jsonl to the loggers that do not hold its epoch yet."""
@@ -87,6 +88,13 @@ class Logs:
             self._tell(name, lambda logger: logger.close(how))
         self.loggers.clear()
 
+    def _read(self) -> dict[str, dict[str, Any]]:
+        path = self.folder / LOG
+        try:
+            return dict(read_json(path)) if path.exists() else {}
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is broken ({error}); remove it to begin new logs") from error
+
     def _tell(self, name: str, do: Callable[[Logger], None]) -> None:
         """Let a logger do something, unless it has failed before."""
         if name not in self.loggers:
@@ -105,8 +113,9 @@ def logged(options: TrainOptions, folder: Path, run: Run) -> Iterator[Logs]:
     Raises:
         ValueError: a logger cannot begin.
     """
-    logs, how = Logs(options, folder, run), "failed"
+    logs, how = Logs(options, folder), "failed"
     try:
+        logs.begin(run)
         yield logs
         how = "finished"
     except KeyboardInterrupt:

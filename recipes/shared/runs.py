@@ -27,7 +27,6 @@ OUTPUTS = (
     "adapter_model.safetensors",
     "summary.json",
     "report.html",
-    LOG,
 )
 # What a file system without locks says.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -126,8 +125,8 @@ def start_run(options: TrainOptions, folder: Path) -> None:
     """
     for name in OUTPUTS:  # the state first: nothing goes on from it with other options
         (folder / name).unlink(missing_ok=True)
-    for path in folder.glob(EVENTS):
-        path.unlink()
+    for path in (folder / LOG, *folder.glob(EVENTS)):
+        path.unlink(missing_ok=True)
     write_json(folder / "config.json", written(options))
 
 

@@ -285,6 +285,13 @@ def test_a_logger_that_fails_is_told_and_left_out(
     )
 
 
+def test_what_is_known_of_an_earlier_log_may_be_broken(tmp_path: Path) -> None:
+    (tmp_path / "log.json").write_text("[1")
+    broken = r"log.json is broken .*; remove it to begin new logs"
+    with pytest.raises(ValueError, match=broken), logged(OPTIONS, tmp_path, new_run(tmp_path)):
+        pass
+
+
 def test_only_the_first_process_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recipes.shared.logs.is_first", lambda: False)
     with logged(replace(OPTIONS, log=("tensorboard",)), tmp_path, new_run(tmp_path)) as logs:
