@@ -7,12 +7,11 @@ from dataclasses import fields
 import torch
 
 from recipes.shared.summary import device_name
+from vitft.command.telling import logger
 from vitft.devices.memory import free_bytes
 from vitft.devices.processes import n_processes
 from vitft.pictures.images import Images
 from vitft.training.run import Run
-
-logger = logging.getLogger("vitft")
 
 
 def explain(run: Run) -> None:

@@ -1,6 +1,6 @@
 """What `pretrain` and `finetune` share: a model trained, or what a stopped run has learned kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,10 +99,7 @@ def train(
             usable = ""
             if run.history:
                 run.settle()
-                facts = {"stopped": f"after {run.epoch} of {plan.epochs} epochs"} | save(run)
-                summary = summarise(run, splits, options, folder, facts)
-                report(run, options, folder, summary, splits.test, "test")
-                logs.end(summary)
+                logs.end(leave(run, splits, options, folder, save(run)))
                 usable = f"; epoch {run.kept['epoch']} is there to use"
             raise KeyboardInterrupt(
                 f"the state is saved in {folder}; the same command with --resume goes on{usable}"
@@ -111,6 +108,16 @@ def train(
         summary = finish(run, splits, options, folder, save(run))
         logs.end(summary)
     return run, summary
+
+
+def leave(
+    run: Run, splits: Splits, options: TrainOptions, folder: Path, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write summary.json and report.html of a run that is stopped, and return the summary."""
+    facts = {"stopped": f"after {run.epoch} of {run.plan.epochs} epochs", **facts}
+    summary = summarise(run, splits, options, folder, facts)
+    report(run, options, folder, summary, splits.test, "test")
+    return summary
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ linear probe where the plan says so; then come epochs of steps, each followed by
 line of metrics.jsonl.
 """
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from vitft.bars import note, progress_bar
+from vitft.command.telling import logger
 from vitft.devices.memory import peak_bytes
 from vitft.devices.processes import highest, is_first, n_processes
 from vitft.devices.spread import copy_into
@@ -29,7 +29,6 @@ from vitft.training.run import Run
 from vitft.training.step import Join, Step
 from vitft.training.stop import Interrupted, stop_signals
 
-logger = logging.getLogger("vitft")
 SHOW_SECONDS = 0.5  # between looks at the loss so far
 
 
