@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recipes.shared.classifier import Classifier, expand
 from recipes.shared.model import ModelOptions
-from vitft.bars import progress_bar
+from vitft.bars import complain, progress_bar
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.files import write_bytes
@@ -49,7 +49,7 @@ def embed(options: EmbedOptions) -> tuple[np.ndarray, list[str]]:
                 if isinstance(image, ValueError):
                     if not options.skip_broken:
                         raise ValueError(f"{image}, or leave it out with --skip-broken")
-                    click.echo(f"skipped: {image}", err=True)
+                    complain(f"skipped: {image}")
             whole = [(path, image) for path, image in read if isinstance(image, Tensor)]
             if whole:
                 paths += [path for path, _ in whole]

@@ -24,9 +24,10 @@ from recipes.shared.finetuning import (
 from recipes.shared.options import pick_device
 from recipes.shared.runs import check_run, continued, locked
 from recipes.shared.splits import make_splits, open_data, say
-from recipes.shared.summary import accuracy_line, finish
+from recipes.shared.summary import accuracy_line
 from recipes.shared.training import place, train
 from vitft.command import options as cli
+from vitft.command.telling import logger
 from vitft.devices.processes import joined
 from vitft.hub import is_name
 from vitft.model.checkpoint import find_base, load_model
@@ -79,6 +80,7 @@ def _train_adapter(options: CommonOptions) -> Finetuned:
     """Train an adapter, in a process that has joined the others."""
     device = pick_device(options.device)
     options, config, plan = resolve(options, device)
+    logger.debug("adapter: %s", config)
     folder = check_run(options)
     check_base(options.base, folder)
     with locked(folder):
@@ -101,8 +103,7 @@ def _train_adapter(options: CommonOptions) -> Finetuned:
             plan = replace(plan, probe_head=False)
         plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
         save = partial(save_trained, options=options, folder=folder)
-        run = train(model, splits, plan, options, folder, save, [fingerprint])
-        summary = finish(run, splits, options, folder, save(run))
+        run, summary = train(model, splits, plan, options, folder, save, [fingerprint])
         return Finetuned(model.eval(), run.history, summary)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recipes.shared.classifier import Classes, Classifier, best_of, expand
 from recipes.shared.model import ModelOptions
-from vitft.bars import progress_bar
+from vitft.bars import complain, progress_bar
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.data.load import load_data
@@ -163,7 +163,7 @@ def run(options: PredictOptions) -> None:
             bar.clear()  # for a line of text
             if isinstance(answers, ValueError):
                 broken.append(path)
-                click.echo(f"skipped: {answers}", err=True)
+                complain(f"skipped: {answers}")
                 continue
             row = {"image": path, "adapters": dict(zip(names, answers, strict=True))}
             rows.append(row)

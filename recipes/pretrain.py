@@ -11,7 +11,7 @@ import torch
 from recipes.shared.options import TrainOptions, make_plan, pick_device
 from recipes.shared.runs import check_run, continued, locked, resumed
 from recipes.shared.splits import make_splits, open_data, say
-from recipes.shared.summary import accuracy_line, finish
+from recipes.shared.summary import accuracy_line
 from recipes.shared.training import place, train
 from vitft.command import options as cli
 from vitft.command.options import option
@@ -147,8 +147,7 @@ def _pretrain(options: PretrainOptions) -> dict[str, Any]:
                 save_model(run.model, folder / "model.safetensors")
             return {"preset": options.preset}
 
-        trained = train(model, splits, plan, options, folder, save)
-        return finish(trained, splits, options, folder, save(trained))
+        return train(model, splits, plan, options, folder, save)[1]
 
 
 def parse_sizes(sizes: tuple[str, ...], config: ViTConfig) -> tuple[tuple[int, float], ...]:

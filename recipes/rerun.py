@@ -47,7 +47,7 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
     before = _summary(folder)
     out = options.out or f"{folder}-again"
     given = recall(folder, _names(PretrainOptions) | _names(FinetuneOptions), PURPOSE)
-    given |= {"out": out, "overwrite": options.overwrite}
+    given |= {"out": out, "overwrite": options.overwrite, "log": ()}
     if "adapter" in given:
         after = train_adapter(FinetuneOptions(**given)).summary
     else:

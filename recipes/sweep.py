@@ -18,6 +18,7 @@ from recipes.finetune import check_base, next_lines
 from recipes.shared.adapt import frame
 from recipes.shared.finetuning import CommonOptions, resolve
 from recipes.shared.grid import GRID, SweepBase, SweepOptions, combinations
+from recipes.shared.logs import logged
 from recipes.shared.members import Member, chunks, make_member, train_together
 from recipes.shared.options import pick_device
 from recipes.shared.plans import plan_text, run_on_ray, share
@@ -114,17 +115,22 @@ def _conclude(options: SweepBase, members: Sequence[Member]) -> dict[str, Any]:
         return {"best": None, "rows": rows, "options": asdict(options)}
     if best is None:
         raise ValueError(f"every adapter failed; {members[0].failed}")
-    summaries = [
-        finish(m.run, m.splits, m.options, m.folder, m.facts)
-        for m in members
-        if str(m.folder) in best["folders"]
-    ]
+    summaries = [_finish(m) for m in members if str(m.folder) in best["folders"]]
     found = [s["test_accuracy"] for s in summaries if s["test_accuracy"] is not None]
     best["test_accuracy"] = statistics.mean(found) if found else None
     result = {"best": best, "rows": rows, "options": asdict(options)}
     write_json(Path(options.out, "sweep.json"), result)
     _report(options, rows)
     return result
+
+
+def _finish(member: Member) -> dict[str, Any]:
+    """Read the test split for a member, and tell it to its loggers, which go on with the run."""
+    run, options, folder = member.run, member.options, member.folder
+    with logged(options, folder, run) as logs:
+        summary = finish(run, member.splits, options, folder, member.facts)
+        logs.end(summary)
+    return summary
 
 
 def best_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from vitft.command.telling import errors
+
 LOG_SECONDS = 60.0  # between two lines of a log
 MANY = 10_000  # images, which are counted in thousands
 LINE = "{desc}{n_fmt} of {total_fmt} images  {elapsed} so far, {remaining} left{postfix}"
@@ -51,3 +53,8 @@ def progress_bar(total: int, *, initial: int = 0, desc: str | None = None) -> "t
 def note(text: str) -> None:
     """Write a line on standard error, above a bar where there is one."""
     tqdm.write(text, file=sys.stderr)
+
+
+def complain(text: str) -> None:
+    """Write an error that ends nothing, as `note` does, but also where --quiet is given."""
+    tqdm.write(text, file=errors())

@@ -2,16 +2,20 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import adapters
 from recipes.shared.adapt import adapt, at_full_rate, pick_cached, save_trained
+from recipes.shared.explain import explain
 from recipes.shared.finetuning import CommonOptions
+from recipes.shared.logs import logged
 from recipes.shared.splits import Splits, say
 from recipes.shared.summary import summarise
 from recipes.shared.training import calibrate, weighted
+from vitft.bars import complain
 from vitft.model.vit import VisionTransformer
 from vitft.optimizers.updates import NotFinite
 from vitft.training.loop import train
@@ -31,6 +35,7 @@ class Member:
     run: Run
     failed: str = ""  # why, if it did
     facts: dict[str, Any] = field(default_factory=dict)  # about what it saved
+    summary: dict[str, Any] = field(default_factory=dict)  # as in summary.json
 
 
 def make_member(
@@ -81,7 +86,19 @@ def _progress(run: Run) -> tuple[int, ...]:
 
 def train_together(base: VisionTransformer, members: Sequence[Member]) -> None:
     """Train some of the adapters together, or go on, and save them."""
+    explain(members[0].run)
+    with ExitStack() as held:
+        logs = [held.enter_context(logged(m.options, m.folder, m.run)) for m in members]
+        _train(base, members)
+        for member, log in zip(members, logs, strict=True):
+            if member.failed:
+                log.close("failed")
+            else:
+                log.end(member.summary)
 
+
+def _train(base: VisionTransformer, members: Sequence[Member]) -> None:
+    """Train them, and save those that have not failed."""
     try:
         failed = train([m.run for m in members], lambda models: adapters.together(base, models))
     except NotFinite as error:
@@ -94,8 +111,10 @@ def train_together(base: VisionTransformer, members: Sequence[Member]) -> None:
         if member.run in failed:
             member.failed = failed[member.run]
             (member.folder / STATE).unlink(missing_ok=True)  # --resume starts it anew
-            say(f"{member.folder.name} failed: {member.failed}")
+            complain(f"{member.folder.name} failed: {member.failed}")
         else:
             calibrate(member.run, member.options)
             member.facts = save_trained(member.run, member.options, member.folder)
-            summarise(member.run, member.splits, member.options, member.folder, member.facts)
+            member.summary = summarise(
+                member.run, member.splits, member.options, member.folder, member.facts
+            )

@@ -10,6 +10,7 @@ from vitft.command.options import option
 from vitft.data.listing import TEST_FRACTION
 from vitft.devices.processes import local_device, n_processes
 from vitft.pictures.augment import Augmentation
+from vitft.training.loggers import LOGGERS
 from vitft.training.plan import Plan
 
 VAL_FRACTION = 0.1  # of the training images of a set without a validation split
@@ -130,6 +131,11 @@ class TrainOptions(DataOptions):
         False,
         "Divide the head by the temperature at which its probabilities fit the validation images "
         "best (arXiv:1706.04599); classes stay.",
+    )
+    log: tuple[str, ...] = option(
+        (),
+        f"Log to {', '.join(LOGGERS)} too, each an extra of vitft: files in OUT, unless "
+        "MLFLOW_TRACKING_URI, WANDB_API_KEY or WANDB_MODE says otherwise.",
     )
     save_seconds: float = option(60.0, "Seconds between saved states, which --resume goes on from.")
     resume: bool = option(False, "Go on with the run in --out where it was stopped.")

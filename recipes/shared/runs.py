@@ -14,9 +14,11 @@ from recipes.shared.card import CARD, is_ours
 from recipes.shared.options import TrainOptions
 from vitft.devices.processes import attempt, from_first, is_first, launch_time
 from vitft.files import remove_unfinished, write_bytes, write_json
+from vitft.training.loggers import EVENTS, check_loggers
 from vitft.training.state import STATE
 
 Options = TypeVar("Options", bound=TrainOptions)
+LOG = "log.json"  # where the loggers of --log hold a run
 # What a run leaves beside config.json.
 OUTPUTS = (
     STATE,
@@ -42,6 +44,7 @@ MAY_DIFFER = (
     "auto_batch",
     "checkpoint_blocks",
     "shard",
+    "log",
 )
 
 
@@ -65,10 +68,11 @@ def check_run(options: TrainOptions) -> Path:
 
     Raises:
         ValueError: a run stands there already, or there is none to resume, or it was started
-            with other options.
+            with other options; or what --log needs is not there.
         OSError: the folder cannot be written to.
     """
     folder = Path(options.out)
+    check_loggers(options.log)
     if options.resume:
         check_same(options, folder)
     elif not options.overwrite and any((folder / name).exists() for name in OUTPUTS):
@@ -124,6 +128,8 @@ def start_run(options: TrainOptions, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     if is_ours(folder):
         (folder / CARD).unlink(missing_ok=True)
+    for path in (folder / LOG, *folder.glob(EVENTS)):
+        path.unlink(missing_ok=True)
     write_json(folder / "config.json", written(options))
 
 

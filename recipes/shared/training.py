@@ -1,16 +1,18 @@
 """What `pretrain` and `finetune` share: a model trained, or what a stopped run has learned kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from recipes.shared.explain import explain
+from recipes.shared.logs import logged
 from recipes.shared.options import TrainOptions, pick_compile
 from recipes.shared.runs import start_run
 from recipes.shared.splits import Splits
-from recipes.shared.summary import report, summarise
+from recipes.shared.summary import finish, report, summarise
 from vitft.devices.processes import barrier, is_first, n_processes
 from vitft.devices.spread import shard
 from vitft.evaluation.evaluate import evaluate
@@ -69,8 +71,8 @@ def train(
     folder: Path,
     save: Callable[[Run], dict[str, Any]],
     belongs: Sequence[str] = (),
-) -> Run:
-    """Train the model in place, or go on where the run was stopped, and return the run.
+) -> tuple[Run, dict[str, Any]]:
+    """Train the model in place, or go on where the run was stopped; return the run and its summary.
 
     A run that is stopped after an epoch leaves what it has learned so far, ready for use.
 
@@ -89,21 +91,33 @@ def train(
         barrier()
         if is_first():
             start_run(options, folder)
-    try:
-        train_runs(run)
-    except KeyboardInterrupt:
-        usable = ""
-        if run.history:
-            run.settle()
-            facts = {"stopped": f"after {run.epoch} of {plan.epochs} epochs"} | save(run)
-            summary = summarise(run, splits, options, folder, facts)
-            report(run, options, folder, summary, splits.test, "test")
-            usable = f"; epoch {run.kept['epoch']} is there to use"
-        raise KeyboardInterrupt(
-            f"the state is saved in {folder}; the same command with --resume goes on{usable}"
-        ) from None
-    calibrate(run, options)
-    return run
+    explain(run)
+    with logged(options, folder, run) as logs:
+        try:
+            train_runs(run)
+        except KeyboardInterrupt:
+            usable = ""
+            if run.history:
+                run.settle()
+                logs.end(leave(run, splits, options, folder, save(run)))
+                usable = f"; epoch {run.kept['epoch']} is there to use"
+            raise KeyboardInterrupt(
+                f"the state is saved in {folder}; the same command with --resume goes on{usable}"
+            ) from None
+        calibrate(run, options)
+        summary = finish(run, splits, options, folder, save(run))
+        logs.end(summary)
+    return run, summary
+
+
+def leave(
+    run: Run, splits: Splits, options: TrainOptions, folder: Path, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write summary.json and report.html of a run that is stopped, and return the summary."""
+    facts = {"stopped": f"after {run.epoch} of {run.plan.epochs} epochs", **facts}
+    summary = summarise(run, splits, options, folder, facts)
+    report(run, options, folder, summary, splits.test, "test")
+    return summary
 
 
 @torch.no_grad()

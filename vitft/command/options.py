@@ -12,6 +12,21 @@ from typing import Any, Union
 import click
 from click.core import ParameterSource
 
+from vitft.command.telling import tell_start, telling
+
+TELLING = (  # options of every command
+    click.Option(
+        ["-q", "--quiet"],
+        is_flag=True,
+        help="Print results and errors only: no progress, no notes.",
+    ),
+    click.Option(
+        ["-v", "--verbose"],
+        is_flag=True,
+        help="Print what helps to find a fault too: versions, options, device, shapes, memory.",
+    ),
+)
+
 
 def option(
     default: Any = dataclasses.MISSING,
@@ -52,7 +67,13 @@ def command(
         recall: given what the user gave, returns what an earlier run was given.
     """
 
-    def callback(**given: Any) -> None:
+    def callback(*, quiet: bool, verbose: bool, **given: Any) -> None:
+        with telling(quiet=quiet, verbose=verbose):
+            made = _made(given)
+            tell_start(name, made)
+            run(made)
+
+    def _made(given: dict[str, Any]) -> Any:
         source = click.get_current_context().get_parameter_source
         given = {key: v for key, v in given.items() if source(key) is not ParameterSource.DEFAULT}
         for key, value in given.items():
@@ -64,7 +85,7 @@ def command(
             raise click.UsageError(
                 f"missing: {', '.join(missing)}; vitft {name} --help tells what to give"
             )
-        run(resolve(options, given, presets or {}))
+        return resolve(options, given, presets or {})
 
     types = typing.get_type_hints(options)
     fields = [field for field in dataclasses.fields(options) if field.init]
@@ -74,7 +95,7 @@ def command(
         f"{f.name.upper()}: {f.metadata['help']}" for f in fields if f.metadata["argument"]
     ]
     text = "\n\n".join([options.__doc__ or "", *arguments])
-    return click.Command(name, callback=callback, params=parameters, help=text)
+    return click.Command(name, callback=callback, params=[*parameters, *TELLING], help=text)
 
 
 def flag_of(field: "dataclasses.Field[Any]") -> str:

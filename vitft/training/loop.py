@@ -15,6 +15,8 @@ import torch
 from tqdm import tqdm
 
 from vitft.bars import note, progress_bar
+from vitft.command.telling import logger
+from vitft.devices.memory import peak_bytes
 from vitft.devices.processes import highest, is_first, n_processes
 from vitft.devices.spread import copy_into
 from vitft.evaluation.features import extract, n_frozen
@@ -160,6 +162,9 @@ class Loop:
                     raise self.step.failed[run]
                 name = "" if len(self.runs) == 1 else f"{run.folder.name}  "
                 note(name + epoch_line(run.finish_epoch()))
+                logger.debug(
+                    "%speak memory %s MB", name, round((peak_bytes(run.device) or 0) / 1e6)
+                )
             except NotFinite as error:
                 self._leave_out(run, error)
         if self.failed.keys() & self.step.runs:

@@ -5,7 +5,7 @@ A run knows how far it has come, saves that and goes back to it. `vitft.training
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Run:
         frozen: validation accuracy of the base's features as they are, by knn and probe.
         draws: the random state to go on with.
         totals: (3,) of this epoch: loss, right predictions, images; this process's share.
+        listeners: are told the row of every epoch that is finished.
 
     Raises:
         ValueError: the plan does not suit the device or the model.
@@ -81,6 +82,7 @@ class Run:
         self.belongs = [*model.classes, train.digest(), validation.digest(), *belongs]
         self.epoch, self.step, self.seconds, self.feature_seconds = 0, 0, 0.0, 0.0
         self.history: list[dict[str, Any]] = []
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.best, self.average = Best(), Average(self.trainable, plan.ema)
         self.frozen: dict[str, float] = {}
         self.skipped = 0
@@ -287,4 +289,6 @@ class Run:
         self.epoch, self.step, self.seconds, self.skipped = self.epoch + 1, 0, 0.0, 0
         self.totals.zero_()
         self.updates.steps.restart(0)
+        for listen in self.listeners:
+            listen(row)
         return row

@@ -1,0 +1,147 @@
+"""A run in; what it was started with, measures and leaves, told to the loggers of --log."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.shared.options import TrainOptions
+from recipes.shared.runs import LOG, OUTPUTS, written
+from vitft.bars import complain
+from vitft.devices.processes import is_first
+from vitft.devices.shares import Rows
+from vitft.files import read_json, write_json
+from vitft.training.loggers import LOGGERS, Logger
+from vitft.training.run import Run
+from vitft.training.state import STATE
+
+KEPT = ("config.json", *(name for name in OUTPUTS if name != STATE))  # as artifacts
+SIDE = 4  # images in a row, and in a column, of the picture of what trains
+
+
+class Logs:
+    """The loggers of a run. One that fails is told and left out, and the run goes on without it.
+
+    Args:
+        options: of the run; names the loggers.
+        folder: of the run.
+    """
+
+    def __init__(self, options: TrainOptions, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        self.loggers: dict[str, Logger] = {}
+        self.records: dict[str, dict[str, Any]] = {}
+
+    def begin(self, run: Run) -> None:
+        """Open the loggers, and tell them what they do not hold yet of a run.
+
+        Args:
+            run: not begun, or restored.
+
+        Raises:
+            ValueError: a logger cannot begin, or what is known of an earlier one is broken.
+        """
+        if not is_first() or not self.options.log:
+            return
+        self.records = self._read()
+        for name in dict.fromkeys(self.options.log):
+            try:
+                logger = LOGGERS[name](self.folder, self.records.get(name, {}), run.epoch)
+            except Exception as error:  # whatever the network or the package says
+                raise ValueError(f"--log {name} cannot begin: {_line(error)}") from error
+            self.loggers[name], self.records[name] = logger, logger.record
+        new = [name for name, logger in self.loggers.items() if logger.is_new]
+        picture = augmented(run) if new else torch.empty(0)
+        for name in new:
+            self._tell(name, lambda logger: logger.options(written(self.options)))
+            self._tell(name, lambda logger: logger.picture("training_images", picture))
+        write_json(self.folder / LOG, self.records)
+        for row in run.history:
+            self.epoch(row)
+        run.listeners.append(self.epoch)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Tell a row of metrics.jsonl to the loggers that do not hold its epoch yet."""
+        for name, logger in [*self.loggers.items()]:
+            if logger.record["epoch"] < row["epoch"]:
+                self._tell(name, lambda logger: logger.epoch(row))
+        if self.loggers:
+            write_json(self.folder / LOG, self.records)
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """Tell the figures of summary.json and the files that the run leaves."""
+        figures = {
+            name: float(value)
+            for name, value in summary.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        files = [self.folder / name for name in KEPT if (self.folder / name).exists()]
+        for name in [*self.loggers]:
+            self._tell(name, lambda logger: logger.end(figures, files))
+
+    def close(self, how: str) -> None:
+        """Close the loggers: the run has "finished", was "stopped" or has "failed"."""
+        for name in [*self.loggers]:
+            self._tell(name, lambda logger: logger.close(how))
+        self.loggers.clear()
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        path = self.folder / LOG
+        try:
+            return dict(read_json(path)) if path.exists() else {}
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is broken ({error}); remove it to begin new logs") from error
+
+    def _tell(self, name: str, do: Callable[[Logger], None]) -> None:
+        """Let a logger do something, unless it has failed before."""
+        if name not in self.loggers:
+            return
+        try:
+            do(self.loggers[name])
+        except Exception as error:  # whatever the network or the package says
+            del self.loggers[name]
+            complain(f"--log {name} failed, and the run goes on without it: {_line(error)}")
+
+
+@contextmanager
+def logged(options: TrainOptions, folder: Path, run: Run) -> Iterator[Logs]:
+    """Open the loggers of a run, and close them however it ends.
+
+    Raises:
+        ValueError: a logger cannot begin.
+    """
+    logs, how = Logs(options, folder), "failed"
+    try:
+        logs.begin(run)
+        yield logs
+        how = "finished"
+    except KeyboardInterrupt:
+        how = "stopped"
+        raise
+    finally:
+        logs.close(how)
+
+
+def augmented(run: Run) -> Tensor:
+    """Return training images as the steps see them, in a square: uint8 (3, height, width).
+
+    The random state stays what it is.
+    """
+    order = run.order()
+    chosen = order[torch.arange(SIDE**2) % len(order)].cpu()
+    images = torch.stack([run.train.decode(i) for i in chosen.tolist()]).float()
+    labels = run.train.labels.cpu()[chosen]
+    targets = run.plan.task.targets(labels, run.model.head.out_features)
+    with torch.random.fork_rng(devices=[]):
+        rows = Rows(len(images))
+        images, _ = run.plan.augmentation(images, targets, run.image_size, rows)
+    colours = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    squares = colours.round().clamp(0, 255).byte().unflatten(0, (SIDE, SIDE))
+    return squares.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
