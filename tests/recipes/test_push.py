@@ -13,9 +13,10 @@ import pytest
 from huggingface_hub import constants
 
 from recipes.push import published
+from recipes.serve import named
 from tests.conftest import Run
 from tests.recipes.hub import TOKEN, Hub, standing
-from vitft import Classifier, hub, load_model
+from vitft import Classifier, hub, load_model, save_model
 
 NAME = "hf:someone/colours"
 
@@ -87,14 +88,12 @@ def test_a_base_goes_there_and_back(vitft: Run, base: Path, there: Hub) -> None:
 
 
 def test_an_adapter_of_the_hub_names_a_base_that_others_have(
-    vitft: Run, run: Path, there: Hub, tmp_path: Path, base: Path
+    vitft: Run, run: Path, there: Hub, tmp_path: Path, base: Path, folder: Path
 ) -> None:
     vitft("push", base.parent, "hf:someone/base")
-    copied = shutil.copytree(run, tmp_path / "copied")
-    for name in ("config.json", "summary.json"):
-        told = json.loads((copied / name).read_text())
-        (copied / name).write_text(json.dumps(told | {"base": "hf:someone/base"}))
-    vitft("push", copied, NAME)
+    flags = ["--adapter=linear", "--base=hf:someone/base", "--data", folder, "--limit=6"]
+    vitft("finetune", *flags, "--epochs=1", "--out", tmp_path / "mine")
+    vitft("push", tmp_path / "mine", NAME)
     assert Classifier(adapter=NAME).classes == load_model(base).classes
     card = there.files("someone/colours")["README.md"].decode()
     assert 'base_model: "someone/base"' in card
@@ -164,6 +163,18 @@ def test_no_path_of_this_machine_is_published(run: Path, base: Path, folder: Pat
     assert f"{folder.name}" in texts["report.html"]
     assert json.loads(texts["summary.json"])["data"] == folder.name
     assert "base" not in json.loads(texts["summary.json"])
+
+
+def test_a_path_in_the_weights_header_is_refused(base: Path, tmp_path: Path) -> None:
+    model = load_model(base)
+    model.facts = {"config": {"_name_or_path": str(Path.home() / "models" / "x")}}
+    save_model(model, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="the header of .* holds the path"):
+        published(tmp_path, "someone/base", with_report=False)
+
+
+def test_a_served_adapter_of_the_hub_has_its_name() -> None:
+    assert named((f"{NAME}@v1", f"other={NAME}")) == {"colours": f"{NAME}@v1", "other": NAME}
 
 
 def test_pictures_in_a_report_stay_as_they_are(tmp_path: Path) -> None:

@@ -98,13 +98,14 @@ def _usual(source: Source, family: str) -> tuple[tuple[float, ...], tuple[float,
 def facts(source: Source, family: str) -> dict[str, Any]:
     """Return what a converted file tells of its source."""
     pretrained = source.config.get("pretrained_cfg") or {}
+    config = {k: v for k, v in source.config.items() if k != "_name_or_path"}  # of who saved it
     found = {
         "source": source.name,
         "family": family,
         "architecture": source.config.get("architecture"),
         "licence": pretrained.get("license") or source.config.get("license") or source.licence,
         "checksum": source.checksum,
-        "config": source.config or None,
+        "config": config or None,
         "layout": {k: [str(t.dtype)[6:], *t.shape] for k, t in source.tensors.items()},
     }
     return {key: value for key, value in found.items() if value is not None}
