@@ -1,5 +1,6 @@
 """Adapters for any module that calls its parts: inject, train, save, load, merge, eject."""
 
+from adapters.changes import effective_rank, updates
 from adapters.check import check
 from adapters.config import AdapterConfig
 from adapters.identity import fingerprint, shared_copy
@@ -43,6 +44,7 @@ __all__ = [
     "combine",
     "diff",
     "disabled",
+    "effective_rank",
     "eject",
     "fingerprint",
     "inject",
@@ -52,4 +54,5 @@ __all__ = [
     "save_adapter",
     "shared_copy",
     "together",
+    "updates",
 ]

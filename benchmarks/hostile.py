@@ -23,6 +23,7 @@ from vitft.command.streams import Outliving
 from vitft.pictures.decode import read_image
 from vitft.pictures.images import Images
 from vitft.pictures.preprocess import Fit
+from vitft.report.findings import Findings, Shown
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
@@ -156,10 +157,14 @@ def make_run(folder: Path) -> None:
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "state.safetensors").unlink()
+    shown = [Shown("a.png", "a → b 90%", b"\x89PNG", b"")]
+    counts = {"confusions": [(0, 1, 1)], "bins": [(1, 0.5, 0.0)], "wrong": 1}
+    Findings(split="test", n=1, classes=["a", "b"], mistakes=shown, **counts).write(folder)
 
 
 def use_run(folder: Path) -> str:
-    """Compare and inspect a run."""
+    """Compare and inspect a run, and read what its report shows."""
+    Findings.read(folder)
     for command, arguments in (
         (compare, [str(folder), "--out", str(folder / "page.html")]),
         (inspect, [str(folder)]),

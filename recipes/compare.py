@@ -4,7 +4,8 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from html import escape
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +17,16 @@ from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.files import read_json
 from vitft.records import record_of
-from vitft.report.comparison import text_table, write_comparison
+from vitft.report.comparison import OF_IMAGES, ranking, table, text_table
+from vitft.report.page import write_page
 
 NAMES = {"run": "", "method": "", "data": ""}
 FIGURES = {
     "trained_share": ".2%",
-    "test_accuracy": ".2%",
-    "val_accuracy": ".2%",
+    "test_accuracy": OF_IMAGES,
+    "n_test": ",",
+    "val_accuracy": OF_IMAGES,
+    "n_validation": ",",
     "images_per_second": ",.0f",
     "seconds": ",.1f",
     "file_kB": ",.0f",
@@ -33,7 +37,8 @@ FIGURES = {
 class CompareOptions:
     """Show the finished runs in and below each DIR side by side, the most accurate first.
 
-    Options by which the runs differ, such as lr and rank, get a column each.
+    Runs on different images are not ranked together: each data set has a table of its own. Options
+    by which the runs differ, such as lr and rank, get a column each.
     """
 
     dir: tuple[str, ...] = option(help="Folders of runs, or of folders of runs.", argument=True)
@@ -43,6 +48,7 @@ class CompareOptions:
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
 
 
@@ -57,30 +63,52 @@ class Summary:
     seconds: Amount
     test_accuracy: Share | None
     val_accuracy: Share | None = None
+    n_test: Number | None = None
+    n_validation: Number | None = None
     adapter: str = "pretrain"
     feature_seconds: Amount = 0.0
     file_bytes: Amount | None = None
 
 
 def compare(options: CompareOptions) -> list[dict[str, Any]]:
-    """Return a row a run, the most accurate first, and write the page.
+    """Return a row a run, by data set and the most accurate first, and write the page.
 
     Raises:
         ValueError, OSError: a folder holds no finished run, or the page can't be written.
     """
     folders = dict.fromkeys(run for folder in options.dir for run in find_runs(folder))
     rows = tell_apart([read_run(folder) for folder in folders])
-    rows.sort(key=lambda row: (-(row["test_accuracy"] or 0), -(row["val_accuracy"] or 0)))
-    write_comparison(
-        Path(options.out),
-        title="Runs side by side",
-        rows=rows,
-        columns=_columns(rows),
-        x="trained_share",
-        y="test_accuracy",
-        series="run",
-    )
+    rows.sort(key=lambda row: (_images(row), -(row["test_accuracy"] or 0), -_val_accuracy(row)))
+    write_page(Path(options.out), "Runs side by side", "".join(map(_section, by_images(rows))))
     return rows
+
+
+def by_images(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the rows in groups that were measured on the same images."""
+    return [list(group) for _, group in groupby(rows, key=_images)]
+
+
+def _images(row: Mapping[str, Any]) -> tuple[str, int]:
+    """Return what tells which images a run was measured on: the set, and how many they are."""
+    return row["data"], row["n_test"] or 0
+
+
+def _val_accuracy(row: Mapping[str, Any]) -> float:
+    return row["val_accuracy"] or 0.0
+
+
+def _section(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the page shows of the runs on one data set."""
+    tested = rows[0]["test_accuracy"] is not None
+    share, n = ("test_accuracy", "n_test") if tested else ("val_accuracy", "n_validation")
+    images = f"{rows[0][n]:,} " if rows[0][n] else ""
+    split = "test" if tested else "validation"
+    columns = {name: form for name, form in _columns(rows).items() if name not in ("data", n)}
+    return (
+        f"<h2>{escape(rows[0]['data'])}</h2><p>Accuracy on the {images}{split} images, and the "
+        "interval in which it lies with 95 % by their number.</p>"
+        f"{ranking(rows, 'run', share)}<br>{table(rows, columns, rows[0])}"
+    )
 
 
 def find_runs(folder: str) -> list[str]:
@@ -119,7 +147,9 @@ def read_run(folder: str) -> dict[str, Any]:
         "data": Path(summary.data).name,
         "trained_share": summary.n_trainable / summary.n_parameters,
         "test_accuracy": summary.test_accuracy,  # None for those a sweep did not pick
+        "n_test": summary.n_test,
         "val_accuracy": summary.val_accuracy,
+        "n_validation": summary.n_validation,
         "images_per_second": summary.images_per_second,
         "seconds": summary.seconds + summary.feature_seconds,
         "file_kB": None if summary.file_bytes is None else summary.file_bytes / 1000,
@@ -163,8 +193,9 @@ def run(options: CompareOptions) -> None:
     if options.json:
         click.echo(json.dumps(rows))
         return
-    click.echo(text_table(rows, _columns(rows)))
-    click.echo(f"\npage            {shlex.quote(options.out)}")
+    for group in by_images(rows):
+        click.echo(text_table(group, _columns(rows)) + "\n")
+    click.echo(f"page            {shlex.quote(options.out)}")
 
 
 command = cli.command("compare", CompareOptions, run)

@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,13 @@ from recipes.shared.splits import make_splits, open_data, say
 from recipes.shared.summary import accuracy_line, finish
 from vitft.command import options as cli
 from vitft.devices.processes import started_by_torchrun
-from vitft.files import write_bytes, write_json
+from vitft.files import read_json, write_bytes, write_json
 from vitft.model.checkpoint import load_model
-from vitft.report.comparison import text_table, write_comparison
+from vitft.report.comparison import OF_IMAGES, course, table, text_table
+from vitft.report.page import write_page
 from vitft.training.state import STATE
+
+SWEEP = "sweep.json"  # what it found
 
 
 def sweep(options: SweepBase) -> dict[str, Any]:
@@ -72,8 +77,7 @@ def sweep(options: SweepBase) -> dict[str, Any]:
         ]
         say(f"{len(members)} runs by {options.adapter} on {members[0].splits}, on {device}")
         for member in members:
-            if not member.options.resume:
-                start_run(member.options, member.folder)
+            start_run(member.options, member.folder)
         for chunk in chunks(base, members, options.together):
             train_together(base, chunk)
         return _conclude(options, members)
@@ -86,7 +90,7 @@ def _check_folders(options: SweepBase, made: Sequence[CommonOptions]) -> None:
         ValueError: they would.
     """
     out = Path(options.out)
-    there = [name for name in ("sweep.json", *OUTPUTS) if (out / name).exists()]
+    there = [name for name in (SWEEP, *OUTPUTS) if (out / name).exists()]
     if there and not (options.overwrite or options.resume or options.only):
         raise ValueError(
             f"{out} holds {there[0]} already; use --resume, --overwrite or another --out"
@@ -118,9 +122,10 @@ def _conclude(options: SweepBase, members: Sequence[Member]) -> dict[str, Any]:
     summaries = [_finish(m) for m in members if str(m.folder) in best["folders"]]
     found = [s["test_accuracy"] for s in summaries if s["test_accuracy"] is not None]
     best["test_accuracy"] = statistics.mean(found) if found else None
+    best["n_test"] = summaries[0]["n_test"]
     result = {"best": best, "rows": rows, "options": asdict(options)}
-    write_json(Path(options.out, "sweep.json"), result)
-    _report(options, rows)
+    write_json(Path(options.out, SWEEP), result)
+    make_sweep_report(Path(options.out))
     return result
 
 
@@ -156,6 +161,7 @@ def _rows(members: Sequence[Member]) -> list[dict[str, Any]]:
                 "val_accuracy": statistics.mean(found) if found else None,
                 "spread": statistics.stdev(found) if len(found) > 1 else None,
                 "val_loss": statistics.mean(epoch["val_loss"] for epoch in last) if last else None,
+                "n_validation": len(first.splits.validation),
                 "n_trainable": sum(p.numel() for p in first.run.trainable.values()),
                 "failed": failed[0] if failed else None,
                 "folders": [str(member.folder) for member in group],
@@ -166,23 +172,51 @@ def _rows(members: Sequence[Member]) -> list[dict[str, Any]]:
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     chosen = {name: "g" for name in rows[0] if name in GRID}
-    figures = {"val_accuracy": ".2%", "spread": ".2%", "val_loss": ".3f", "n_trainable": ","}
-    return chosen | figures | {"test_accuracy": ".2%"}
+    figures = {"val_accuracy": OF_IMAGES, "spread": OF_IMAGES, "val_loss": ".3f"}
+    return chosen | figures | {"n_trainable": ",", "test_accuracy": OF_IMAGES}
 
 
-def _report(options: SweepBase, rows: Sequence[Mapping[str, Any]]) -> None:
-    chosen = [name for name in rows[0] if name in GRID]
-    x = chosen[0] if chosen else "n_trainable"
-    series = chosen[1] if len(chosen) > 1 else "method"
-    write_comparison(
-        Path(options.out, "report.html"),
-        title=f"{options.adapter} on {options.data}",
-        rows=[{"method": options.adapter} | dict(row) for row in rows],
-        columns=_columns(rows),
-        x=x,
-        y="val_accuracy",
-        series=series,
-    )
+def make_sweep_report(folder: Path) -> bool:
+    """Write report.html from a folder's sweep.json; return whether there is one.
+
+    Raises:
+        ValueError, OSError: it is broken, or the page cannot be written.
+    """
+    if not (folder / SWEEP).is_file():
+        return False
+    try:
+        found = dict(read_json(folder / SWEEP))
+        rows, options = list(found["rows"]), dict(found["options"])
+        best = next(row for row in rows if row["folders"] == found["best"]["folders"])
+        title, n_seeds = f"{options['adapter']} on {options['data']}", len(best["folders"])
+        chosen = [name for name in rows[0] if name in GRID]
+        body = f"<p>{escape(_told(best, chosen, n_seeds))}</p>" + course(
+            rows,
+            chosen[0] if chosen else "n_trainable",
+            "val_accuracy",
+            partial(_line, chosen),
+            best,
+        )
+        body += f"<h2>Table</h2>{table(rows, _columns(rows), best)}"
+    except (ValueError, TypeError, KeyError, IndexError, StopIteration) as error:
+        raise ValueError(f"{folder / SWEEP} is broken ({error}); run the sweep again") from error
+    write_page(folder / "report.html", title, body)
+    return True
+
+
+def _line(chosen: Sequence[str], row: Mapping[str, Any]) -> str:
+    """Return what is the same along a line of the picture: all that has several values but x."""
+    return ", ".join(f"{name} {row[name]:g}" for name in chosen[1:])
+
+
+def _told(best: Mapping[str, Any], chosen: Sequence[str], n_seeds: int) -> str:
+    """Return what the figures are of, and what is best."""
+    n = best.get("n_validation")
+    images = f"{n:,} validation images" if n else "the validation images"
+    seeds = f"The mean over {n_seeds} seeds of accuracy" if n_seeds > 1 else "Accuracy"
+    bars = "; a bar is the standard deviation over the seeds" if n_seeds > 1 else ""
+    values = ", ".join(f"{name} {best[name]:g}" for name in chosen) or "the only one"
+    return f"{seeds} on {images}{bars}. The best by validation: {values}."
 
 
 def run(options: SweepBase) -> None:

@@ -72,14 +72,18 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{Path(path).name} is no JSON ({error})") from error
 
 
-def loaded(text: str | bytes) -> Any:
+def loaded(text: str | bytes, *, finite: bool = False) -> Any:
     """Return what JSON says.
+
+    Args:
+        text: the JSON.
+        finite: take numbers that are not finite for None.
 
     Raises:
         ValueError: it is none, or is nested beyond all use.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=(lambda _: None) if finite else None)
     except RecursionError:
         raise ValueError("values are nested too deep") from None
 

@@ -16,7 +16,7 @@ from recipes.shared.told import Told, read_told
 from vitft.data.shapes import CLASSES as DRAWN
 from vitft.files import write_bytes
 from vitft.hub import is_name, repository_of
-from vitft.report.run import wilson
+from vitft.report.figures import wilson
 
 CARD = "README.md"
 MARK = "<!-- vitft writes this card anew. Remove this line to keep what you write yourself. -->"

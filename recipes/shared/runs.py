@@ -14,6 +14,7 @@ from recipes.shared.card import CARD, is_ours
 from recipes.shared.options import TrainOptions
 from vitft.devices.processes import attempt, from_first, is_first, launch_time
 from vitft.files import remove_unfinished, write_bytes, write_json
+from vitft.report.findings import FILE
 from vitft.training.loggers import EVENTS, check_loggers
 from vitft.training.state import STATE
 
@@ -27,6 +28,7 @@ OUTPUTS = (
     "adapter_config.json",
     "adapter_model.safetensors",
     "summary.json",
+    FILE,
     "report.html",
 )
 # What a file system without locks says.
@@ -119,18 +121,24 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def start_run(options: TrainOptions, folder: Path) -> None:
-    """Write config.json and remove what an earlier run left.
+    """Write config.json and, unless the run goes on with it, remove what an earlier run left.
 
     Raises:
         OSError: the folder cannot be written to.
     """
+    if not options.resume:
+        _clear(folder)
+    write_json(folder / "config.json", written(options))
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left."""
     for name in OUTPUTS:  # the state first: nothing goes on from it with other options
         (folder / name).unlink(missing_ok=True)
     if is_ours(folder):
         (folder / CARD).unlink(missing_ok=True)
     for path in (folder / LOG, *folder.glob(EVENTS)):
         path.unlink(missing_ok=True)
-    write_json(folder / "config.json", written(options))
 
 
 def check_same(options: TrainOptions, folder: Path) -> None:

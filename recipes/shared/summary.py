@@ -1,24 +1,23 @@
-"""A run that is done or was stopped in; its test, summary.json and report.html out."""
+"""A run that is done or was stopped in; its test, summary.json and report out."""
 
 import platform
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+import adapters
 from recipes.shared.card import write_card
 from recipes.shared.options import TrainOptions
-from recipes.shared.runs import written
+from recipes.shared.report import keep_findings, make_report
 from recipes.shared.splits import Splits, say
 from vitft.devices.memory import peak_bytes
 from vitft.devices.processes import is_first, n_processes
 from vitft.evaluation.evaluate import Evaluation, evaluate
 from vitft.files import write_json
-from vitft.pictures.images import Images
-from vitft.report.run import write_report
 from vitft.training.run import Run
 from vitft.version import __version__
 
@@ -26,7 +25,7 @@ from vitft.version import __version__
 def finish(
     run: Run, splits: Splits, options: TrainOptions, folder: Path, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Measure the test split, write summary.json and report.html, and return the summary.
+    """Measure the test split, write summary.json and the report, and return the summary.
 
     Without a test split the report shows the validation split, and says so.
     """
@@ -35,52 +34,16 @@ def finish(
         say(f"testing on {len(splits.test):,} images")
         result = evaluate(model, splits.test, task=run.plan.task, bf16=run.plan.bf16)
     summary = summarise(run, splits, options, folder, facts, result, time.perf_counter() - started)
-    shown, name = splits.test, "test"
+    split: Literal["test", "validation"] = "test"
+    shown = splits.test
     if result is None:
-        shown, name = splits.validation, "validation"
+        split, shown = "validation", splits.validation
         result = evaluate(model, shown, task=run.plan.task, bf16=run.plan.bf16)
-    report(run, options, folder, summary, shown, name, result)
+    adapted = facts.get("adapter") in adapters.METHODS
+    keep_findings(model, shown, split, result, folder, adapted=adapted)
+    if is_first():
+        make_report(folder)
     return summary
-
-
-def report(
-    run: Run,
-    options: TrainOptions,
-    folder: Path,
-    summary: Mapping[str, Any],
-    shown: Images,
-    name: str,
-    result: Evaluation | None = None,
-) -> None:
-    """Write report.html.
-
-    Args:
-        run: its history is drawn.
-        options: of the run.
-        folder: to write to.
-        summary: what is told.
-        shown: the images that were measured.
-        name: of their split.
-        result: what the model says of them; None of a run that was stopped.
-    """
-    if not is_first():
-        return
-    model = run.model
-    if result is None:
-        result = Evaluation(torch.zeros(0, len(model.classes)), torch.zeros(0), torch.zeros(0))
-    facts = dict(summary)
-    chosen = {name: v for name, v in written(options).items() if v and name not in summary}
-    write_report(
-        folder / "report.html",
-        title=f"{folder.name}: {options.data}",
-        facts=facts | {"options": chosen},
-        history=run.history,
-        classes=model.classes,
-        image=shown.decode,
-        split=name,
-        labels=result.labels,
-        probabilities=result.probabilities,
-    )
 
 
 def summarise(

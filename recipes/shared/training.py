@@ -10,9 +10,10 @@ import torch
 from recipes.shared.explain import explain
 from recipes.shared.logs import logged
 from recipes.shared.options import TrainOptions, pick_compile
+from recipes.shared.report import make_report
 from recipes.shared.runs import start_run
 from recipes.shared.splits import Splits
-from recipes.shared.summary import finish, report, summarise
+from recipes.shared.summary import finish, summarise
 from vitft.devices.processes import barrier, is_first, n_processes
 from vitft.devices.spread import shard
 from vitft.evaluation.evaluate import evaluate
@@ -20,6 +21,7 @@ from vitft.evaluation.metrics import temperature
 from vitft.evaluation.task import SeveralLabels, SingleLabel, balanced
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.images import Images
+from vitft.report.findings import FILE
 from vitft.training.loop import train as train_runs
 from vitft.training.plan import Plan
 from vitft.training.run import Run
@@ -87,10 +89,9 @@ def train(
     run = Run(model, splits.train, splits.validation, plan, folder, belongs)
     if options.resume:
         run.restore()
-    else:  # only now, with everything checked by every process, an earlier run may go
-        barrier()
-        if is_first():
-            start_run(options, folder)
+    barrier()
+    if is_first():  # only now, with everything checked by every process, an earlier run may go
+        start_run(options, folder)
     explain(run)
     with logged(options, folder, run) as logs:
         try:
@@ -116,7 +117,9 @@ def leave(
     """Write summary.json and report.html of a run that is stopped, and return the summary."""
     facts = {"stopped": f"after {run.epoch} of {run.plan.epochs} epochs", **facts}
     summary = summarise(run, splits, options, folder, facts)
-    report(run, options, folder, summary, splits.test, "test")
+    if is_first():
+        (folder / FILE).unlink(missing_ok=True)  # of the run that this one goes on with
+        make_report(folder)
     return summary
 
 

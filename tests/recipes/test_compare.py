@@ -1,6 +1,8 @@
 """Finished runs side by side, and tables of text."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 from tests.conftest import Run
@@ -23,7 +25,7 @@ def test_compare_shows_runs_side_by_side(
     lora = next(row for row in rows if row["method"] == "lora")
     assert f"{lora['trained_share']:.2%}" in done.stdout
     assert f"{lora['file_kB']:,.0f}" in done.stdout
-    assert "<svg" in page.read_text()
+    assert page.read_text().count("--low:") == 3  # a bar a run
     below = json.loads(vitft("compare", tmp_path, "--out", page, "--json").stdout)
     assert [row["run"] for row in below] == [
         row["run"] for row in rows if row["run"] != str(base.parent)
@@ -40,3 +42,20 @@ def test_a_table_of_text_is_aligned() -> None:
     rows = [{"run": "a", "share": 0.5}, {"run": "long", "share": None}]
     expected = "run    share\na     50.00%\nlong       –"
     assert text_table(rows, {"run": "", "share": ".2%"}) == expected
+
+
+def test_runs_on_different_images_are_not_ranked_together(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    for name, data in (("one", folder), ("two", other)):
+        vitft("finetune", "--adapter=linear", "--base", base, "--data", data, "--epochs=1",
+              "--out", tmp_path / name)  # fmt: skip
+    page = tmp_path / "compare.html"
+    done = vitft("compare", tmp_path / "one", base.parent, tmp_path / "two", "--out", page)
+    assert done.stdout.count("test accuracy") == 2
+    text = page.read_text()
+    assert re.findall(r"<h2>([^<]*)</h2>", text) == sorted([folder.name, "other"])
+    assert text.count("Accuracy on the 12 test images") == 2
+    assert text.count("<tr class=best>") == 2
+    assert text.count("--low: 75.8%") == 3  # of 12 of 12 images, Wilson's

@@ -14,9 +14,10 @@ import uvicorn
 
 from recipes.serving.app import Limits, make_app
 from recipes.serving.desk import Desk
-from tests.conftest import Run
+from tests.conftest import Run, paint
 from vitft import load_model
 
+COLOURS = {"red": (210, 30, 40), "green": (20, 210, 40), "blue": (20, 30, 210)}
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not DRIVER, reason="there is no chromedriver")
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
@@ -27,13 +28,14 @@ const part = (c) => { c /= 255; return c <= 0.03928 ? c / 12.92 : ((c + 0.055) /
 const light = (c) => 0.2126 * part(c[0]) + 0.7152 * part(c[1]) + 0.0722 * part(c[2]);
 const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
 let worst = [99, ""];
-const texts = "h1,h2,h3,p,dt,dd,td,th,span,figcaption,label,.panel";
+const texts = "h1,h2,h3,p,dt,dd,td,th,span,small,figcaption,label,.panel,svg text";
 for (const element of document.querySelectorAll(texts)) {
   if (![...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())) continue;
   let behind = element;
   while (behind.parentElement && rgb(getComputedStyle(behind).backgroundColor)[3] === 0)
     behind = behind.parentElement;
-  const pair = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
+  const own = getComputedStyle(element), ink = element.tagName === "text" ? own.fill : own.color;
+  const pair = [ink, getComputedStyle(behind).backgroundColor];
   const [a, b] = pair.map((colour) => light(rgb(colour)) + 0.05);
   const found = Math.max(a, b) / Math.min(a, b);
   if (found < worst[0]) worst = [found, element.textContent.slice(0, 40)];
@@ -79,19 +81,51 @@ def wait(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not come")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_report_of_a_run(browser: Any, base: Path, scheme: str) -> None:
-    browser.get((base.parent / "report.html").as_uri())
-    check(browser, scheme)
+@pytest.fixture(scope="module")
+def pages(
+    vitft: Run, base: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Return every kind of page, by name."""
+    out = tmp_path_factory.mktemp("pages")
+    wrong = out / "wrong"  # photographs that the model takes for something else
+    shutil.copytree(folder, wrong)
+    for i, colour in enumerate(("red", "green", "blue")):
+        size, name = (300, 400), f"a photograph with a very long name, number {i}.jpg"
+        paint(wrong / "test" / ("green", "blue", "red")[i] / name, COLOURS[colour], size)
+    common = ["--base", base, "--data", wrong, "--epochs=1", "--out"]
+    vitft("finetune", "--adapter=lora", *common, out / "lora")
+    vitft(
+        "finetune", "--adapter=vpt", "--data", folder, *common[:2], "--epochs=1", "--out", out / "v"
+    )
+    vitft("sweep", "--adapter=lora", "--rank=1,2", "--lr=1e-3,1e-2", *common, out / "sweep")
+    vitft("compare", base.parent, out / "lora", out / "v", "--out", out / "compare.html")
+    return {
+        "pretrain": base.parent / "report.html",
+        "finetune": out / "lora" / "report.html",
+        "no weight": out / "v" / "report.html",
+        "sweep": out / "sweep" / "report.html",
+        "compare": out / "compare.html",
+    }
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_of_a_comparison(
-    browser: Any, base: Path, vitft: Run, tmp_path: Path, scheme: str
-) -> None:
-    vitft("compare", base.parent, "--out", tmp_path / "compare.html")
-    browser.get((tmp_path / "compare.html").as_uri())
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "no weight", "sweep", "compare"])
+def test_every_page(browser: Any, pages: dict[str, Path], name: str, scheme: str) -> None:
+    browser.get(pages[name].as_uri())
     check(browser, scheme)
+
+
+def test_pictures_are_large_enough_to_see(browser: Any, pages: dict[str, Path]) -> None:
+    browser.get(pages["finetune"].as_uri())
+    check(browser, "light")  # the width of a desk is left
+    sizes = browser.execute_script(
+        "return [...document.images].map((i) => [i.complete, i.naturalWidth, i.clientWidth])"
+    )
+    assert len(sizes) > 3
+    assert all(complete and natural > 0 for complete, natural, _ in sizes)
+    assert min(shown for _, _, shown in sizes) >= 140
+    assert max(natural for _, natural, _ in sizes) == 256
+    assert "a photograph with a very long name, number 0.jpg" in browser.page_source
 
 
 def test_the_page_of_a_server_answers(browser: Any, base: Path, folder: Path) -> None:

@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "finetune": "Freeze a base and train an adapter and a new head.",
     "sweep": "Train many adapters together and pick the best by validation.",
     "compare": "Show finished runs side by side.",
+    "report": "Make the report of a run or sweep again.",
     "rerun": "Do a run again and say whether the result is the same.",
     "evaluate": "Measure accuracy on a test split.",
     "predict": "Classify image files.",

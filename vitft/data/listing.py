@@ -127,7 +127,12 @@ class Listing:
         sources = sources_of(self.paths, alike, source_pattern)
         names = [str(path) for path in self.paths]
         images = Images(
-            self._decoder(fit), numbers, sources, names, sized=partial(self._sized, fit)
+            self._decoder(fit),
+            numbers,
+            sources,
+            names,
+            sized=partial(self._sized, fit),
+            are_files=True,
         )
         parts = {part: images.subset(self._indices(part)) for part in SPLITS}
         if test_fraction is not None and len(parts["test"]):

@@ -7,13 +7,14 @@ from contextlib import nullcontext
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
-from torch import Tensor
 
 from vitft.pictures.preprocess import is_deep
 
+Fitted = TypeVar("Fitted")
 # what Pillow raises of a broken file
 UNREADABLE = (
     *(UnidentifiedImageError, Image.DecompressionBombError, OverflowError, MemoryError),
@@ -59,13 +60,13 @@ def _check_header(path: str | Path | BytesIO) -> None:
 
 
 def read_image(
-    path: str | Path | BytesIO, fit: Callable[[Image.Image], Tensor], name: str | None = None
-) -> Tensor:
+    path: str | Path | BytesIO, fit: Callable[[Image.Image], Fitted], name: str | None = None
+) -> Fitted:
     """Return the image file at `path`, or what a file holds, through `fit`.
 
     Args:
         path: of the file, or its content.
-        fit: makes a tensor of it.
+        fit: makes something of it, such as a tensor.
         name: to call it by in an error.
 
     Raises:

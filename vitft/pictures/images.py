@@ -57,6 +57,7 @@ class Images:
         labels: class indices (n,); of several labels an image, 0 and 1 (n, n_classes).
         sources: for each image what it was cut from (a video's track, say), or its own number.
         names: what each image is called: its file, or its own number.
+        are_files: whether the names are those of files.
         sized: side in pixels -> a `decode` for squares of at most this side; None where images are
             of one size.
         held: every image, uint8 (n, C, height, width), or features, float (n, ...); None where
@@ -73,8 +74,9 @@ class Images:
         names: Sequence[str] = (),
         *,
         sized: Callable[[int], Callable[[int], Tensor]] | None = None,
+        are_files: bool = False,
     ) -> None:
-        self.decode, self.sized = decode, sized
+        self.decode, self.sized, self.are_files = decode, sized, are_files
         self.labels = labels
         self.sources = list(sources) or [str(i) for i in range(len(labels))]
         self.names = list(names) or [str(i) for i in range(len(labels))]
@@ -106,6 +108,7 @@ class Images:
             [self.sources[i] for i in chosen],
             [self.names[i] for i in chosen],
             sized=(lambda side: _Chosen(sized(side), chosen)) if sized else None,
+            are_files=self.are_files,
         )
         subset.stage = self.stage
         if self.held is not None:
@@ -116,8 +119,14 @@ class Images:
         """Return the images as squares of at most this side, where they may be of any; not held."""
         if self.sized is None:
             return self
-        decode = self.sized(side)
-        return Images(decode, self.labels, self.sources, self.names, sized=self.sized)
+        return Images(
+            self.sized(side),
+            self.labels,
+            self.sources,
+            self.names,
+            sized=self.sized,
+            are_files=self.are_files,
+        )
 
     def to(self, device: torch.device, max_bytes: int | None = None) -> "Images":
         """Hold the images whole on `device` if they fit into `max_bytes`; else stay streamed.

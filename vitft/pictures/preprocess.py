@@ -129,21 +129,35 @@ class Fit:
         Raises:
             ValueError: it is too large to decode, or its values are of no known range.
         """
-        side, mode = round(self.image_size / self.framing.crop), MODES[self.n_channels]
+        side = round(self.image_size / self.framing.crop)
         kernel = KERNELS[self.framing.kernel]
-        if kernel or image.width * image.height > MAX_PIXELS:
+        image = self.whole(image, side, draft=bool(kernel))
+        if image.size == (self.image_size, self.image_size) and self.framing.crop == 1:
+            return _to_tensor(image).contiguous()
+        if kernel:
+            return self._cut(self._padded(self._scaled(_to_tensor(image), side, kernel), side))
+        return self._cut(_to_tensor(self._scaled_by_pillow(image, side)))
+
+    def whole(self, image: Image.Image, side: int, *, draft: bool) -> Image.Image:
+        """Return the picture as people see it, upright and on white, of mode L or RGB.
+
+        Args:
+            image: opened, and not decoded yet.
+            side: of what will be made of it, in pixels.
+            draft: decode a JPEG small, but twice as large as `side` at least.
+
+        Raises:
+            ValueError: it is too large to decode, or its values are of no known range.
+        """
+        mode = MODES[self.n_channels]
+        if draft or image.width * image.height > MAX_PIXELS:
             image.draft(mode, (2 * side, 2 * side))
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels are more than can be decoded")
         image = ImageOps.exif_transpose(image)
         if is_deep(image):
             image = _eight_bits(image, self.framing.range)
-        image = _on_white(image).convert(mode)
-        if image.size == (self.image_size, self.image_size) and self.framing.crop == 1:
-            return _to_tensor(image).contiguous()
-        if kernel:
-            return self._cut(self._padded(self._scaled(_to_tensor(image), side, kernel), side))
-        return self._cut(_to_tensor(self._scaled_by_pillow(image, side)))
+        return _on_white(image).convert(mode)
 
     def _scaled(self, image: Tensor, side: int, kernel: str) -> Tensor:
         """Return an image (C, height, width) scaled for a square of this side."""

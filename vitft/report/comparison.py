@@ -1,28 +1,48 @@
-"""Rows that tell of several runs in; a table for the terminal, or a page with a picture out."""
+"""Rows that tell of several runs in; tables, for the terminal or a page, and pictures out."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from vitft.report.page import COOL, GREY, LOOK, WARM, svg, write_page
+from vitft.report.figures import percent, wilson
+from vitft.report.page import COOL, GREY, LOOK, WARM, svg
 
 COLOURS = (COOL, WARM, "#2f9e6e", "#a05cd5", "#c2a01c", "#d04a78", "#4aa3b5", GREY)
+MARKS = "osD^v*"
+OF_IMAGES = "%"  # format of a share of images: as many digits as their number is good for
+IMAGES = {"test_accuracy": "n_test", "val_accuracy": "n_validation", "spread": "n_validation"}
+MAX_TICKS = 8
+HEADINGS = {  # where the key's own words do not say it
+    "n_test": "test images",
+    "n_validation": "validation images",
+    "n_trainable": "trained parameters",
+    "val_accuracy": "validation accuracy",
+    "val_loss": "validation loss",
+}
 
 
 def cells(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[list[str]]:
     """Return a row of headings and the rows as text.
 
     Args:
+        rows: values by key.
         columns: a format such as ".2%" for every key of a row that is shown.
     """
-    shown = [
-        ["–" if (value := row.get(key)) is None else format(value, form) for key, form in items]
-        for items in [columns.items()]
-        for row in rows
-    ]
-    return [[key.replace("_", " ") for key in columns], *shown]
+    shown = [[_cell(row, key, form) for key, form in columns.items()] for row in rows]
+    return [[heading(key) for key in columns], *shown]
+
+
+def heading(key: str) -> str:
+    """Return what a column is called."""
+    return HEADINGS.get(key, key.replace("_", " "))
+
+
+def _cell(row: Mapping[str, Any], key: str, form: str) -> str:
+    value = row.get(key)
+    if value is None:
+        return "–"
+    return percent(value, row.get(IMAGES[key])) if form == OF_IMAGES else format(value, form)
 
 
 def text_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
@@ -39,40 +59,57 @@ def text_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) ->
     )
 
 
-def write_comparison(
-    path: Path,
-    *,
-    title: str,
-    rows: Sequence[Mapping[str, Any]],
-    columns: Mapping[str, str],
-    x: str,
-    y: str,
-    series: str,
-) -> None:
-    """Write an HTML page with a table of the rows and a picture of `y` (0..1) against `x`.
+def table(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], best: Mapping[str, Any] | None
+) -> str:
+    """Return the rows as a panel with a table, the best row in bold."""
+    text, (heads, *lines) = "", cells(rows, columns)
+    for row, line in zip((None, *rows), (heads, *lines), strict=True):
+        tag = "th" if row is None else "td"
+        text += "<tr class=best>" if row is not None and row is best else "<tr>"
+        for cell, form in zip(line, columns.values(), strict=True):
+            text += f"<{tag}{' class=number' if form else ''}>{escape(cell)}</{tag}>"
+        text += "</tr>"
+    return f'<div class="panel"><table>{text}</table></div>'
+
+
+def ranking(rows: Sequence[Mapping[str, Any]], name: str, share: str) -> str:
+    """Return a panel with a bar a row, as long as its share of images, and the interval of that.
 
     Args:
-        columns: as for `cells`.
-        x: key of a number, on a logarithmic axis where all are positive; rows without are left out
-            of the picture.
-        y: key of a share in 0..1; where a row has `spread`, it is drawn as a bar to both sides.
-        series: key that tells which points belong to one line.
+        rows: in the order of the bars; those without the share are left out.
+        name: key of what a row is called.
+        share: key of a share of images, in 0..1.
     """
-    table = ""
-    for i, line in enumerate(cells(rows, columns)):
-        tag = "td" if i else "th"
-        table += "<tr>"
-        for cell, form in zip(line, columns.values(), strict=True):
-            table += f"<{tag}{' class=number' if form else ''}>{escape(cell)}</{tag}>"
-        table += "</tr>"
-    picture = _picture(rows, x, y, series)
-    write_page(
-        path, title, f'{picture}<h2>Table</h2><div class="panel"><table>{table}</table></div>'
-    )
+    bars = ""
+    for row in rows:
+        if (value := row.get(share)) is None:
+            continue
+        n = row.get(IMAGES[share])
+        low, high = wilson(value, n) if n else (value, value)
+        ends = f"{percent(low, n)} to {percent(high, n)}" if n else ""
+        bar = f'<i style="--low: {low:.1%}; --x: {value:.1%}; --high: {high:.1%}"></i>'
+        text = f"{percent(value, n)} <small>{ends}</small>"
+        bars += f"<div><span>{escape(str(row[name]))}</span>{bar}<span>{text}</span></div>"
+    return f'<div class="panel"><div class="bars wide">{bars}</div></div>' if bars else ""
 
 
-def _picture(rows: Sequence[Mapping[str, Any]], x: str, y: str, series: str) -> str:
-    """Return a panel with a line of points for every series, its name beside its last point."""
+def course(
+    rows: Sequence[Mapping[str, Any]],
+    x: str,
+    y: str,
+    series: Callable[[Mapping[str, Any]], str],
+    best: Mapping[str, Any] | None,
+) -> str:
+    """Return a panel with a line of points for every series, and the best point in a ring.
+
+    Args:
+        rows: those without x or y are left out.
+        x: key of a number, on a logarithmic axis where all are positive.
+        y: key of a share in 0..1; where a row has `spread`, it is drawn as a bar to both sides.
+        series: tells the line of a row.
+        best: one of the rows.
+    """
     from matplotlib import style
     from matplotlib.figure import Figure
 
@@ -81,33 +118,30 @@ def _picture(rows: Sequence[Mapping[str, Any]], x: str, y: str, series: str) -> 
         return ""
     with warnings.catch_warnings(), style.context(LOOK, after_reset=True):
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser will have it
-        figure = Figure(figsize=(8, 4), layout="constrained")
-        axes = figure.subplots()
-        names = list(dict.fromkeys(str(row[series]) for row in points))
-        for i, name in enumerate(names):
-            own = sorted((row for row in points if str(row[series]) == name), key=lambda r: r[x])
-            place, height = [row[x] for row in own], [row[y] for row in own]
-            colour = COLOURS[i % len(COLOURS)]
-            spread = [row.get("spread") or 0 for row in own]
-            axes.errorbar(place, height, spread, color=colour, marker="o", markersize=4, capsize=2)
-            number = isinstance(own[0][series], int | float)
-            axes.annotate(
-                f"{series} {name}" if number else name,
-                (place[-1], height[-1]),
-                (6, 3),
-                textcoords="offset points",
-                color=colour,
+        figure = Figure(figsize=(4.6, 3), layout="constrained")
+        axes, legend = figure.subplots(), ""
+        for i, name in enumerate(dict.fromkeys(map(series, points))):
+            line = sorted((row for row in points if series(row) == name), key=lambda row: row[x])
+            places, heights = [row[x] for row in line], [row[y] for row in line]
+            colour, mark = COLOURS[i % len(COLOURS)], MARKS[i // len(COLOURS) % len(MARKS)]
+            spread = [row.get("spread") or 0 for row in line]
+            axes.errorbar(
+                places, heights, spread, color=colour, marker=mark, markersize=4, capsize=2
             )
+            dot = f'<b style="color: {colour}">●</b>'
+            legend += f"<span>{dot} {escape(name)}</span> " if name else ""
+        if best in points and best is not None:
+            place = ([best[x]], [best[y]])
+            axes.plot(*place, "o", markersize=13, markerfacecolor="none", markeredgecolor=GREY)
+            legend += "<span>◯ the best</span>"
         if all(row[x] > 0 for row in points):
             axes.set_xscale("log")
-        if x.endswith("_share"):
-            axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-        else:
-            values = sorted({row[x] for row in points})
-            axes.set_xticks(values, [f"{value:g}" for value in values])
+        values = sorted({row[x] for row in points})
+        ticks = values[:: -(-len(values) // MAX_TICKS)]
+        axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
         axes.minorticks_off()
         axes.grid(axis="y")
-        axes.margins(x=0.12, y=0.1)
-        axes.set_xlabel(x.replace("_", " "), color=GREY)
+        axes.margins(x=0.12, y=0.15)
+        axes.set_xlabel(heading(x))
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-        return f'<h2>{escape(y.replace("_", " "))}</h2><div class="panel">{svg(figure)}</div>'
+        return f'<div class="panel"><p class="legend">{legend}</p>{svg(figure)}</div>'

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 COOL, WARM, GREY = "#3b7de0", "#e5641b", "#808890"  # GREY is replaced by the page's own grey
 LOOK = {  # matplotlib's
-    **dict.fromkeys(("text.color", "xtick.color", "ytick.color", "grid.color"), GREY),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), GREY),
+    "grid.color": GREY,
     **{"xtick.major.size": 0, "ytick.major.size": 0, "axes.edgecolor": "none", "grid.alpha": 0.3},
     **{"savefig.bbox": "tight", "savefig.pad_inches": 0.04, "savefig.transparent": True},
     **{"font.size": 9, "text.parse_math": False, "figure.constrained_layout.wspace": 0.06},
@@ -39,6 +40,10 @@ p, dt, svg { color: light-dark(#66707c, #97a1ad) } figcaption { font-size: 13px 
   display: grid; grid-template-columns: minmax(0, 9em) minmax(40px, 1fr) auto; gap: 10px }
 .bars i { align-self: center; height: 9px; border-radius: 3px;
   background: linear-gradient(90deg, #3b7de0 var(--x), light-dark(#dde2e8, #333a44) 0) }
+.wide { columns: auto } .wide i { background: linear-gradient(90deg, #3b7de0 var(--low), #1d4f9e 0
+  var(--x), #8db4f0 0 var(--high), light-dark(#dde2e8, #333a44) 0) }
+.wide div { grid-template-columns: minmax(0, 3fr) minmax(60px, 4fr) clamp(6em, 20vw, 13em) }
+.legend span { display: inline-block; margin-right: 14px } .best { font-weight: 700 }
 @media print { body { margin: 0; max-width: none } .panel, figure { break-inside: avoid } }
 .panel strong { display: block; font-size: 25px } dd { white-space: pre-line }
 dl { columns: 400px; column-gap: 40px } dt { flex: 0 0 150px }
@@ -47,7 +52,8 @@ svg { display: block; margin: auto; overflow: visible } text { font-family: inhe
 table { border-collapse: collapse; font-size: 14px } th { text-align: left; font-weight: 600 }
 td, th { padding: 4px 18px 4px 0; border-bottom: 1px solid light-dark(#e3e7ec, #2b313a);
   white-space: nowrap } .number { text-align: right; font-variant-numeric: tabular-nums }
-img { width: 96px; height: 96px; object-fit: contain; image-rendering: pixelated }
+img { width: 100%; aspect-ratio: 1; min-width: 0; object-fit: contain }
+.small { image-rendering: pixelated } .pair { display: flex; gap: 4px }
 """
 
 

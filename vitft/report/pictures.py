@@ -1,37 +1,39 @@
-"""A run's history and test predictions in, panels of HTML with inline pictures out."""
+"""A run's history and findings in, panels of HTML with inline pictures out."""
 
-import base64
-import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 
 import torch
 from torch import Tensor
 
-from vitft.evaluation.metrics import mean_average_precision
+from vitft.report.figures import percent
+from vitft.report.findings import Findings
 from vitft.report.page import COOL, GREY, WARM, svg
 
-N_MISTAKES, N_CLASSES = 24, 100  # thumbnails and classes shown at most
-CHARTS = {("train_loss", "val_loss"): ".4g", ("val_accuracy",): ".1%", ("lr",): ".4g"}  # of history
-
-
+N_CLASSES = 100  # shown at most
+CHARTS = {("train_loss", "val_loss"): ".4g", ("val_accuracy",): "%", ("lr",): ".4g"}  # of history
 FROZEN = {"knn": ("nearest neighbours", ":"), "probe": ("linear probe", "--")}
 
 
 def curves(
-    history: Sequence[Mapping[str, float | None]], frozen: Mapping[str, float] | None = None
+    history: Sequence[Mapping[str, float | None]],
+    frozen: Mapping[str, float],
+    n: int | None,
 ) -> str:
     """Return a panel a chart: the last values in words, the whole course as lines.
 
     Args:
         history: a row an epoch.
         frozen: accuracies of the frozen features, drawn beside that of the epochs.
+        n: how many images validate; None where nobody knows.
     """
     from matplotlib.figure import Figure
 
     panels = ""
     for keys, form in CHARTS.items():
+        text = partial(percent, n=n) if form == "%" else f"{{:{form}}}".format
         figure, legend = Figure(figsize=(3, 1.9), layout="constrained"), ""
         axes = figure.subplots()
         for key in keys:
@@ -40,15 +42,15 @@ def curves(
                 colour, name = COOL if key.startswith("val") else WARM, key.replace("_", " ")
                 mark = "o" if len(points) < 20 else None  # a line needs two points, a mark one
                 axes.plot(*zip(*points, strict=True), color=colour, marker=mark, markersize=4)
-                legend += f'<b style="color: {colour}">●</b> {name} {points[-1][1]:{form}}&emsp;'
-        for name, value in (frozen or {}).items() if "val_accuracy" in keys and legend else ():
-            text, style = FROZEN[name]
+                legend += f'<b style="color: {colour}">●</b> {name} {text(points[-1][1])}&emsp;'
+        for name, value in frozen.items() if "val_accuracy" in keys and legend else ():
+            what, style = FROZEN[name]
             axes.axhline(value, color=GREY, linestyle=style, linewidth=1)
-            legend += f"{text} of frozen features {value:{form}}&emsp;"
+            legend += f"{what} of frozen features {text(value)}&emsp;"
         axes.grid(axis="y")
         axes.locator_params(axis="x", integer=True, min_n_ticks=1)
         axes.locator_params(axis="y", nbins=5)
-        axes.yaxis.set_major_formatter(f"{{x:{form}}}")
+        axes.yaxis.set_major_formatter(f"{{x:{'.1%' if form == '%' else form}}}")
         panels += f'<div class="panel">{legend}{svg(figure)}</div>' if legend else ""
     return f'<h2>Training</h2><div class="grid" style="--w: 300px">{panels}</div>' * bool(panels)
 
@@ -88,90 +90,39 @@ def per_class(classes: Sequence[str], counts: Tensor, split: str = "test") -> st
     bars = ""
     for i in order:
         n, share = int(totals[i]), float(shares[i])
-        text = f"{share:.1%} of {n:,}" if n else f"no {split} image"
+        text = f"{percent(share, n)} of {n:,}" if n else f"no {split} image"
         bar = f'<i style="--x: {share:.1%}"></i>'
         bars += f"<div><span>{escape(classes[i])}</span>{bar}{text}</div>"
     which = "each class" if len(order) == len(classes) else f"the {len(order)} hardest classes"
     return f'<h2>Accuracy of {which}</h2><div class="panel"><div class="bars">{bars}</div></div>'
 
 
-def reliability(labels: Tensor, probabilities: Tensor, split: str, n_bins: int = 10) -> str:
+def reliability(findings: Findings) -> str:
     """Draw how often the model is right by how sure it says it is."""
     from matplotlib.figure import Figure
 
-    if not len(labels):
+    if not findings.bins:
         return ""
-    sure, predicted = probabilities.max(1)
-    places = (sure * n_bins).long().clamp(max=n_bins - 1)
-    counts = places.bincount(minlength=n_bins)
-    right = places.bincount((predicted == labels).double(), minlength=n_bins) / counts.clamp(min=1)
-    mean = places.bincount(sure.double(), minlength=n_bins) / counts.clamp(min=1)
-    shown = counts > 0
     figure = Figure(figsize=(3, 3), layout="constrained")
     axes = figure.subplots()
     axes.plot((0, 1), (0, 1), color=GREY, linestyle="--", linewidth=1)
-    axes.scatter(mean[shown], right[shown], s=200 * (counts[shown] / len(labels)) + 6, color=COOL)
+    counts, sure, right = zip(*findings.bins, strict=True)
+    axes.scatter(sure, right, s=[200 * n / sum(counts) + 6 for n in counts], color=COOL)
     axes.set(xlim=(0, 1), ylim=(0, 1.03), xlabel="probability", ylabel="share that is right")
     axes.grid()
     return (
-        f"<h2>How sure, how right</h2><p>A dot is the {split} images of about one probability, the "
-        "more the larger; on the line, what the model says comes true.</p>"
+        f"<h2>How sure, how right</h2><p>A dot is the {findings.split} images of about one "
+        "probability, the more the larger; on the line, what the model says comes true.</p>"
         f'<div class="grid" style="--w: 300px"><div class="panel">{svg(figure)}</div></div>'
     )
 
 
-def _png(image: Tensor) -> str:
-    """Return an image, uint8 (C, height, width), grey or colour, as the data URL of a small PNG."""
-    from PIL import Image
-
-    pixels = image[:3].permute(1, 2, 0) if len(image) >= 3 else image[0]
-    picture, file = Image.fromarray(pixels.cpu().contiguous().numpy()), io.BytesIO()
-    picture.thumbnail((96, 96))  # larger than the page shows would only weigh
-    picture.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def mistakes(
-    classes: Sequence[str],
-    image: Callable[[int], Tensor],
-    labels: Tensor,
-    probabilities: Tensor,
-    split: str = "test",
-) -> str:
-    """Return the misclassified images that the model was surest of."""
-    sure, predicted = probabilities.max(1)
-    wrong = (predicted != labels).nonzero().flatten()
-    if not len(wrong):
-        return f"<h2>Mistakes</h2><p>None among {len(labels):,} {split} images.</p>"
-    figures = ""
-    for i in wrong[sure[wrong].argsort(descending=True, stable=True)][:N_MISTAKES].tolist():
-        names = f"{classes[int(labels[i])]} → {classes[int(predicted[i])]}"
-        figures += f'<figure><img src="{_png(image(i))}" alt="">'
-        figures += f"<figcaption>{escape(names)} {float(sure[i]):.0%}</figcaption></figure>"
-    return (
-        f"<h2>The surest mistakes</h2><p>{len(wrong):,} of {len(labels):,} {split} images are "
-        "wrongly classified; shown as true → predicted class, with the latter's probability.</p>"
-        f'<div class="grid" style="--w: 124px">{figures}</div>'
-    )
-
-
-def precisions(classes: Sequence[str], labels: Tensor, probabilities: Tensor, split: str) -> str:
-    """Return a table of the classes' average precision, the hardest first.
-
-    Args:
-        classes: their names.
-        labels: of 0 and 1 (n, n_classes).
-        probabilities: (n, n_classes).
-        split: what the images are.
-    """
-    rows = []
-    for i, name in enumerate(classes):
-        there = int((labels[:, i] > 0).sum())
-        chosen = slice(i, i + 1)
-        found = mean_average_precision(probabilities[:, chosen], labels[:, chosen])
-        rows.append((found if there else 2.0, name, there))
-    cells = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{f'{found:.1%}' if n else '–'} ({n:,} images)</dd></div>"
-        for found, name, n in sorted(rows)
-    )
-    return f"<h2>Average precision on {len(labels):,} {split} images</h2><dl>{cells}</dl>"
+def precisions(findings: Findings) -> str:
+    """Return a table of the classes' average precision, the hardest first."""
+    rows = zip(findings.precisions, findings.classes, strict=True)
+    order = sorted((found if n else 2.0, name, n) for (found, n), name in rows)
+    cells = ""
+    for found, name, n in order:
+        text = percent(found, n) if n else "–"
+        cells += f"<div><dt>{escape(name)}</dt><dd>{text} ({n:,} images)</dd></div>"
+    return f"<h2>Average precision on {findings.n:,} {findings.split} images</h2><dl>{cells}</dl>"

@@ -2,18 +2,20 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from vitft.report.changes import changes
+from vitft.report.figures import percent, wilson
+from vitft.report.findings import Findings
+from vitft.report.gallery import looks, mistakes
 from vitft.report.page import LOOK, write_page
 from vitft.report.pictures import (
     confusion,
     curves,
-    mistakes,
     per_class,
     precisions,
     reliability,
@@ -30,11 +32,8 @@ NAMES = {  # of facts, where the key's own words do not say it
     "n_validation": "images to validate",
     "n_test": "images to test",
     "n_processes": "processes",
-    "val_accuracy": "validation accuracy",
-    "val_loss": "validation loss",
     "frozen_knn_accuracy": "frozen features, nearest neighbours",
     "frozen_probe_accuracy": "frozen features, linear probe",
-    "test_macro_f1": "test macro F1",
     "file_bytes": "its size",
     "peak_memory_mb": "peak memory",
     "feature_seconds": "seconds for frozen features",
@@ -43,13 +42,18 @@ NAMES = {  # of facts, where the key's own words do not say it
     "trained_share": "of the parameters train",
     "float32_products": "float32 products",
 }
-Z = 1.959964  # of a normal distribution, 95 % lie within so many deviations
 
 
-def _fact(key: str, value: object) -> str:
-    """Return a fact as a reader would write it, as HTML."""
+def _fact(key: str, value: object, n: int | None = None) -> str:
+    """Return a fact as a reader would write it, as HTML.
+
+    Args:
+        key: its name.
+        value: what is told.
+        n: of how many images, where it is a share of some.
+    """
     if isinstance(value, Mapping):
-        return "\n".join(f"{escape(str(k))} {_fact(str(k), v)}" for k, v in value.items())
+        return "\n".join(f"{_name(str(k))} {_fact(str(k), v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(_fact("", item) for item in value)
     if isinstance(value, bool):
@@ -57,7 +61,7 @@ def _fact(key: str, value: object) -> str:
     if not isinstance(value, int | float) or not math.isfinite(value):
         return escape("–" if value is None else str(value))
     if key.endswith(("_accuracy", "_share", "_f1", "_precision")):
-        return f"{value:.2%}"
+        return percent(value, n)
     if key.endswith("_mb"):
         return f"{value:,.0f} MB"
     if key.endswith("_bytes"):
@@ -69,13 +73,17 @@ def _fact(key: str, value: object) -> str:
 
 def _name(key: str) -> str:
     """Return what a fact is called."""
-    return escape(NAMES.get(key, key.removeprefix("n_").replace("_", " ")))
+    plain = key.removeprefix("n_").replace("_", " ").replace("macro f1", "macro F1")
+    if plain.startswith("val "):
+        plain = f"validation {plain[4:]}"
+    return escape(NAMES.get(key, plain))
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Return the interval in which a share of n lies with 95 % (Wilson, 1927)."""
-    middle, width = share + Z**2 / (2 * n), share * (1 - share) / n + Z**2 / (4 * n**2)
-    return tuple((middle + side * Z * width**0.5) / (1 + Z**2 / n) for side in (-1, 1))
+def _n_images(key: str, facts: Mapping[str, object]) -> int | None:
+    """Return how many images a share was measured on, where that is told."""
+    n = facts.get("n_test" if key.startswith("test_") else "n_validation")
+    measured = key.startswith(("test_", "val_", "frozen_"))
+    return n if measured and isinstance(n, int) and n > 0 else None
 
 
 def _facts(facts: Mapping[str, object]) -> tuple[str, str]:
@@ -86,17 +94,17 @@ def _facts(facts: Mapping[str, object]) -> tuple[str, str]:
     facts = {**{key: facts[key] for key in TILES if key in facts}, **facts}
     tiles = others = ""
     for key, value in facts.items():
-        text, label = _fact(key, value), _name(key)
-        n = facts.get("n_test")
+        n = _n_images(key, facts)
+        text, label = _fact(key, value, n), _name(key)
         if key in TILES and value is not None:
-            if key == "test_accuracy" and isinstance(value, float) and isinstance(n, int) and n:
-                low, high = wilson(value, n)
-                label += f"<br>{low:.1%} to {high:.1%} by the {n:,} images (95 %)"
+            if key == "test_accuracy" and n and isinstance(value, float) and 0 <= value <= 1:
+                low, high = (percent(end, n) for end in wilson(value, n))
+                label += f"<br>{low} to {high} by the {n:,} images (95 %)"
             tiles += f'<div class="panel"><strong>{text}</strong>{label}</div>'
         elif key not in TILES:
             others += f"<div><dt>{label}</dt><dd>{text}</dd></div>"
     others = f"<h2>All figures and options</h2><dl>{others}</dl>" if others else ""
-    return f'<div class="grid" style="--w: 200px">{tiles}</div>', others
+    return f'<div class="grid" style="--w: 150px">{tiles}</div>', others
 
 
 def _frozen(facts: Mapping[str, object]) -> dict[str, float]:
@@ -111,40 +119,40 @@ def write_report(
     title: str,
     facts: Mapping[str, object],
     history: Sequence[Mapping[str, float | None]],
-    classes: Sequence[str],
-    image: Callable[[int], Tensor],
-    labels: Tensor,
-    probabilities: Tensor,
-    split: str = "test",
+    findings: Findings | None = None,
 ) -> None:
     """Write one HTML file that tells how a run went, replacing `path` at once or not at all.
 
     Args:
+        path: of the page.
+        title: of the page.
         facts: what summary.json holds; `*_accuracy` and `*_share` lie in 0..1.
         history: a row an epoch: epoch, train_loss, val_loss, val_accuracy, lr; may be empty.
-        image: gives image i of the split, uint8 (C, height, width).
-        labels: its true classes, (n,); of several labels 0 and 1, (n, n_classes).
-        probabilities: the model's, (n, n_classes).
-        split: what the images are: "test" or "validation".
+        findings: what the model said of the images; None of a run that was not measured.
     """
     from matplotlib import style
 
-    n, k = len(labels), len(classes)
-    assert probabilities.shape == (n, k)
-    classes = [name if len(name) <= 24 else name[:23] + "…" for name in classes]
-    classes = [name.encode(errors="replace").decode() for name in classes]  # lone surrogates
-    labels, probabilities = labels.long().cpu(), probabilities.detach().float().cpu().nan_to_num()
     with warnings.catch_warnings(), style.context(LOOK, after_reset=True):
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser will have it
         tiles, others = _facts(facts)
-        body = tiles + curves(history, _frozen(facts))
-        if labels.ndim == 2:
-            body += precisions(classes, labels, probabilities, split)
-        else:
-            counts = torch.bincount(labels * k + probabilities.argmax(1), minlength=k * k)
-            counts = counts.reshape(k, k)
-            body += per_class(classes, counts, split) + confusion(classes, counts)
-            body += mistakes(classes, image, labels, probabilities, split)
-            body += reliability(labels, probabilities, split)
-        body += others
-    write_page(path, title, body)
+        shown = "" if findings is None else _shown(findings)
+        drawn = curves(history, _frozen(facts), _n_images("val_accuracy", facts))
+    write_page(path, title, tiles + drawn + shown + others)
+
+
+def _shown(findings: Findings) -> str:
+    """Return the sections that tell of a split's images, and of the adapter."""
+    last = looks(findings) + changes(findings.changes)
+    if findings.precisions:
+        return precisions(findings) + last
+    k = len(findings.classes)
+    counts = torch.zeros(k, k, dtype=torch.long)
+    for true, predicted, n in findings.confusions:
+        counts[true, predicted] = n
+    return (
+        per_class(findings.classes, counts, findings.split)
+        + confusion(findings.classes, counts)
+        + mistakes(findings)
+        + reliability(findings)
+        + last
+    )

@@ -1,0 +1,42 @@
+"""An adapted model in; what its adapter adds to each weight of the base out."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from adapters.layers import AffineLayer, wide
+from adapters.record import adapter_layer, injection, unwrapped
+from adapters.restore import gathered
+
+
+@torch.no_grad()
+def updates(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield for each adapted layer its name, the base's weight W, and W' - W, which merging adds.
+
+    The tensors are in float32 or wider, (O, I) of a linear and (D,) of a norm, one layer at a time.
+    A layer that changes no weight, such as prompts or a bottleneck beside it, is left out; one that
+    changes only the bias has an update of zeros.
+
+    Raises:
+        ValueError: the model is not adapted, or its adapters are switched off.
+    """
+    record, inner = injection(model), unwrapped(model)
+    for name in record.adapted:
+        layer = gathered(adapter_layer(inner, name))
+        if isinstance(layer, AffineLayer):
+            weight = wide(layer.weight.detach())
+            yield name, weight, layer.adapted_weight().detach() - weight
+
+
+def effective_rank(update: Tensor) -> float:
+    """Return how many directions an update (O, I) has: (sum s^2)^2 / sum s^4, of singular values s.
+
+    That is r for r equal singular values, and less where some are smaller (the participation
+    ratio). It needs one product of the update with itself, no decomposition.
+    """
+    update = update if len(update) <= update.shape[1] else update.T
+    update = update / update.abs().max().clamp_min(torch.finfo(update.dtype).tiny)
+    products = update @ update.T  # its eigenvalues are the squares of the singular values
+    squares = products.square().sum().item()
+    return products.trace().item() ** 2 / squares if squares else 0.0

@@ -1,0 +1,124 @@
+"""A run's folder in; report.html made of the files in it out. Before that, what it shows, kept."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import adapters
+from vitft.devices.processes import is_first
+from vitft.evaluation.evaluate import Evaluation
+from vitft.evaluation.rollout import MAX_TOKENS, n_tokens, rollout
+from vitft.files import loaded
+from vitft.model.vit import VisionTransformer
+from vitft.pictures.images import Images
+from vitft.pictures.preprocess import Fit
+from vitft.records import record_of
+from vitft.report.findings import FILE, Change, Findings, examine
+from vitft.report.run import write_report
+from vitft.report.thumbnails import Thumbnails
+
+
+def keep_findings(
+    model: VisionTransformer,
+    images: Images,
+    split: Literal["test", "validation"],
+    result: Evaluation,
+    folder: Path,
+    *,
+    adapted: bool,
+) -> None:
+    """Write what the report shows beside figures and curves; every process calls it.
+
+    Args:
+        model: as trained.
+        images: that were measured.
+        split: what they are.
+        result: what the model says of them.
+        folder: of the run.
+        adapted: whether the model has an adapter.
+    """
+    found = examine(
+        model.classes,
+        split,
+        result.labels,
+        result.probabilities,
+        Thumbnails(images, Fit.of(model)),
+        partial(rollout, model) if n_tokens(model) <= MAX_TOKENS else None,
+        _changes(model) if adapted else None,
+    )
+    if is_first():
+        found.write(folder)
+
+
+def _changes(model: VisionTransformer) -> list[Change]:
+    """Return what the model's adapter has changed of each layer's weight."""
+    return [
+        Change(
+            name,
+            (update.norm() / weight.norm()).item(),
+            adapters.effective_rank(update) if update.ndim == 2 else None,
+        )
+        for name, weight, update in adapters.updates(model)
+    ]
+
+
+def make_report(folder: Path) -> str:
+    """Write report.html from what a run's folder holds; return what is missing, "" for nothing.
+
+    Raises:
+        ValueError, OSError: the folder holds no run, or one of its files is broken.
+    """
+    config = _facts(folder / "config.json")
+    if config is None:
+        raise ValueError(f"there is no run in {folder}: it has no config.json")
+    facts = _facts(folder / "summary.json")
+    try:
+        findings = Findings.read(folder)
+    except FileNotFoundError:
+        findings = None
+    chosen = {name: value for name, value in config.items() if value and name not in (facts or {})}
+    write_report(
+        folder / "report.html",
+        title=f"{folder.resolve().name}: {Path(str(config.get('data', ''))).name}",
+        facts=(facts or {}) | {"options": chosen},
+        history=_history(folder / "metrics.jsonl"),
+        findings=findings,
+    )
+    if facts is None:
+        return "there is no summary.json: the run is not done, so its figures are missing"
+    if findings is None and "stopped" in facts:
+        return f"the run was stopped {facts['stopped']}, so nothing was tested"
+    if findings is None:
+        return (
+            f"there is no {FILE}, so all that shows images is missing: an older vitft kept none, "
+            "nor does a sweep of runs that it does not pick"
+        )
+    return ""
+
+
+def _facts(path: Path) -> dict[str, Any] | None:
+    """Return what stands in a file of JSON, None where there is no file.
+
+    Raises:
+        ValueError: it is no dictionary.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return record_of(dict[str, Any], loaded(path.read_bytes(), finite=True), path.name)
+    except ValueError as error:
+        raise ValueError(f"{path.parent} is broken: {error}") from error
+
+
+def _history(path: Path) -> list[dict[str, float | None]]:
+    """Return a row an epoch, of those that are done."""
+    if not path.is_file():
+        return []
+    try:
+        rows = [loaded(line, finite=True) for line in path.read_bytes().splitlines()]
+        found = record_of(list[dict[str, float | None]], rows, path.name)
+        if any(row.get("epoch") is None for row in found):
+            raise ValueError(f"{path.name}: a line has no epoch")
+        return found
+    except ValueError as error:
+        raise ValueError(f"{path.parent} is broken: {error}") from error

@@ -1,0 +1,101 @@
+"""A model and images in; how much each patch counts for the answer, by attention roll-out, out.
+
+Abnar and Zuidema (2020), arXiv:2005.00928: of every block the mean of its heads' attention and of
+the identity, which stands for the way past the attention; and all blocks multiplied.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitft.evaluation.evaluate import evaluating, resample
+from vitft.model.blocks import Attention
+from vitft.model.vit import VisionTransformer
+
+MAX_TOKENS = 2048  # of an image: its table of attention takes 17 MB a block
+
+
+def n_tokens(model: VisionTransformer) -> int:
+    """Return how many tokens an image of the model's size has, the prefix included."""
+    return model.config.n_prefix + (model.image_size // model.config.patch_size) ** 2
+
+
+@torch.no_grad()
+def rollout(model: VisionTransformer, image: Tensor) -> Tensor:
+    """Return the weight of every patch (rows, columns) for what the head reads; they add up to 1.
+
+    The rows of the product that count are those of the tokens that the head reads: the class
+    token's, or the mean over the patches'. Weight that lies on other tokens (the class token
+    itself, registers, prompts) is left out.
+
+    Args:
+        model: adapted or not, in any mode, which it is left in.
+        image: uint8 (C, height, width).
+
+    Raises:
+        ValueError: the image has more than MAX_TOKENS tokens.
+    """
+    n_rows, n = model.image_size // model.config.patch_size, n_tokens(model)
+    if n > MAX_TOKENS:
+        raise ValueError(f"{n} tokens are more than {MAX_TOKENS}; take smaller images")
+    device = model.head.weight.device
+    x = resample(model.normalize(image[None].to(device)), model.image_size)
+    tables: list[Tensor] = []
+    with evaluating(model), _noted(model, tables):
+        model.run(x, last=-1)
+    read = None if model.map_pool is None else tables.pop()[:, :n]
+    weights = _reads(model, n, device) if read is None else read  # (1, N)
+    for table in reversed(tables):
+        mixed = weights @ table[: weights.shape[1]]
+        mixed[:, : weights.shape[1]] += weights
+        weights = mixed[:, :n] / 2  # a prompt is new in each block: nothing lies before it
+    patches = weights[0, model.config.n_prefix :]
+    return (patches / patches.sum()).view(n_rows, n_rows).cpu()
+
+
+def _reads(model: VisionTransformer, n: int, device: torch.device) -> Tensor:
+    """Return how much the head reads of each token (1, N) after the last block."""
+    pooling, n_prefix = model.config.pooling, model.config.n_prefix
+    first, mean = torch.zeros(2, 1, n, device=device)
+    first[:, : 2 if pooling == "cls+dist" else 1] = 1
+    mean[:, n_prefix:] = 1
+    first, mean = first / first.sum(), mean / mean.sum()
+    return {"mean": mean, "cls+mean": (first + mean) / 2}.get(pooling, first)
+
+
+@contextmanager
+def _noted(model: VisionTransformer, tables: list[Tensor]) -> Iterator[None]:
+    """Note the attention (N, N) of every block, and (1, N) of a pooling that attends."""
+
+    def note(attn: nn.Module, inputs: tuple[Any, ...]) -> None:
+        assert isinstance(attn, Attention)
+        tables.append(_attention(attn, inputs[0], inputs[0]))
+
+    def note_pooling(pool: Any, inputs: tuple[Any, ...]) -> None:
+        tables.append(_attention(pool.attn, pool.query, inputs[0]))
+
+    attentions = [block.get_submodule("attn") for block in model.blocks]
+    handles = [attn.register_forward_pre_hook(note) for attn in attentions]
+    if model.map_pool is not None:
+        handles.append(model.map_pool.register_forward_pre_hook(note_pooling))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _attention(attn: Attention, queries: Tensor, x: Tensor) -> Tensor:
+    """Return softmax(q k^T / sqrt(K)), the mean over the heads: (n, N) for (1, n, D), (1, N, D)."""
+    q = attn.wq(queries).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)  # (1, H, n, K)
+    k = attn.wk(x).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)  # (1, H, N, K)
+    if attn.rope is not None:
+        q, k = attn.rope(q), attn.rope(k)
+    q, k = q[0].float() * q.shape[-1] ** -0.5, k[0].float()
+    total = q.new_zeros(q.shape[1], k.shape[1])
+    for one_q, one_k in zip(q, k, strict=True):  # one head at a time: less memory
+        total += (one_q @ one_k.T).softmax(dim=-1)
+    return total / len(q)

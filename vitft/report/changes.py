@@ -1,0 +1,69 @@
+"""What an adapter has changed of each layer in; a picture of it out: blocks down, layers across."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+
+from vitft.report.findings import Change
+from vitft.report.page import COOL, WARM, svg
+
+
+def changes(found: list[Change] | None) -> str:
+    """Draw how far an adapter has changed each layer's weight, and in how many directions.
+
+    Args:
+        found: a change a layer; None where there is no adapter.
+    """
+    if found is None:
+        return ""
+    title = "<h2>Where the adapter changes the model</h2>"
+    found = [change for change in found if change.size > 0]
+    if not found:
+        text = "It changes no weight of a layer: it computes beside them, or is as it started."
+        return f"{title}<p>{text}</p>"
+    ranks = {change.layer: change.rank for change in found if change.rank is not None}
+    panels = _panel(
+        "Size of the update, as a share of the weight's own (Frobenius norms)",
+        {change.layer: change.size for change in found},
+        ".1%",
+        WARM,
+    )
+    if ranks:
+        panels += _panel(
+            "Effective rank of the update: how many directions it has, weak ones counting less",
+            ranks,
+            ".1f",
+            COOL,
+        )
+    return f'{title}<div class="grid" style="--w: 300px">{panels}</div>'
+
+
+def _panel(title: str, values: Mapping[str, float], form: str, colour: str) -> str:
+    """Draw a value a layer, the deeper in colour the larger."""
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+
+    places = {layer: _place(layer) for layer in values}
+    rows, columns = (list(dict.fromkeys(axis)) for axis in zip(*places.values(), strict=True))
+    figure = Figure(figsize=(0.6 * len(columns), 0.26 * len(rows)))
+    axes = figure.add_axes((0, 0, 1, 1))  # the names lie outside, where savefig.bbox makes room
+    cells = torch.zeros(len(rows), len(columns), 4)
+    cells[..., :3] = torch.tensor(to_rgb(colour))
+    largest = max(values.values()) or 1
+    for layer, value in values.items():
+        row, column = rows.index(places[layer][0]), columns.index(places[layer][1])
+        cells[row, column, 3] = 0.1 + 0.9 * value / largest
+        axes.text(column, row, format(value, form), ha="center", va="center")
+    axes.imshow(cells.numpy(), interpolation="none", aspect="auto")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.xaxis.tick_top()
+    return f'<div class="panel matrix">{title}{svg(figure)}</div>'
+
+
+def _place(layer: str) -> tuple[str, str]:
+    """Return the row and the column of a layer: its block, and its own name."""
+    outer, _, name = layer.rpartition(".")
+    block = re.fullmatch(r"blocks\.(\d+)(\..*)?", outer)
+    return (f"block {block[1]}" if block else outer), name

@@ -1,0 +1,48 @@
+"""A run's findings in; its mistakes, and where the model looks, as captioned pictures out."""
+
+import base64
+from html import escape
+
+from vitft.report.findings import Findings, Shown
+
+
+def mistakes(findings: Findings) -> str:
+    """Return the misclassified images that the model was surest of."""
+    n, split = f"{findings.n:,}", findings.split
+    if not findings.mistakes:
+        return f"<h2>Mistakes</h2><p>None among {n} {split} images.</p>"
+    return (
+        f"<h2>The surest mistakes</h2><p>{findings.wrong:,} of {n} {split} images are wrongly "
+        "classified; shown as true → predicted class, with the latter's probability.</p>"
+        f'<div class="grid" style="--w: 150px">{"".join(map(_figure, findings.mistakes))}</div>'
+    )
+
+
+def looks(findings: Findings) -> str:
+    """Return some images, beside each the same in the light of what the model looks at."""
+    if not findings.looks:
+        return ""
+    return (
+        "<h2>Where the model looks</h2><p>Attention roll-out (Abnar and Zuidema, 2020) of some "
+        f"{findings.split} images: the brighter a part, the more of it reaches what the head "
+        "reads. It tells where a model looks, not why it answers so.</p>"
+        f'<div class="grid" style="--w: 300px">{"".join(map(_figure, findings.looks))}</div>'
+    )
+
+
+def _figure(shown: Shown) -> str:
+    """Return a picture, or two side by side, with what is said of it."""
+    images = "".join(_img(data) for data in (shown.picture, shown.lit) if data)
+    name = f"<br><small>{escape(shown.name)}</small>" if shown.name else ""
+    return (
+        f'<figure><div class="pair">{images}</div>'
+        f"<figcaption>{escape(shown.says)}{name}</figcaption></figure>"
+    )
+
+
+def _img(data: bytes) -> str:
+    """Return a picture as an element that needs no file."""
+    is_png = data.startswith(b"\x89PNG")  # small: its pixels are to be seen as they are
+    kind, small = ("png", 'class="small" ') if is_png else ("jpeg", "")
+    text = base64.b64encode(data).decode()
+    return f'<img {small}src="data:image/{kind};base64,{text}" alt="">'
