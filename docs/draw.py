@@ -104,7 +104,7 @@ def photograph_report(data: str) -> None:
     os.chdir(Path(data).parent)  # the report shows the name of the folder, without its place
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "lora")
-        options = {"limit": 300, "epochs": 4, "out": str(out)}
+        options = {"limit": 1000, "epochs": 4, "out": str(out)}
         vitft.finetune(adapter="lora", base="cifar10", data=Path(data).name, **options)
         photograph(out / "report.html", PICTURES / "report.webp")
 
