@@ -26,14 +26,25 @@ html_show_sphinx = html_show_copyright = False
 html_copy_source = False
 
 
+def plain(text: str) -> str:
+    """Return text whose stars and bars are no Markdown."""
+    return re.sub(r"([*|<])", r"\\\1", " ".join(text.split()))
+
+
+def paragraph(text: str) -> str:
+    """Return a paragraph of a command's help; one that click must not wrap as a block."""
+    kept = text.removeprefix("\b\n")
+    return plain(text) if kept == text else "\n".join(f"    {line}" for line in kept.splitlines())
+
+
 def option_row(parameter: click.Option) -> str:
     """Return a row of a command's table: the option, what it takes, what it does."""
     default = re.search(r"\s*\[(?:default: )?([^\[\]]*)\]$", parameter.help or "")
     told = (parameter.help or "")[: default.start()] if default else parameter.help or ""
     flags = " / ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
     kind = "" if parameter.secondary_opts else parameter.metavar or parameter.type.name.upper()
-    cells = (flags, f"`{kind}`" if kind else "", told, default[1] if default else "")
-    return "| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in cells) + " |"
+    cells = (flags, f"`{kind}`" if kind else "", plain(told), plain(default[1]) if default else "")
+    return f"| {' | '.join(cells)} |"
 
 
 def command_section(name: str, command: click.Command) -> str:
@@ -43,7 +54,8 @@ def command_section(name: str, command: click.Command) -> str:
     rows = [option_row(p) for p in command.params if isinstance(p, click.Option)]
     head = "| option | takes | does | default |\n|---|---|---|---|"
     table = "\n".join([head, *rows]) if rows else ""
-    return f"## {name}\n\n    {usage}\n\n{command.help or ''}\n\n{table}\n"
+    text = "\n\n".join(map(paragraph, (command.help or "").split("\n\n")))
+    return f"## {name}\n\n    {usage}\n\n{text}\n\n{table}\n"
 
 
 def commands_page() -> str:

@@ -193,6 +193,10 @@ def test_the_sites_page_of_commands_has_every_option() -> None:
     for name, text in sections.items():
         for parameter in importlib.import_module(f"recipes.{name}").command.params:
             assert parameter.name.upper() in text or f"`{parameter.opts[0]}`" in text
+    assert re.search(
+        r"^    lora  +LoRA", sections["finetune"].replace("      ", "    "), re.MULTILINE
+    )
+    assert r"CLASS/\*" in sections["pretrain"]
 
 
 @slow
