@@ -2,13 +2,18 @@
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(if $(shell $(name) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(name))))
 BIN = .venv/bin
 
-.PHONY: demo test lint families mutants setup clean
+.PHONY: demo test docs lint families mutants setup clean
 
 demo: setup
 	$(BIN)/python -m recipes.demo
 
 test: setup
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n auto
+
+# The site, in build/docs: a link that leads nowhere is an error.
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]' --constraint constraints.txt
+	$(BIN)/python -m sphinx -q -n -W --keep-going docs build/docs
 
 # Hours: which small changes of the code the tests do not notice.  make mutants ONLY="adapters.methods.lora*"
 mutants: setup

@@ -1,4 +1,4 @@
-"""An adapted model and inputs in; an error that names what a pass does not reach out."""
+"""An adapted model and inputs in; an error that names what a forward pass does not reach out."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from adapters.record import injection, unwrapped
 
 @torch.no_grad()
 def check(model: nn.Module, *inputs: Any, **named: Any) -> None:
-    """Check by a pass that the model calls every adapter layer and every trained module.
+    """Check by a forward pass that every adapter layer and every trained module is called.
 
     What is not called computes nothing: its parent reads the weight directly, or leaves it out. The
     pass runs in evaluation mode and uncompiled; modes and random state are what they were after it.

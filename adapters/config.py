@@ -1,4 +1,4 @@
-"""What a method is made of: a config that adapts modules, and says how PEFT spells it."""
+"""The base class of a method's config: its options, the layers it makes, and PEFT's names."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig(ABC):
-    """The options of a method; a subclass adds its own and says how PEFT spells them.
+    """The options of a method; a subclass adds options and gives PEFT's names for them.
 
     Raises:
         ValueError: an option is of another type than its field; `targets` is empty, or one string;
@@ -83,7 +83,7 @@ class AdapterConfig(ABC):
         """
 
     def suits(self, module: nn.Module) -> bool:
-        """Return whether a module that a default target names is one for this method."""
+        """Return whether the method can adapt a module that one of its default targets names."""
         return True
 
     def adapt_all(self, modules: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
@@ -107,7 +107,7 @@ class AdapterConfig(ABC):
         return {}
 
     def to_peft(self) -> dict[str, Any]:
-        """Return the entries of an adapter_config.json that tell this config.
+        """Return this config as entries of an adapter_config.json.
 
         Raises:
             ValueError: `layers` are given, which only `inject` turns into names.
@@ -158,7 +158,7 @@ class AdapterConfig(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class RankConfig(AdapterConfig):
-    """The options of methods whose update has a rank; patterns choose it by a module's name.
+    """The options of methods with a rank; patterns set it by a module's name.
 
     A pattern's key is a regular expression for the end of a name, from a dot or the name's start;
     the first that matches counts, as in PEFT.
@@ -219,7 +219,7 @@ class RankConfig(AdapterConfig):
 
 
 def check_dropout(dropout: float) -> None:
-    """Check a share of numbers that are dropped.
+    """Check the share of numbers that dropout sets to zero.
 
     Raises:
         ValueError: it is not in 0 <= dropout < 1.

@@ -1,10 +1,10 @@
 """The two files of an adapter's folder, in PEFT's layout: read, and written whole or not at all.
 
-`adapter_config.json` tells the method; `adapter_model.safetensors` holds the tensors of the adapter
-and of the modules that trained with it. What PEFT has no place for is JSON in one metadata entry,
-`adapters` (safetensors writes several in random order): `base_fingerprint`; `classes`, where
-`model.classes` is a tuple of names; `method`, `options`, `preprocessing` and `trained`, see
-`AdapterFolder`; and `config`, what the other file of this save says of the function.
+`adapter_config.json` holds the method and its options; `adapter_model.safetensors` holds the
+tensors of the adapter and of the modules that trained. What PEFT has no place for is JSON in one
+metadata entry, `adapters` (safetensors writes several in random order): `base_fingerprint`;
+`classes`, where `model.classes` is a tuple of names; `method`, `options`, `preprocessing` and
+`trained`, see `AdapterFolder`; and `config`, what the other file of this save says of the function.
 """
 
 import json
@@ -114,12 +114,12 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
 
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of an adapter_config.json that tell the function."""
+    """Return the entries of an adapter_config.json that change what is computed."""
     return {k: v for k, v in config.items() if k not in FREE and v is not None}
 
 
 def _check_one_save(config: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Check that a crash has not left the files of two saves together.
+    """Check that both files are of the same save, not of two, as after a crash.
 
     Raises:
         ValueError: they differ in an entry that tells the function.
@@ -147,7 +147,7 @@ METADATA: dict[str, type] = {
 
 
 def _check_metadata(ours: Any) -> None:
-    """Check the types of what the tensors' metadata tells.
+    """Check the types of the entries of the tensors' metadata.
 
     Raises:
         ValueError: one is another.

@@ -14,7 +14,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:
-    """Return 16 hexadecimal digits that tell the base's tensors, as float32, from any others.
+    """Return a hash of the base's tensors, taken as float32: 16 hexadecimal digits.
 
     Adapters change nothing in it, and trained modules are left out: what it is before `inject` with
     `exclude=trainable`, it is after `inject`, on any device, and after training.

@@ -90,7 +90,7 @@ def inject(
 
 
 def _note_first_call(record: Injection, name: str, layer: nn.Module) -> None:
-    """Let a layer, of which it is not sure whether anything calls it, say so when it is called."""
+    """Make layers that perhaps nothing calls note when they are called."""
 
     def called(*_: Any) -> None:
         record.doubtful.discard(name)
@@ -104,7 +104,7 @@ def _is_default(config: AdapterConfig) -> bool:
 
 
 def _present(model: nn.Module, config: AdapterConfig) -> AdapterConfig:
-    """Return the config, its class's default targets reduced to those that the model has."""
+    """Return the config with those of its default targets that the model has."""
     if not _is_default(config):
         return config
     modules = named_modules(model)

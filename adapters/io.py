@@ -71,7 +71,7 @@ def load_adapter(
 ) -> Model:
     """Adapt the base `model` in place as `folder` says, and return it.
 
-    Trained modules, the head above all, come with the adapter: an `nn.Linear` gets as many outputs
+    Trained modules, such as the head, are loaded too: an `nn.Linear` gets as many outputs
     as the file has. `model.classes` becomes the adapter's, where the file names any.
 
     Args:
@@ -178,7 +178,7 @@ def _tensors(model: nn.Module, record: Injection, *, save: bool = False) -> dict
 
 
 def _untrained(model: nn.Module, record: Injection) -> dict[str, Tensor]:
-    """Return the base's tensors of modules that did not train, but whose names end alike.
+    """Return the base's tensors of modules that did not train but end in a trained one's name.
 
     PEFT takes them for trained ones: "norm" is "q_norm" too.
     """

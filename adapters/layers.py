@@ -1,4 +1,4 @@
-"""Layers that take a base module's place: the base's Parameters, and new ones to train.
+"""Layers that replace modules of the base: the base's Parameters, and new ones to train.
 
 Each is switched off by `enabled` and knows how to become a module of the base's class again. What
 trains is in float32 or wider, also on a base of 16 bits: its steps are smaller than 16 bits can
@@ -31,9 +31,9 @@ def cast_to(x: Tensor, like: Tensor) -> Tensor:
 
 
 def keeps_small_updates(x: Tensor) -> bool:
-    """Return whether a small update still shows after it has been added to a weight.
+    """Return whether a small update survives the rounding when it is added to a weight.
 
-    Not in 16 bits, of x or by autocast: there the sum rounds it off.
+    In 16 bits, of x or by autocast, it does not.
     """
     return x.dtype in (torch.float32, torch.float64) and not _is_autocast(x)
 
@@ -43,7 +43,7 @@ def _is_autocast(x: Tensor) -> bool:
 
 
 class AdapterLayer(nn.Module):
-    """A module that took a base module's place.
+    """A module that replaces a module of the base.
 
     Mixed in before the base's class. The base's Parameters keep their names and are the same
     objects; those that it adds are named in `AdapterConfig.peft_tensors`.
@@ -68,7 +68,7 @@ class AdapterLayer(nn.Module):
         return self.state_dict()
 
     def terms(self) -> dict[str, Tensor]:
-        """Return the terms of the adapted function that are not the base's, by their names.
+        """Return the terms that the adapter adds or changes, by their names.
 
         They are gain, in_gain, a, b and bias of y = gain (W (in_gain x) + b a x) + bias for a
         linear, gain and bias of y = gain normalised(x) + bias for a norm. A bank stacks them.
@@ -132,9 +132,9 @@ class AdapterLinear(AffineLayer, nn.Linear):
     def folds_update(self, x: Tensor) -> bool:
         """Return whether to add an update to W before it meets x (..., I), not after.
 
-        It pays where the sum costs less than another product with every token. It needs a frozen W,
-        and full precision. An exported pass must hold for any number of tokens, and what folds has
-        no forward-mode derivative: there it is never so.
+        It is worth it if the sum costs less than one more product with every token. It needs a
+        frozen W and full precision. It is never done in an export, which must work for any number
+        of tokens, nor in forward-mode differentiation, which it lacks.
         """
         if torch.compiler.is_exporting() or torch._C._get_tracing_state() or x.is_meta:
             return False
@@ -160,7 +160,7 @@ class AdapterNorm(AffineLayer, nn.LayerNorm):
 
 
 class Wrapper(AdapterLayer):
-    """A module that computes more than the base's, and is of the base's class too.
+    """A module that computes more than the base's module, and is an instance of its class too.
 
     Make one by `around`. It has the base's attributes and children: one dictionary holds the
     children of both, so a child that is replaced later is replaced in both. `super().forward` is

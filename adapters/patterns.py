@@ -1,4 +1,4 @@
-"""A regular expression and names in; which names it matches whole, in little time whatever it is.
+"""A regular expression and names in; which names it matches whole, in bounded time.
 
 `re` tries one way after another, so that a few letters of a file can keep it busy for ever. Here
 every piece of an expression takes all positions where it may begin and gives all where it may end,

@@ -23,7 +23,7 @@ Methods = Mapping[str, type[AdapterConfig]]
 def read_config(
     model: nn.Module, saved: AdapterFolder, methods: Methods | None = None
 ) -> tuple[AdapterConfig | None, list[str]]:
-    """Return the config that a folder tells, with whole names for targets; and what else trained.
+    """Return a folder's config, with whole names for targets; and the names of trained modules.
 
     Raises:
         ValueError: the method or an option is unknown, has a wrong value, does not fit the

@@ -1,4 +1,4 @@
-"""A module in; the same, if an adapter layer can take its place, or the reason why not."""
+"""A module in; the same module, or an error that says why no adapter can replace it."""
 
 from typing import cast
 

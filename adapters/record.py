@@ -1,4 +1,4 @@
-"""What `inject` did to a model, kept in the model; and how it is found and undone."""
+"""The record of what `inject` did to a model, kept in the model; and how to undo it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

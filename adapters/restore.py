@@ -81,7 +81,7 @@ def eject(model: Model) -> Model:
 
 
 def merge(model: Model) -> Model:
-    """Bake the adapters into modules of the base's classes, for good, and return the model.
+    """Bake the adapters into modules of the base's classes, permanently, and return the model.
 
     Trained modules stay, as trained. The model has the base's keys only and computes what it did.
 

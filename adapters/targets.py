@@ -81,7 +81,7 @@ def in_layers(
 def refuse(
     model: nn.Module, adapted: Mapping[str, nn.Module], trained: Mapping[str, nn.Module]
 ) -> None:
-    """Check that adapting and training these modules does what it seems to.
+    """Check that adapting and training these modules has the effect that it seems to have.
 
     Raises:
         ValueError: it would not, with the reason.
@@ -216,7 +216,7 @@ def _outer(name: str) -> list[str]:
 
 
 def _choice(wanted: str, modules: Mapping[str, nn.Module]) -> str:
-    """Return a hint at what could have been meant."""
+    """Return a hint at a name that may have been meant."""
     last = sorted({name.rpartition(".")[2] for name in modules} - set(map(str, range(1000))))
     close = difflib.get_close_matches(wanted.rpartition(".")[2], last, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""

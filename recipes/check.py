@@ -1,4 +1,4 @@
-"""Look for what is wrong with a data set: `vitft check DATA`."""
+"""Look for faults of a data set: `vitft check DATA`."""
 
 import json
 import statistics
@@ -20,7 +20,7 @@ UNEVEN = 10  # times as many images in one class as in another
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """Count the images of DATA by class and split; find broken, skipped and doubled ones."""
+    """Count the images of DATA by class and split; find broken, skipped and duplicate ones."""
 
     data: str = option(help="A folder or table of images, as in vitft finetune.", argument=True)
     json: bool = option(False, "Print JSON.")

@@ -15,7 +15,7 @@ from vitft.model.vit import VisionTransformer
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
-    """Write another library's Vision Transformer as a base of ours."""
+    """Convert another library's Vision Transformer to a vitft base."""
 
     source: str = option(
         help="A Hugging Face or timm folder, an original file, hf:OWNER/NAME or timm:NAME.",
@@ -44,7 +44,7 @@ def convert(options: ConvertOptions) -> VisionTransformer:
 
 @torch.no_grad()
 def at_size(model: VisionTransformer, image_size: int) -> VisionTransformer:
-    """Return the model built for images of this size: its positions resized for good.
+    """Return the model rebuilt for images of this size, with resized position embeddings.
 
     Raises:
         ValueError: `image_size` is not a positive multiple of the patch size.
@@ -65,7 +65,7 @@ def at_size(model: VisionTransformer, image_size: int) -> VisionTransformer:
 
 
 def run(options: ConvertOptions) -> None:
-    """Convert, and print what came of it."""
+    """Convert, and print a summary."""
     model, out = convert(options), shlex.quote(options.out)
     for name, value in model.facts.items():
         if not isinstance(value, dict):

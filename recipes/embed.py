@@ -18,7 +18,7 @@ from vitft.files import write_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions(ModelOptions):
-    """Write what the head reads of each IMAGE to OUT, an .npz file.
+    """Write the features of each IMAGE, which the head reads, to OUT, an .npz file.
 
     It holds features, float32 (n, D or 2 D), and paths (n,).
     """
@@ -28,7 +28,7 @@ class EmbedOptions(ModelOptions):
         None, "An adapter for that base: its folder, or hf:OWNER/NAME[@REVISION]."
     )
     out: str = option(help="The .npz file to write.")
-    skip_broken: bool = option(False, "Leave out images that are broken, and name them.")
+    skip_broken: bool = option(False, "Skip broken images, and name them.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
 
 

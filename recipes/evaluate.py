@@ -21,14 +21,14 @@ from vitft.pictures.images import Images
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(DataOptions, ModelOptions):
-    """Measure accuracy on the test split of DATA, or where it has none, on its validation split."""
+    """Measure accuracy on the test split of DATA, or on its validation split if it has no other."""
 
     adapter: str | None = option(
         None, "An adapter for that base: its folder, or hf:OWNER/NAME[@REVISION]."
     )
-    batch_size: int | None = option(None, "Images at a time.  [default: by their size, up to 500]")
+    batch_size: int | None = option(None, "Images in a batch.  [default: by their size, up to 500]")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
-    precision: str = option("auto", "auto, fp32, or bf16, slow where the device lacks it.")
+    precision: str = option("auto", "auto, fp32 or bf16; bf16 is slow on a device without it.")
     json: bool = option(False, "Print JSON.")
 
 

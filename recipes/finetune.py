@@ -36,7 +36,7 @@ from vitft.model.vit import VisionTransformer
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What a fine-tuning leaves.
+    """The result of a fine-tuning.
 
     Attributes:
         model: with its adapter, ready for evaluation.
@@ -120,13 +120,13 @@ def check_base(base: str, folder: Path) -> None:
 
 
 def run_command(options: CommonOptions) -> None:
-    """Train and print what a person wants to know."""
+    """Train and print the result."""
     summary = train_adapter(options).summary
     trained, n_all, out = summary["n_trainable"], summary["n_parameters"], shlex.quote(options.out)
     click.echo(accuracy_line(summary))
     if summary["kept_epoch"] == 0:
         click.echo(
-            "kept            the linear probe at its start: by validation no epoch is better"
+            "kept            the linear probe at the start: no epoch was better by validation"
         )
     click.echo(f"trained         {trained:,} of {n_all:,} parameters ({trained / n_all:.2%})")
     click.echo(f"file            {out}/{summary['file']} ({summary['file_bytes'] / 1000:,.0f} kB)")
@@ -141,7 +141,7 @@ def run_command(options: CommonOptions) -> None:
 
 
 def next_lines(options: CommonOptions, out: str) -> list[str]:
-    """Return what to type next, with what was trained into `out`."""
+    """Return the commands that use what was trained into `out`."""
     model = _model(options, out)
     return [
         f"evaluate it     vitft evaluate {model} --data {shlex.quote(options.data)}",
@@ -150,7 +150,7 @@ def next_lines(options: CommonOptions, out: str) -> list[str]:
 
 
 def _model(options: CommonOptions, out: str) -> str:
-    """Return the options of a command that tell the model in `out`."""
+    """Return the options of a command that name the model in `out`."""
     base, out = shlex.quote(options.base), shlex.quote(out)
     full = options.adapter == "full"
     return f"--base {out}/model.safetensors" if full else f"--base {base} --adapter {out}"

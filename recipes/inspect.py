@@ -77,7 +77,7 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
 
 
 def run(options: InspectOptions) -> None:
-    """Print what stands in a file or folder."""
+    """Print the contents of a file or folder."""
     facts = inspect(options.path)
     if options.json:
         click.echo(json.dumps(facts))

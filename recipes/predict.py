@@ -41,21 +41,21 @@ class PredictOptions(ModelOptions):
     threshold: float = option(0.0, "Print no class less probable than this, 0 to 1.")
     knn: str | None = option(
         None,
-        "Answer by the nearest neighbours of the features among the training images of this set, "
-        "not by the head.",
+        "Answer by the nearest neighbours among the training images of this data set, not by the "
+        "head.",
     )
     csv: bool = option(False, "Print CSV: image, adapter, rank, class, probability.")
     json: bool = option(False, "Print JSON.")
     out: str | None = option(None, "Write to this file instead: .csv, .json or text.")
-    skip_broken: bool = option(False, "End with status 0 also where images are broken.")
+    skip_broken: bool = option(False, "Exit with status 0 even if images are broken.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
 
 
 def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | ValueError]]:
-    """Yield each image's path with what it shows, by each adapter, or by the base if there is none.
+    """Yield each image's path with its classes by each adapter, or by the base if there is none.
 
-    Several adapters answer together, in one pass through the base. A broken image costs only
-    itself: in place of its answer comes the error.
+    Several adapters answer together, in one pass through the base. For a broken
+    image, its error comes in place of an answer, and the others go on.
 
     Raises:
         ValueError, OSError: a file is missing, adapters can't be stacked, or an option is out of
@@ -82,7 +82,7 @@ def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | Valu
 
 
 class Neighbours:
-    """Labelled images whose features tell the class of others (k-NN, arXiv:1805.01978)."""
+    """Classification by the labels of the nearest features (k-NN, arXiv:1805.01978)."""
 
     def __init__(self, classifier: Classifier, data: str) -> None:
         self.classifier = classifier

@@ -71,31 +71,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 class PretrainOptions(TrainOptions):
     """Train a Vision Transformer from scratch and save it as OUT/model.safetensors."""
 
-    preset: str = option("default", f"Values for what is not given: {', '.join(PRESETS)}.")
+    preset: str = option("default", f"Values of options that are not given: {', '.join(PRESETS)}.")
     lr: float | None = option(3e-3, "Highest learning rate; for adamw about a third of it.")
-    optimizer: str = option("muon", "muon (dearer steps, but far fewer), adamw or adam.")
+    optimizer: str = option("muon", "muon (slower steps, but far fewer), adamw or adam.")
     label_smoothing: float = option(0.05, "Label smoothing: probability spread over all classes.")
     flip: bool = option(
-        True, "Mirror half of the training images; wrong where left and right differ, as in signs."
+        True, "Mirror half of the training images; wrong where left and right matter, as in signs."
     )
-    shift: int = option(4, "Move training images by up to so many pixels.")
+    shift: int = option(4, "Shift training images by up to this many pixels.")
     dropout: float = option(0.0, "Of the tokens, after the positions and in the feed-forward.")
     sizes: tuple[str, ...] = option(
         (), "Train on smaller images first: SIZE:SHARE of the epochs, e.g. 16:0.6,24:0.3."
     )
-    init: str = option(
-        "mimetic", f"What the weights start from: {', '.join(INITS)} (arXiv:2305.09828)."
-    )
+    init: str = option("mimetic", f"Initial weights: {', '.join(INITS)} (arXiv:2305.09828).")
     pooling: str = option(
-        "mean", "What the head reads: the mean of the tokens, or cls, the class token."
+        "mean", "What the head reads: mean, the mean of the tokens, or cls, the class token."
     )
     stem: str = option(
-        "linear", "What makes tokens of patches: linear, or conv, three small convolutions."
+        "linear", "How patches become tokens: linear, or conv (three small convolutions)."
     )
     image_size: int = option(32, "Side of the images, in pixels.")
     resize: str = option(
         "shortest",
-        "How a picture becomes a square: shortest (the rest of it is cut off), squash, or pad.",
+        "How a picture becomes a square: shortest (the longer side is cut), squash, or pad.",
     )
     patch_size: int = option(4, "Side of a patch, in pixels.")
     dim: int = option(256, "Width of a token.")
@@ -171,7 +169,7 @@ def parse_sizes(sizes: tuple[str, ...], config: ViTConfig) -> tuple[tuple[int, f
 
 
 def run(options: PretrainOptions) -> None:
-    """Train and print what a person wants to know."""
+    """Train and print the result."""
     summary, out = pretrain(options), shlex.quote(options.out)
     click.echo(accuracy_line(summary))
     click.echo(f"base            {out}/model.safetensors")
@@ -180,7 +178,7 @@ def run(options: PretrainOptions) -> None:
 
 
 def recalled(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what need not be given again with --resume."""
+    """Return the options that --resume takes from the run."""
     return resumed(given, PretrainOptions) if given.get("resume") and "out" in given else {}
 
 

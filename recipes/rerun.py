@@ -1,4 +1,4 @@
-"""Do a run again from what its folder tells, and say whether the result is the same.
+"""Repeat a run by what its folder says, and compare the result.
 
 `vitft rerun runs/signs`
 """
@@ -26,9 +26,10 @@ FIGURES = ("test_accuracy", "val_accuracy")
 
 @dataclass(frozen=True, kw_only=True)
 class RerunOptions:
-    """Do the run in DIR again, with its options, data and seed, and compare the weights.
+    """Repeat the run in DIR, with its options, data and seed, and compare the weights.
 
-    The same machine and versions give the same to the last bit; others may round differently.
+    On the same machine with the same versions they are the same to the last bit; elsewhere
+    rounding may differ.
     """
 
     dir: str = option(help="A finished run's folder.", argument=True)
@@ -38,7 +39,7 @@ class RerunOptions:
 
 
 def rerun(options: RerunOptions) -> dict[str, Any]:
-    """Do a run again; return what both ended with, and how far apart their weights are.
+    """Repeat a run; return the results of both, and the largest difference of their weights.
 
     Raises:
         ValueError, OSError: the folder holds no finished run, or its data or base are gone.
@@ -95,7 +96,7 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def run(options: RerunOptions) -> None:
-    """Do it again, and print the verdict."""
+    """Repeat the run, and print whether it is the same."""
     found = rerun(options)
     if options.json:
         click.echo(json.dumps(found))

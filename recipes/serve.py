@@ -24,7 +24,7 @@ TOKEN = "VITFT_TOKEN"
 class ServeOptions(ModelOptions):
     """Serve a base and its adapters: a page and an HTTP interface on this machine.
 
-    POST /predict takes pictures (files), adapters (names with commas) and top; GET /adapters tells
+    POST /predict takes pictures (files), adapters (names with commas) and top; GET /adapters lists
     them; PUT /adapters/NAME with {"folder": DIR} loads one while others answer. /docs describes it.
     """
 
@@ -33,15 +33,17 @@ class ServeOptions(ModelOptions):
         "A saved adapter's folder, hf:OWNER/NAME, or NAME= and one of these; may be repeated.",
         repeated=True,
     )
-    host: str = option("127.0.0.1", "Address to listen at; any but this machine's needs a token.")
-    port: int = option(8000, "Port to listen at.")
-    token: str | None = option(
-        None, f"What requests must bring as a bearer token.  [default: that of ${TOKEN}]"
+    host: str = option(
+        "127.0.0.1", "Address to listen at; other than this machine's own, it needs a token."
     )
-    max_mb: int = option(20, "Most megabytes of a request.")
-    max_pictures: int = option(16, "Most pictures of a request.")
-    max_waiting: int = option(256, "Most pictures that wait; more are refused with status 503.")
-    max_adapters: int = option(64, "Most adapters, those loaded later too.")
+    port: int = option(8000, "Port to listen on.")
+    token: str | None = option(
+        None, f"Bearer token that requests must send.  [default: the value of ${TOKEN}]"
+    )
+    max_mb: int = option(20, "Largest size of a request, in megabytes.")
+    max_pictures: int = option(16, "Most pictures in a request.")
+    max_waiting: int = option(256, "Most pictures waiting; more are refused with status 503.")
+    max_adapters: int = option(64, "Most adapters, including those loaded later.")
     max_rank: int = option(16, "Largest rank of adapters loaded later.")
     max_classes: int = option(0, "Most classes of adapters loaded later.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")

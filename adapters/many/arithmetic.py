@@ -1,4 +1,4 @@
-"""Saved adapters in, one out: weighted sums of what they add to the base; and LoRA of a full tune.
+"""Saved adapters in, one out: weighted sums of their updates; and a LoRA from full fine-tuning.
 
 What is combined are the true updates, scale B A of each, so one adapter with weight 1 gives itself
 back, whatever its rank, alpha and rsLoRA. Sums of the A and of the B apart are something else:
@@ -144,7 +144,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _changes(base: nn.Module, tuned: nn.Module, head: str) -> dict[str, Tensor]:
-    """Return by key what every parameter outside the head has changed by, where it has.
+    """Return the change of every parameter outside the head that has changed.
 
     Raises:
         ValueError: the tuned model has other parameters.
@@ -209,7 +209,7 @@ def _check_heads(saved: Sequence[AdapterFolder]) -> None:
 
 
 def _sum(updates: list[Tensor], how: str, density: float, generator: torch.Generator) -> Tensor:
-    """Return the sum of updates (O, I), by TIES and DARE of what they keep of them."""
+    """Return the sum of updates (O, I); TIES and DARE drop a part of each first."""
     stacked = torch.stack(updates)  # (n, O, I)
     if how == "ties":
         size = stacked[0].numel()

@@ -13,7 +13,7 @@ from adapters.many.terms import linear, norm
 
 
 class Ids(threading.local):
-    """Which slot every row of a thread's batch is of; one object that all layers of a bank read."""
+    """The slot of each row of a thread's batch; one object, which all layers of a bank read."""
 
     # with a __dict__, a compiled pass loses what it writes here at a graph break
     __slots__ = ()

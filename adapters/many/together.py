@@ -38,7 +38,7 @@ class Joint(nn.Module):
         vars(self)["members"] = [*members]  # not children: their Parameters are the members'
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what each member makes of its rows."""
+        """Return each member's output for its rows."""
         each = [m.terms() if isinstance(m, AdapterLayer) else {} for m in self.members]
         terms = {key: self._stacked(each, key) for key in sorted({key for t in each for key in t})}
         rows = x.reshape(len(each), -1, x.shape[-1])  # (K, T, I)

@@ -69,7 +69,7 @@ class AdapterPlusConfig(AdapterConfig):
     """
 
     targets: tuple[str, ...] = (r"(.*\.)?blocks\.\d+",)
-    width: int = option(8, "hidden numbers of the bottleneck")
+    width: int = option(8, "width of the bottleneck")
 
     peft_marks = {"peft_type": "ADAPTER_PLUS"}
     sizes = {"width": ("adapter_down.weight", 0)}

@@ -62,9 +62,9 @@ class AdaptFormerConfig(AdapterConfig):
     """
 
     targets: tuple[str, ...] = ("ffn",)
-    width: int = option(64, "hidden numbers of the bottleneck")
+    width: int = option(64, "width of the bottleneck")
     scale: float = option(0.1, "factor of the bottleneck's output")
-    dropout: float = option(0.0, "of the bottleneck's hidden numbers, in training only")
+    dropout: float = option(0.0, "dropout in the bottleneck, in training only")
 
     peft_marks = {"peft_type": "ADAPTFORMER"}
     sizes = {"width": ("adaptformer_down.weight", 0)}

@@ -1,4 +1,4 @@
-"""BitFit: of linears and norms only the biases train (arXiv:2106.10199)."""
+"""BitFit: only the biases of linears and norms train (arXiv:2106.10199)."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from adapters.plain import plain
 
 
 class TunedBias(AffineLayer):
-    """y = W x + b', or norm(x) with b'; b' starts at the base's b, which stays what it is."""
+    """y = W x + b', or norm(x) with b'; b' starts at the base's b, which stays unchanged."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__(base)
@@ -41,7 +41,7 @@ class BitFitNorm(TunedBias, AdapterNorm):
 
 @dataclass(frozen=True, kw_only=True)
 class BitFitConfig(AdapterConfig):
-    """BitFit: only biases train, of linears and of norms (arXiv:2106.10199).
+    """BitFit: only the biases of linears and norms train (arXiv:2106.10199).
 
     A layer trains O numbers.
     """

@@ -57,7 +57,7 @@ class DoRALinear(LoRALinear):
 
 @dataclass(frozen=True, kw_only=True)
 class DoRAConfig(LoRAConfig):
-    """DoRA: LoRA that trains the length of every row beside its direction (arXiv:2402.09353).
+    """DoRA: LoRA that also trains the length of each row of the weight (arXiv:2402.09353).
 
     Raises:
         ValueError: an option is out of its range.

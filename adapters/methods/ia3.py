@@ -71,7 +71,7 @@ class IA3Input(AdapterLinear):
 
 @dataclass(frozen=True, kw_only=True)
 class IA3Config(AdapterConfig):
-    """(IA)^3: a trained factor for every key, value and hidden number (arXiv:2205.05638).
+    """(IA)^3: a trained factor for each key, value and hidden unit (arXiv:2205.05638).
 
     A layer trains O numbers, and I where it is one of `feedforward`.
 
@@ -81,7 +81,7 @@ class IA3Config(AdapterConfig):
 
     targets: tuple[str, ...] = ("wk", "wv", "w2")
     feedforward: tuple[str, ...] = option(
-        ("w2",), "those of the targets whose input is multiplied, not the output"
+        ("w2",), "targets whose input is multiplied, not the output"
     )
 
     peft_marks = {"peft_type": "IA3"}

@@ -58,7 +58,7 @@ class LoHaLinear(DeltaLinear):
 
 @dataclass(frozen=True, kw_only=True)
 class LoHaConfig(RankConfig):
-    """LoHa: the product, number by number, of two low-rank updates (arXiv:2108.06098).
+    """LoHa: the elementwise product of two low-rank updates (arXiv:2108.06098).
 
     A layer trains 2 R (O + I) numbers.
     """

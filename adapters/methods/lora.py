@@ -70,7 +70,7 @@ class LowRankLinear(AdapterLinear):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        """Return what tells this layer from others when it is printed."""
+        """Return the options that are shown when the layer is printed."""
         return f"{super().extra_repr()}, rank={len(self.factors()[0])}, scale={self.scale:g}"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,8 +113,8 @@ class LowRankLinear(AdapterLinear):
 class LoRALinear(LowRankLinear):
     """y = W x + b + scale B A dropout(x), from x (..., I) to y (..., O); A and B train.
 
-    Where B A does not start at zero, what it starts from is taken off again: the update is
-    scale (B A - B0 A0), which is of rank 2 R, and the base's W stays what it is.
+    Where B A does not start at zero, its initial value is subtracted: the update is
+    scale (B A - B0 A0), which has rank 2 R, and the base's W stays unchanged.
     """
 
     start_a: Tensor  # A0: (R, I)
@@ -152,10 +152,10 @@ class LoRAConfig(RankConfig):
         ValueError: an option is out of its range.
     """
 
-    dropout: float = option(0.0, "of the adapter's input, in training only")
+    dropout: float = option(0.0, "dropout of the adapter's input, in training only")
     use_rslora: bool = option(False, "scale by alpha / sqrt(rank) instead (arXiv:2312.03732)")
     lr_ratio: float = option(1.0, "learning rate of B over that of A (LoRA+, arXiv:2402.12354)")
-    init: str = option("kaiming", f"what A and B start from: {', '.join(INITS)}")
+    init: str = option("kaiming", f"initial values of A and B: {', '.join(INITS)}")
 
     layer: ClassVar[type[LoRALinear]] = LoRALinear
     peft_marks = {"peft_type": "LORA", "use_dora": False}
@@ -206,7 +206,7 @@ class LoRAConfig(RankConfig):
         return self.layer(base, rank=rank, scale=scale, dropout=self.dropout, init=self.init)
 
     def scale(self, name: str) -> float:
-        """Return what the update of the module called `name` is multiplied by."""
+        """Return the scale of the update of the module called `name`."""
         rank, alpha = self.rank_and_alpha(name)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 

@@ -1,4 +1,4 @@
-"""Norm tuning: of layer norms the weights and biases train (arXiv:2312.11420)."""
+"""Norm tuning: only the weights and biases of layer norms train (arXiv:2312.11420)."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from adapters.plain import plain
 
 
 class TunedNorm(AdapterNorm):
-    """y = w' normalised(x) + b', from and to (..., D); both start at the base's, which stay."""
+    """y = w' normalised(x) + b', from and to (..., D); both start at the base's values."""
 
     def __init__(self, base: nn.LayerNorm) -> None:
         super().__init__(base)

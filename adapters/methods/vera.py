@@ -63,10 +63,10 @@ class VeRAConfig(AdapterConfig):
     """
 
     targets: tuple[str, ...] = LINEARS
-    rank: int = option(256, "of the shared random matrices")
-    dropout: float = option(0.0, "of the adapter's input, in training only")
-    d_initial: float = option(0.1, "what lambda_d starts from")
-    projection_seed: int = option(0, "of the random matrices")
+    rank: int = option(256, "rank of the shared random matrices")
+    dropout: float = option(0.0, "dropout of the adapter's input, in training only")
+    d_initial: float = option(0.1, "initial value of lambda_d")
+    projection_seed: int = option(0, "seed of the random matrices")
     save_projection: bool = option(True, "keep the random matrices in the file")
 
     peft_marks = {"peft_type": "VERA"}
@@ -121,5 +121,5 @@ class VeRAConfig(AdapterConfig):
         return {name: VeRALinear(base, projections, **options) for name, base in linears.items()}
 
     def adapt(self, module: nn.Module, name: str) -> VeRALinear:
-        """Return the VeRA layer that takes the place of one plain `nn.Linear`, all by itself."""
+        """Return the VeRA layer that takes the place of one plain `nn.Linear`, alone."""
         return cast(VeRALinear, self.adapt_all({name: module})[name])

@@ -1,4 +1,4 @@
-"""Visual prompts, deep: every block reads trained tokens beside its own (arXiv:2203.12119, eq. 6).
+"""Visual prompt tuning, deep: each block has trained tokens of its own (arXiv:2203.12119, eq. 6).
 
 The block's outputs for the prompts are dropped; the next block has prompts of its own. Where the
 prompts stand among the tokens means nothing to attention, so they stand last.
@@ -58,7 +58,7 @@ class PromptedBlock(Wrapper):
 
 
 def _flat(value: Any) -> Iterator[Any]:
-    """Yield what stands in nested tuples, lists and dictionaries."""
+    """Yield the values in nested tuples, lists and dictionaries."""
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if isinstance(value, tuple | list):
@@ -70,7 +70,7 @@ def _flat(value: Any) -> Iterator[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class VPTConfig(AdapterConfig):
-    """Visual prompts, deep: trained tokens that every block reads besides (arXiv:2203.12119).
+    """Visual prompt tuning: each block reads trained tokens besides its own (arXiv:2203.12119).
 
     A block trains P D numbers. It can't be merged: the prompts are tokens, no weights.
 
@@ -80,7 +80,7 @@ class VPTConfig(AdapterConfig):
 
     targets: tuple[str, ...] = (r"(.*\.)?blocks\.\d+",)
     n_prompts: int = option(10, "prompts in a block")
-    dropout: float = option(0.0, "of the prompts, in training only")
+    dropout: float = option(0.0, "dropout of the prompts, in training only")
 
     peft_marks = {"peft_type": "VPT"}
     sizes = {"n_prompts": ("vpt_prompts", 1)}

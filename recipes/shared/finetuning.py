@@ -34,7 +34,7 @@ class CommonOptions(TrainOptions):
 
     adapter: str = option(help=f"Method: {', '.join(names())}.")
     base: str = option(help="A .safetensors file, a run's folder, or the name of a bundled base.")
-    preset: str = option("default", f"Values for what is not given: {', '.join(PRESETS)}.")
+    preset: str = option("default", f"Values of options that are not given: {', '.join(PRESETS)}.")
     lr: float | None = option(None, f"Highest learning rate.  {LR_DEFAULT}")
     weight_decay: float = option(0.0, "Decoupled weight decay of matrices.")
     epochs: int = option(10, "Passes over the training images.")
@@ -45,7 +45,7 @@ class CommonOptions(TrainOptions):
     )
     resize: str | None = option(
         None,
-        "How a picture becomes a square: shortest (the rest of it is cut off), squash, or pad.  "
+        "How a picture becomes a square: shortest (the longer side is cut), squash, or pad.  "
         "[default: the base's]",
     )
     crop: float | None = option(
@@ -54,30 +54,30 @@ class CommonOptions(TrainOptions):
     )
     targets: tuple[str, ...] | None = option(
         None,
-        "What to adapt: names, ends of names or regular expressions.  [default: the method's, "
-        "every linear of the blocks for lora: wq,wk,wv,wo,w1,w2, and w3 where there is one]",
+        "Modules to adapt: names, ends of names or regular expressions.  [default: the method's; "
+        "for lora every linear of the blocks: wq,wk,wv,wo,w1,w2, and w3 if there is one]",
     )
     layers: tuple[str, ...] | None = option(
         None, "Numbers of the blocks to adapt, from 0, such as 4-5.  [default: all]"
     )
     from_: str | None = option(
         None,
-        "Go on with the adapter of this run, on new images too: its base and method stand; "
-        "so does its head where the classes are the same.",
+        "Continue with the adapter of this run, also on new images.  Base and method stay the "
+        "same, and so does the head if the classes are the same.",
     )
     unfreeze: int = option(
         0,
-        "Train so many of the last blocks whole, with linear the last norm too, at the rate of "
-        "full fine-tuning, or --lr where that is lower.",
+        "Train all weights of this many last blocks (with linear, of the last norm too), at the "
+        "learning rate of full fine-tuning, or at --lr if that is lower.",
     )
     head_start: str = option(
         "probe",
-        "What the new head starts from: probe, a linear probe of the base's features, or zeros.",
+        "Start of the new head: probe, a linear probe of the base's features, or zeros.",
     )
     cache_features: bool | None = option(
         None,
-        "Compute once what the frozen first blocks make of the images.  "
-        "[default: up to 1 GB, where there is no augmentation]",
+        "Compute the output of the frozen first blocks once and keep it.  "
+        "[default: up to 1 GB, if there is no augmentation]",
     )
 
 
@@ -88,8 +88,8 @@ FinetuneOptions = make_dataclass(
     frozen=True,
     kw_only=True,
     namespace={
-        "__doc__": "Freeze a base, put on a head for the new classes and train only that head and "
-        "an adapter.\n\n\b\n" + "\n".join(["Methods:", *method_lines()])
+        "__doc__": "Freeze a base, add a head for the new classes, and train only that head and an "
+        "adapter.\n\n\b\n" + "\n".join(["Methods:", *method_lines()])
     },
 )
 
@@ -97,7 +97,7 @@ FinetuneOptions = make_dataclass(
 def resolve(
     options: CommonOptions, device: torch.device
 ) -> tuple[CommonOptions, adapters.AdapterConfig | None, Plan]:
-    """Return the options with every default in place, the adapter's config, and the plan.
+    """Return the options with every default filled in, the adapter's config, and the plan.
 
     Raises:
         ValueError: an option is unknown, out of its range, or not the method's.
@@ -121,7 +121,7 @@ def resolve(
 
 
 def recalled(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what need not be given again: with --resume, with --from.
+    """Return the options that --resume or --from take from an earlier run.
 
     Raises:
         ValueError: the folder holds no run, or an option of the method is given with --from.

@@ -1,4 +1,4 @@
-"""The options of a sweep, some of which have several values, in; those of every adapter out."""
+"""The options of a sweep, some with several values, in; the options of every adapter out."""
 
 from dataclasses import dataclass, fields, make_dataclass
 from itertools import product
@@ -20,13 +20,13 @@ GRID: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SweepBase(CommonOptions):
-    """The options of a sweep that are no method's."""
+    """The options of a sweep that do not belong to a method."""
 
     lr: tuple[str, ...] = option(  # type: ignore[assignment]
         (), "Highest learning rates, with commas.  [default: as in finetune]"
     )
-    seeds: int = option(1, "Train each with so many seeds, from --seed.")
-    together: int = option(16, "Adapters in one pass; more take more memory.")
+    seeds: int = option(1, "Train each with this many seeds, counted from --seed.")
+    together: int = option(16, "Most adapters in one pass; more take more memory.")
     plan: str | None = option(
         None, "Train nothing; write the command of every run to this file, for any scheduler."
     )
@@ -60,7 +60,7 @@ SweepOptions = make_dataclass(
 
 
 def combinations(options: SweepBase) -> list[tuple[dict[str, Any], CommonOptions]]:
-    """Return for every adapter its values of options that have several, and all its options.
+    """Return for every adapter its values of the options that vary, and all its options.
 
     Raises:
         ValueError: a value is no number, or nothing can be trained so.

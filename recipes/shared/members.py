@@ -26,7 +26,7 @@ from vitft.training.state import STATE
 
 @dataclass
 class Member:
-    """One adapter of a sweep."""
+    """An adapter of a sweep."""
 
     options: CommonOptions
     chosen: dict[str, Any]  # its values of the options that have several

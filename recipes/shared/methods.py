@@ -31,9 +31,9 @@ def names() -> list[str]:
 
 
 def default_lr(name: str, *, known_backbone: bool) -> float:
-    """Return the highest learning rate of a method or baseline where none is given.
+    """Return the default of the highest learning rate of a method or baseline.
 
-    The large pretrained ViTs of other libraries want smaller ones than the base that ships.
+    Large pretrained ViTs of other libraries need lower rates than the base that ships.
     """
     lr = LR.get(name, LR_OTHERS)
     return LR_KNOWN.get(name, lr / 10) if known_backbone else lr

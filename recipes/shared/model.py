@@ -1,4 +1,4 @@
-"""What `--base` and `--adapter` say in; a model ready for evaluation out."""
+"""`--base` and `--adapter` in; a model ready for evaluation out."""
 
 import json
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""The options that both training commands have, and what they decide: device, precision, plan."""
+"""The options of both training commands; and device, precision and plan by them."""
 
 import shutil
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ class DataOptions:
     )
     test_fraction: float | None = option(
         None,
-        "Share of each class held out to test with, where DATA has no test split.  "
-        f"[default: {TEST_FRACTION} where nobody has split it, else none]",
+        "Share of each class held out as the test split, if DATA has none.  "
+        f"[default: {TEST_FRACTION} if DATA has no splits at all, else none]",
     )
     source_pattern: str | None = option(
         None,
-        "Regular expression whose first group, found in a file's path, is what the picture was cut "
-        "from: a patient, a video.  No source stands in two splits.  "
+        "Regular expression whose first group, found in a file's path, names the source of the "
+        "picture: a patient, a video.  No source is in two splits.  "
         "[default: TRACK of files called TRACK_NUMBER]",
     )
     skip_broken: bool = option(False, "Leave out pictures that cannot be read, and say how many.")
@@ -46,10 +46,10 @@ class TrainOptions(DataOptions):
     epochs: int = option(20, "Passes over the training images.")
     batch_size: int = option(128, "Images in a step.")
     accumulate: int = option(
-        1, "Compute a batch in so many parts, one after another: less memory, the same result."
+        1, "Compute a batch in this many parts, one after another: less memory, the same result."
     )
     auto_batch: bool = option(
-        False, "Where a batch does not fit into memory, compute it in more parts: the same result."
+        False, "If a batch does not fit into memory, compute it in more parts: the same result."
     )
     checkpoint_blocks: bool = option(
         False, "Compute the blocks again in the backward pass: less memory, more time."
@@ -57,88 +57,95 @@ class TrainOptions(DataOptions):
     lr: float | None = option(1e-3, "Highest learning rate.")
     weight_decay: float = option(0.05, "Decoupled weight decay of matrices.")
     optimizer: str = option(
-        "adamw", "adamw, adam, or muon, which is for whole matrices, not for thin ones."
+        "adamw", "adamw, adam, or muon, which suits full weight matrices, not low-rank ones."
     )
     layer_decay: float = option(
         1.0,
-        "Multiply a block's learning rate by this for every block behind it (arXiv:2106.08254); "
-        "0.75, say, for full fine-tuning.",
+        "Multiply a block's learning rate by this once for every later block (arXiv:2106.08254), "
+        "for example 0.75 for full fine-tuning.",
     )
-    schedule: str = option("cosine", "Of the learning rate: cosine, linear, multistep or constant.")
-    warmup: float = option(0.05, "Share of the run over which the learning rate rises.")
-    clip: float = option(1.0, "Largest norm of the gradient; 0: any.")
+    schedule: str = option(
+        "cosine", "Learning rate schedule: cosine, linear, multistep or constant."
+    )
+    warmup: float = option(0.05, "Share of the run in which the learning rate rises.")
+    clip: float = option(1.0, "Largest norm of the gradient; 0: no clipping.")
     label_smoothing: float = option(0.0, "Label smoothing: probability spread over all classes.")
     flip: bool = option(
-        False, "Mirror half of the training images; wrong where left and right differ, as in signs."
+        False, "Mirror half of the training images; wrong where left and right matter, as in signs."
     )
-    shift: int = option(0, "Move training images by up to so many pixels.")
-    min_area: float = option(1.0, "Cut training images to at least this share of their area.")
-    max_ratio: float = option(10 / 9, "Of the sides of such a cut, either way; 1.33 is usual.")
+    shift: int = option(0, "Shift training images by up to this many pixels.")
+    min_area: float = option(1.0, "Least share of the area that random crops keep; 1: none.")
+    max_ratio: float = option(10 / 9, "Largest ratio of the sides of such a crop; 1.33 is usual.")
     trivial: bool = option(
-        False, "Change each training image in one way more, by TrivialAugment (arXiv:2103.10158)."
+        False,
+        "Change each training image by one random operation: TrivialAugment (arXiv:2103.10158).",
     )
     rand: bool = option(
-        False, "Or in two ways of medium strength, by RandAugment (arXiv:1909.13719)."
+        False, "Apply two operations of medium strength instead: RandAugment (arXiv:1909.13719)."
     )
     erase: float = option(
-        0.0, "Share of training images that lose a rectangle to its mean colour (arXiv:1708.04896)."
+        0.0,
+        "Share of training images with a rectangle set to its mean colour (arXiv:1708.04896).",
     )
     mixup: float = option(0.0, "Share of training images blended with another.")
-    cutmix: float = option(0.0, "Share of training images that get a rectangle of another.")
+    cutmix: float = option(0.0, "Share of training images with a rectangle pasted from another.")
     val_fraction: float | None = option(
         None,
-        "Share of the training images kept for validation, in whole sources; 0: none.  "
-        f"[default: {VAL_FRACTION} where DATA has no validation split]",
+        "Share of the training images held out for validation, in whole sources; 0: none.  "
+        f"[default: {VAL_FRACTION} if DATA has no validation split]",
     )
-    limit: int | None = option(None, "Use only so many training images, equally of each class.")
-    shots: int | None = option(None, "Use only so many training images of each class.")
+    limit: int | None = option(None, "Use only this many training images, as many of each class.")
+    shots: int | None = option(None, "Use only this many training images of each class.")
     class_weights: str = option(
-        "equal", "Of a class in the loss: equal, or balanced, so that rare classes count as much."
+        "equal",
+        "Weights in the loss: equal, or balanced, so that rare classes count as much as others.",
     )
     sample: str = option(
-        "all", "What an epoch shows: all, every image once; or balanced, every class as often."
+        "all", "An epoch shows all images once (all), or every class equally often (balanced)."
     )
-    seed: int = option(0, "Of everything random.")
+    seed: int = option(0, "Seed of all random numbers.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
-    precision: str = option("auto", "auto, fp32, or bf16, slow where the device lacks it.")
+    precision: str = option("auto", "auto, fp32 or bf16; bf16 is slow on a device without it.")
     shard: bool = option(
         False,
-        "Spread the weights over the processes that torchrun started (FSDP2), for a model that one "
-        "device cannot hold.",
+        "Distribute the weights over the processes that torchrun started (FSDP2), for a model too "
+        "large for one device.",
     )
     compile: bool | None = option(
         None,
-        "Compile the model first, a minute or so; asked for on a GPU, record the whole step too.  "
+        "Compile the model first, which takes a minute or so; if given, on a GPU also record the "
+        "whole step.  "
         "[default: on a GPU, for long runs]",
     )
     keep: str = option(
-        "best", "The weights of which epoch are kept: best, by validation where there is, or last."
+        "best",
+        "Weights to keep: of the best epoch by validation (best), or of the last epoch (last).",
     )
     ema: float = option(
         0.0,
-        "Decay of an average of the weights, which is validated and kept in place of them, 0.99, "
-        "say; 0: none.",
+        "Decay of a moving average of the weights, for example 0.99; the average is validated and "
+        "kept instead.  0: none.",
     )
     on_nan: str = option(
         "stop",
-        "What a gradient that is not finite does: stop the run, or skip its step, which is counted "
-        "and told.",
+        "If a gradient is not finite: stop the run, or skip the step; skipped steps are counted "
+        "and reported.",
     )
     patience: int = option(
-        0, "End after so many epochs without a better validation; 0: train them all."
+        0, "Stop after this many epochs without a better validation; 0: train all epochs."
     )
     calibrate: bool = option(
         False,
-        "Divide the head by the temperature at which its probabilities fit the validation images "
-        "best (arXiv:1706.04599); classes stay.",
+        "Divide the head by the temperature that fits the validation images best "
+        "(arXiv:1706.04599); the predicted classes stay the same.",
     )
     log: tuple[str, ...] = option(
         (),
         f"Log to {', '.join(LOGGERS)} too, each an extra of vitft: files in OUT, unless "
         "MLFLOW_TRACKING_URI, WANDB_API_KEY or WANDB_MODE says otherwise.",
     )
-    save_seconds: float = option(60.0, "Seconds between saved states, which --resume goes on from.")
-    resume: bool = option(False, "Go on with the run in --out where it was stopped.")
+    save_seconds: float = option(60.0, "Seconds between saved states, for --resume.")
+    resume: bool = option(False, "Continue the run in --out where it was stopped.")
     overwrite: bool = option(False, "Replace the run in --out.")
 
 
@@ -179,7 +186,7 @@ def pick_bf16(name: str, device: torch.device) -> bool:
 
 
 def pick_compile(options: TrainOptions, plan: Plan, n_train: int, device: torch.device) -> bool:
-    """Return whether compiling the model wins its time back.
+    """Return whether compiling the model saves more time than it takes.
 
     On two CPU cores it takes a minute for every image size and saves 3 to 4 % of a step. On a GPU,
     where memory traffic limits the step, five million images are an estimate, not measured yet.

@@ -1,4 +1,4 @@
-"""The runs of a sweep in; commands for any scheduler, a share of them, or their end on Ray, out."""
+"""The runs of a sweep in; commands for any scheduler, a share of the runs, or runs on Ray out."""
 
 import logging
 import os
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 def commands(made: Sequence[CommonOptions]) -> list[list[str]]:
-    """Return the command that trains each run alone, in words."""
+    """Return the command that trains each run alone, as its words."""
     return [["vitft", "finetune", *arguments_of(options)] for options in made]
 
 
 def plan_text(made: Sequence[CommonOptions]) -> str:
-    """Return the commands, a line each."""
+    """Return the commands, one a line."""
     return "".join(shlex.join(command) + "\n" for command in commands(made))
 
 

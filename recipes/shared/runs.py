@@ -1,4 +1,4 @@
-"""The folder of a training run: may it be used, what was it started with, what does it leave."""
+"""The folder of a training run: whether it may be used, its options, and its files."""
 
 import errno
 import json
@@ -51,10 +51,10 @@ MAY_DIFFER = (
 
 
 def continued(options: Options) -> Options:
-    """Return the options of a run that goes on by itself after one of its processes died.
+    """Return the options of a run that torchrun may have started again after a process died.
 
-    What this launch of torchrun has saved is gone on with; what stood there before it is not. Where
-    nothing was saved yet, --resume starts the run. Every process does what the first one finds.
+    It resumes a state that the same launch of torchrun saved, not an older one. Where nothing was
+    saved yet, --resume starts the run. All processes follow what the first one finds.
     """
     folder, resume, overwrite = Path(options.out), options.resume, options.overwrite
     if attempt() and (folder / STATE).is_file():
@@ -91,9 +91,8 @@ def check_run(options: TrainOptions) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """Lock the folder, so that no other run writes to it; released however the process ends.
 
-    What a killed run has left unfinished goes.
-
-    On a file system without locks it is not locked. Of several processes the first one locks it.
+    Unfinished files of a killed run are removed. On a file system without locks nothing is locked.
+    Of several processes, the first one locks the folder.
 
     Raises:
         ValueError: another run holds it.
@@ -174,9 +173,9 @@ def written(options: TrainOptions) -> dict[str, Any]:
 
 
 def resumed(given: Mapping[str, Any], options: type[Any]) -> dict[str, Any]:
-    """Return what the run that --resume goes on with was started with.
+    """Return the options that the run of --resume was started with.
 
-    That is {} where nothing was started yet and all that it takes is given.
+    They are {} if nothing was started yet and all required options are given.
 
     Raises:
         ValueError: nothing was started, and something is missing.
@@ -189,7 +188,7 @@ def resumed(given: Mapping[str, Any], options: type[Any]) -> dict[str, Any]:
 
 
 def recall(folder: Path, names: Collection[str], purpose: str) -> dict[str, Any]:
-    """Return what the run in a folder was started with, of these options.
+    """Return these options as the run in a folder was started with them.
 
     Args:
         folder: of the run.

@@ -1,4 +1,4 @@
-"""The data of a command in; images to train on, to watch by and to report on, out."""
+"""The data of a command in; training, validation and test images out."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ LARGER = 1.25  # times what the model takes: the most that images are kept at, t
 
 @dataclass(frozen=True)
 class Splits:
-    """Images to train on, to watch by, and to report on once."""
+    """Training, validation and test images."""
 
     train: Images
     validation: Images
@@ -35,7 +35,7 @@ class Splits:
 
 
 def open_data(options: DataOptions, model: VisionTransformer, *, learn: bool = True) -> ImageSet:
-    """Return the set of the options for a model, which keeps what it tells of pictures and labels.
+    """Return the data set of the options, and set the model's framing and kind of labels by it.
 
     Args:
         options: of the command.
@@ -61,7 +61,7 @@ def open_data(options: DataOptions, model: VisionTransformer, *, learn: bool = T
 
 
 def held(images: Images, options: DataOptions, device: torch.device) -> Images:
-    """Return the images on `device` where they fit, as asked without those that are broken.
+    """Return the images on `device` if they fit; with --skip-broken without the broken ones.
 
     Raises:
         ValueError: an image is broken; names the first ten.
@@ -110,10 +110,10 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
 
 
 def kept_side(image_size: int, min_area: float) -> int:
-    """Return the side to keep images at, so that parts of them show more than the whole does."""
+    """Return the side to keep images at, so that crops of them have enough pixels."""
     return round(image_size * min(LARGER, min_area**-0.5))
 
 
 def say(text: str) -> None:
-    """Print a line for the person who waits, on standard error."""
+    """Print a line of progress on standard error."""
     click.echo(text, err=True)

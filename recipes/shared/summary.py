@@ -1,4 +1,4 @@
-"""A run that is done or was stopped in; its test, summary.json and report out."""
+"""A run, finished or stopped, in; its test figures, summary.json and report.html out."""
 
 import platform
 import time
@@ -112,7 +112,7 @@ def accuracy_line(summary: Mapping[str, Any]) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Return what the device is called, with the number of threads for a CPU."""
+    """Return the device's name, for a CPU with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return (

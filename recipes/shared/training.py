@@ -1,4 +1,4 @@
-"""What `pretrain` and `finetune` share: a model trained, or what a stopped run has learned kept."""
+"""What `pretrain` and `finetune` share: train a model, and keep what a stopped run learned."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -74,9 +74,9 @@ def train(
     save: Callable[[Run], dict[str, Any]],
     belongs: Sequence[str] = (),
 ) -> tuple[Run, dict[str, Any]]:
-    """Train the model in place, or go on where the run was stopped; return the run and its summary.
+    """Train the model in place, or continue a stopped run; return the run and its summary.
 
-    A run that is stopped after an epoch leaves what it has learned so far, ready for use.
+    A run that is stopped after an epoch leaves its best weights so far, ready for use.
 
     Args:
         save: writes what was trained, and returns the summary's facts about it.
@@ -125,7 +125,7 @@ def leave(
 
 @torch.no_grad()
 def calibrate(run: Run, options: TrainOptions) -> None:
-    """Divide the head by the best temperature for the validation images, if asked for."""
+    """Divide the head by the best temperature for the validation images, with --calibrate."""
     if not options.calibrate:
         return
     found = evaluate(run.model, run.validation, bf16=run.plan.bf16)

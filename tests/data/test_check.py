@@ -84,6 +84,4 @@ def test_it_is_told_to_people_and_to_programs(odd: Path, vitft: Run) -> None:
 def test_training_says_what_it_will_be_tested_on_twice(odd: Path) -> None:
     notes = load_data(str(odd), Fit(64)).notes
     (note,) = (note for note in notes if "to the bit" in note)
-    assert note.startswith(
-        "of the images to validate or test with, 1 stand in train too, to the bit"
-    )
+    assert note.startswith("1 validation or test images are also in train, to the bit")

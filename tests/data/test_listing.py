@@ -30,7 +30,7 @@ def test_a_validation_split_is_taken_whatever_it_is_called(name: str, tmp_path: 
     fill(tmp_path, f"train/a train/b {name}/a {name}/b test/a test/b extra")
     data = load_data(str(tmp_path), Fit(8))
     assert sizes(data) == (10, 10, 10)
-    assert data.notes == ("no split, so passed over: extra",)
+    assert data.notes == ("skipped, since they are no split: extra",)
 
 
 def test_without_a_test_split_nothing_is_held_out_unless_asked_for(tmp_path: Path) -> None:
@@ -51,7 +51,8 @@ def test_classes_alone_are_split_the_same_way_every_time(tmp_path: Path) -> None
     assert data.test.sources == again.test.sources
     assert not {*data.test.sources} & {*data.train.sources}
     assert data.notes == (
-        "nobody has split these images: 6 of 30 are held out to test with, the same in every run",
+        "these images have no splits: 6 of 30 are held out as the test split, "
+        "the same in every run",
     )
     assert sizes(load_data(str(tmp_path), Fit(8), test_fraction=1.0)) == (0, 0, 30)
     with pytest.raises(ValueError, match="test_fraction=1.5 is not in 0 <= test_fraction <= 1"):

@@ -146,7 +146,7 @@ def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:45])
     (tmp_path / "text.png").write_text("no image")
     for name in ("cut.png", "text.png"):
-        with pytest.raises(ValueError, match=f"{name} is no readable image .* mend or remove it"):
+        with pytest.raises(ValueError, match=f"{name} is no readable image .* repair or remove it"):
             read_image(tmp_path / name, fit)
     with pytest.raises(FileNotFoundError, match="there is no image .*none.png"):
         read_image(tmp_path / "none.png", fit)

@@ -108,7 +108,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(
 ) -> None:
     path = tmp_path / "a.png"
     photograph(3, 3).save(path)
-    message = rf"^{re.escape(str(path))} is no readable image \(bad\); mend or remove it$"
+    message = rf"^{re.escape(str(path))} is no readable image \(bad\); repair or remove it$"
     with pytest.raises(ValueError, match=message):
         read_image(path, fail(error))
     gone = tmp_path / "gone.png"

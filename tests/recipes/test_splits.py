@@ -59,7 +59,7 @@ def test_classes_alone_are_split_and_measured_on_the_same_images(
 ) -> None:
     data, out = colours / "train", tmp_path / "out"
     done = vitft("finetune", "--base", base, "--data", data, "--out", out, *FLAGS)
-    assert "nobody has split these images: 12 of 60 are held out to test with" in done.stderr
+    assert "these images have no splits: 12 of 60 are held out as the test split" in done.stderr
     told = summary(out)
     assert (told["n_train"], told["n_validation"], told["n_test"]) == (42, 6, 12)
     measured = vitft("evaluate", "--base", base, "--adapter", out, "--data", data).stdout

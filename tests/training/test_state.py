@@ -74,8 +74,8 @@ BROKEN: list[tuple[Change, str]] = [
     (lambda t: t.pop("random.cpu"), "'random.cpu'"),
     (lambda t: t.update({"random.cpu": t["random.cpu"][:9]}), "its random state is of another"),
     (lambda t: t.update({"random.cpu": t["random.cpu"].int()}), "its random state is of another"),
-    (lambda t: t.pop("optimizer.0.1.exp_avg"), "a parameter's state lacks something"),
-    (lambda t: t.pop("optimizer.1.0.step"), "a parameter's state lacks something"),
+    (lambda t: t.pop("optimizer.0.1.exp_avg"), "the optimizer state of a parameter is incomplete"),
+    (lambda t: t.pop("optimizer.1.0.step"), "the optimizer state of a parameter is incomplete"),
     (lambda t: t.update({"optimizer.0.x.step": torch.ones(1)}), "invalid literal"),
 ]
 

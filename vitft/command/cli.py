@@ -83,8 +83,8 @@ def _print_version(ctx: click.Context, option: click.Parameter, asked: bool) -> 
 def cli(traceback: bool) -> None:
     """Train Vision Transformers and fine-tune them with adapters.
 
-    Results go to standard output, progress to standard error. Exit status: 0 done, 2 something
-    you can mend, 130 interrupted (training goes on with --resume).
+    Results go to standard output, progress to standard error. Exit status: 0 done, 2 an error
+    that you can fix, 130 interrupted (training continues with --resume).
     """
 
 
@@ -136,7 +136,7 @@ def _status(error: BaseException) -> int:
                 f"the same result, --checkpoint-blocks or a smaller --image-size ({text[:100]})"
             )
         elif _is_shared() and (not is_first or any(words in text for words in LOST)):
-            text = "another process of this run has ended; --resume goes on with what was saved"
+            text = "another process of this run has ended; --resume continues from what was saved"
         else:
             raise error
     elif not isinstance(error, (ValueError, OSError)):

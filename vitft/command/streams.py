@@ -1,4 +1,4 @@
-"""Standard output and error that outlive their reader: what nobody reads any more is dropped."""
+"""Standard output and error that survive a closed pipe: later output is dropped."""
 
 import os
 from typing import Any, TextIO

@@ -1,1 +1,1 @@
-"""What `--data` says in, batches of images out."""
+"""`--data` in, images with labels and splits out."""

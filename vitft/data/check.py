@@ -1,4 +1,4 @@
-"""The files of a data set in; what is wrong with them, out: broken, twice there, of one colour."""
+"""The files of a data set in; their faults out: broken, duplicate, of one colour."""
 
 import hashlib
 import os
@@ -38,7 +38,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Look:
-    """What one look at a file tells."""
+    """What was read of a file."""
 
     digest: str  # of its bytes
     size: tuple[int, int] = (0, 0)
@@ -68,7 +68,7 @@ class Checked:
 
 
 def check(listing: Listing) -> Checked:
-    """Look at every file of a listing, once."""
+    """Read every file of a listing once."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = [*pool.map(look, listing.paths)]
     whole = [i for i, one in enumerate(looks) if not one.error]

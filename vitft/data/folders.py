@@ -1,4 +1,4 @@
-"""A folder as people have it in; its image files with classes and splits out."""
+"""A folder of images in; its image files with classes and splits out."""
 
 import os
 from collections import Counter
@@ -43,7 +43,7 @@ def list_folder(folder: Path) -> Listing:
             else _list_classes(path, _folders(path), part)
         )
     if others := [path.name for path in inside if path not in parts]:
-        listing.notes.append(f"no split, so passed over: {', '.join(others[:10])}")
+        listing.notes.append(f"skipped, since they are no split: {', '.join(others[:10])}")
     return listing
 
 

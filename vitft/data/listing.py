@@ -194,15 +194,15 @@ class Listing:
         return torch.tensor([i for i, s in enumerate(self.splits) if s in wanted]).long()
 
     def _lines(self, classes: Sequence[str], parts: dict[str, Images]) -> list[str]:
-        """Return what a person should know: what was passed over, what was split, what lacks."""
+        """Return notes for the user: skipped files, drawn splits, missing classes."""
         lines = [*self.notes]
         if n := self.skipped.total():
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common(5))
             lines.append(f"{n} {'file is' if n == 1 else 'files are'} passed over: {kinds}")
         if "" in self.splits and len(parts["test"]):
             lines.append(
-                f"nobody has split these images: {len(parts['test'])} of {len(self.paths)} are "
-                "held out to test with, the same in every run"
+                f"these images have no splits: {len(parts['test'])} of {len(self.paths)} are held "
+                "out as the test split, the same in every run"
             )
         tested = parts["test"].labels
         counts = (
@@ -215,8 +215,8 @@ class Listing:
         unseen = [*parts["validation"].names, *parts["test"].names]
         if twice := shared(unseen, parts["train"].names):
             lines.append(
-                f"of the images to validate or test with, {len(twice)} stand in train too, to the "
-                "bit, so accuracy will look better than it is; vitft check lists them"
+                f"{len(twice)} validation or test images are also in train, to the bit, so the "
+                "accuracy looks better than it is; vitft check lists them"
             )
         return lines
 

@@ -1,4 +1,4 @@
-"""What `--data` says in; a data set with its splits and class names out."""
+"""`--data` in; a data set with its splits and class names out."""
 
 from pathlib import Path
 

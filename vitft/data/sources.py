@@ -1,4 +1,4 @@
-"""Files in; what each picture was cut from, a video or a patient, out: no source in two splits."""
+"""Files in; the source of each picture, such as a video or a patient, out."""
 
 import re
 from collections import Counter
@@ -9,7 +9,7 @@ from pathlib import Path
 def sources_of(
     paths: Sequence[Path], alike: Sequence[Hashable], pattern: str | None = None
 ) -> list[str]:
-    """Return for each file what it was cut from, where that makes sense, else itself.
+    """Return the source of each file where the names make sense, else the file itself.
 
     Args:
         paths: of the files.
@@ -61,7 +61,7 @@ def _compiled(pattern: str) -> "re.Pattern[str]":
         raise ValueError(f"source_pattern={pattern!r} is no regular expression: {error}") from error
     if not compiled.groups:
         raise ValueError(
-            f"source_pattern={pattern!r} has no group; put brackets around what names a source, "
+            f"source_pattern={pattern!r} has no group; put brackets around the source's name, "
             "as in '(patient[0-9]+)_'"
         )
     return compiled

@@ -1,4 +1,4 @@
-"""A computation in parts, each on cores of its own: how a CPU takes a batch.
+"""A batch computed in parts on a CPU, each part on separate cores.
 
 Where all cores share every operation, they wait for each other some thousand times a step, and send
 through memory what would stay in a core's cache. With one part per core, neither happens.

@@ -1,4 +1,4 @@
-"""A device in; its free memory, a set's share of it, its peak, and whether it is full, out."""
+"""Memory of a device: how much is free, how much a data set may take, peak, out of memory."""
 
 import sys
 from contextlib import suppress

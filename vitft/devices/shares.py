@@ -1,4 +1,4 @@
-"""A batch or a set of images in; what this process has of it, and its random numbers, out.
+"""A batch or a set of images in; this process's share of it, and its random numbers, out.
 
 Every process draws the same random numbers, for a whole batch, and keeps those of its own images.
 So an image gets the same ones however many processes there are, and one random state serves them

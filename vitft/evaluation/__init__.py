@@ -1,1 +1,1 @@
-"""What a model is worth: the task, its figures, features and probes."""
+"""Evaluation: the task and its metrics, features, and linear probes."""

@@ -32,7 +32,7 @@ class Evaluation:
 
     @cached_property
     def figures(self) -> dict[str, float]:
-        """What they are worth: accuracy and more, as the task measures it."""
+        """The task's metrics: accuracy and more."""
         return self.task.figures(self.probabilities, self.labels)
 
     @property

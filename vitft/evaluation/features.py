@@ -1,4 +1,4 @@
-"""Images and a model in; what the model's frozen first stages make of them out, computed once.
+"""Images and a model in; the output of the model's frozen first stages out, computed once.
 
 Where nothing changes from one epoch to the next, an epoch then costs only the stages that train.
 """

@@ -1,4 +1,4 @@
-"""Probabilities and labels in; what they are worth, and how far they can be believed, out."""
+"""Probabilities and labels in; accuracy metrics and calibration out."""
 
 import torch
 import torch.nn.functional as F

@@ -44,7 +44,7 @@ def fit_probe(
     folder: Path,
     bf16: bool = False,
 ) -> Probe:
-    """Return a head that fits the model's features of the images, and what they are worth.
+    """Return a head that is fitted to the model's features, and the accuracy of these features.
 
     Args:
         model: as it is; what it computes in evaluation counts.

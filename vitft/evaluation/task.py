@@ -1,4 +1,4 @@
-"""What a model learns: labels and logits in; targets, loss and predictions out."""
+"""The task of a model: labels and logits in; targets, loss and predictions out."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -32,7 +32,7 @@ class Task(Protocol):
         """Return for every image whether it is predicted right (B,), bool."""
 
     def figures(self, probabilities: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return what predictions (n, n_classes) are worth for labels (n, ...), by name."""
+        """Return the metrics of predictions (n, n_classes) for labels (n, ...), by name."""
 
 
 @cache
@@ -108,7 +108,7 @@ class SeveralLabels:
         return logits.sigmoid()
 
     def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return for every image whether all its classes are told right (B,), bool."""
+        """Return for every image whether all its classes are predicted right (B,), bool."""
         return ((logits > 0) == (targets > 0.5)).all(dim=1)
 
     def figures(self, probabilities: Tensor, labels: Tensor) -> dict[str, float]:

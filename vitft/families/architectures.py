@@ -1,4 +1,4 @@
-"""The name of a timm architecture in; what its tensors do not tell out.
+"""The name of a timm architecture in; the options that its tensors do not show out.
 
 timm keeps heads, eps and activation in the code that a name stands for. Tests compare every name
 that is covered with timm's own model.

@@ -1,4 +1,4 @@
-"""What a source says of itself in; its family, what its tensors do not tell, classes, facts out."""
+"""A source in; its family, options that its tensors do not show, classes and facts out."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Tensors of an original file in; its family, and what they do not tell, out.
+"""Tensors of an original file in; its family, and options that they do not show, out.
 
 DINOv2, DINOv3, DINO, MAE and DeiT come without a config; open_clip's vision towers with an
 open_clip_config.json.
@@ -74,7 +74,7 @@ def _is_dinov2(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _is_plain(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether this is a ViT of which nothing but its heads is open."""
+    """Return whether this is a plain ViT, of which only the number of heads is unknown."""
     others = ("norm_pre.weight", "attn_pool.latent", "blocks.0.ls1.gamma", "reg_token")
     known = {"blocks.0.attn.qkv.weight", "pos_embed", "cls_token"} <= tensors.keys()
     return known and not any(name in tensors for name in others)

@@ -1,6 +1,7 @@
 """Another library's ViT in, a `VisionTransformer` out, equal to it to rounding.
 
-Most of a config is told by the tensors: widths, biases, tokens, norms. `describe` tells the rest.
+Most of the config follows from the tensors: widths, biases, tokens, norms. `describe` gives the
+rest.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""A folder or file of another library in; its tensors and what it says of them out."""
+"""A folder or file of another library in; its tensors and configs out."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ INSIDE = ("model", "state_dict", "teacher", "model_state_dict", "target_encoder"
 
 @dataclass(frozen=True)
 class Source:
-    """What stands in a folder or file."""
+    """The content of a folder or file."""
 
     name: str  # the folder's or file's
     tensors: dict[str, Tensor] = field(repr=False)
@@ -39,7 +39,7 @@ class Source:
 
 
 def read_source(path: Path) -> Source:
-    """Return what stands in a folder or file of another library.
+    """Return the content of a folder or file of another library.
 
     Raises:
         FileNotFoundError: there is none, or a folder lacks its tensors.

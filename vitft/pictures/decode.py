@@ -80,7 +80,7 @@ def read_image(
         raise FileNotFoundError(f"there is no image {path}") from None
     except UNREADABLE as error:
         raise ValueError(
-            f"{name or path} is no readable image ({error}); mend or remove it"
+            f"{name or path} is no readable image ({error}); repair or remove it"
         ) from error
 
 

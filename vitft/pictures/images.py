@@ -138,7 +138,7 @@ class Images:
         """
         if broken := [*self._hold(device, max_bytes).values()]:
             raise ValueError(
-                f"{len(broken)} of {len(self)} images are broken; mend or remove them, or leave "
+                f"{len(broken)} of {len(self)} images are broken; repair or remove them, or leave "
                 f"them out with --skip-broken: {listed(broken)}"
                 if len(broken) > 1
                 else f"{listed(broken)}, or leave it out with --skip-broken"

@@ -73,7 +73,7 @@ class Plan:
         if self.on_nan not in ON_NAN:
             raise ValueError(f"on_nan={self.on_nan!r} is none of {', '.join(ON_NAN)}")
         if self.recorded and (self.on_nan == "skip" or self.auto_accumulate):
-            raise ValueError("a recorded step can neither skip itself nor accumulate more")
+            raise ValueError("a recorded step can neither be skipped nor computed in more parts")
         if self.patience < 0:
             raise ValueError(f"patience={self.patience} is negative; 0 never ends a run early")
         if self.checkpoint_blocks and (self.compiled or self.recorded):

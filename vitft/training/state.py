@@ -119,7 +119,7 @@ def _load_optimizers(
                 j, key = name.split(".")[2:]
                 state.setdefault(int(j), {})[key] = sharded_like(parameters[int(j)], value)
         if len({frozenset(values) for values in state.values()}) > 1:
-            raise ValueError("a parameter's state lacks something")
+            raise ValueError("the optimizer state of a parameter is incomplete")
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
