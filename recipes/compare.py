@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import click
 import msgspec
 
+from recipes.shared.places import output
 from recipes.shared.runs import MAY_DIFFER
 from vitft.command import options as cli
 from vitft.command.options import option
@@ -71,15 +72,16 @@ def compare(options: CompareOptions) -> list[dict[str, Any]]:
     folders = dict.fromkeys(run for folder in options.dir for run in find_runs(folder))
     rows = tell_apart([read_run(folder) for folder in folders])
     rows.sort(key=lambda row: (-(row["test_accuracy"] or 0), -(row["val_accuracy"] or 0)))
-    write_comparison(
-        Path(options.out),
-        title="Runs side by side",
-        rows=rows,
-        columns=_columns(rows),
-        x="trained_share",
-        y="test_accuracy",
-        series="run",
-    )
+    with output(options.out) as out:
+        write_comparison(
+            out,
+            title="Runs side by side",
+            rows=rows,
+            columns=_columns(rows),
+            x="trained_share",
+            y="test_accuracy",
+            series="run",
+        )
     return rows
 
 
