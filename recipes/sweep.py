@@ -30,7 +30,7 @@ from vitft.devices.processes import started_by_torchrun
 from vitft.files import write_bytes, write_json
 from vitft.model.checkpoint import load_model
 from vitft.report.comparison import text_table, write_comparison
-from vitft.training.state import STATE
+from vitft.training.state import STATE, finish_save
 
 
 def sweep(options: SweepBase) -> dict[str, Any]:
@@ -56,6 +56,7 @@ def sweep(options: SweepBase) -> dict[str, Any]:
     with ExitStack() as held:
         for folder in folders if options.only else [options.out, *folders]:
             held.enter_context(locked(Path(folder)))
+        finish_save([Path(member.out) for _, member, _, _ in made if member.resume])
         base = load_model(options.base)
         frame(base, options)
         fingerprint = adapters.fingerprint(base, exclude=("head",))

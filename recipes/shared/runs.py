@@ -11,12 +11,13 @@ from recipes.shared.options import TrainOptions
 from recipes.shared.places import held
 from vitft.devices.processes import attempt, from_first, is_first, launch_time
 from vitft.files import remove_unfinished, write_bytes, write_json
-from vitft.training.state import STATE
+from vitft.training.state import NEXT, STATE
 
 Options = TypeVar("Options", bound=TrainOptions)
 # What a run leaves beside config.json.
 OUTPUTS = (
     STATE,
+    NEXT,
     "metrics.jsonl",
     "model.safetensors",
     "adapter_config.json",
