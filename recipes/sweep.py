@@ -23,6 +23,7 @@ from recipes.shared.grid import GRID, SweepBase, SweepOptions, combinations
 from recipes.shared.logs import logged
 from recipes.shared.members import Member, chunks, make_member, train_together
 from recipes.shared.options import pick_device
+from recipes.shared.places import output
 from recipes.shared.plans import plan_text, run_on_ray, share
 from recipes.shared.runs import OUTPUTS, check_run, locked, start_run
 from recipes.shared.splits import make_splits, open_data, say
@@ -33,7 +34,7 @@ from vitft.files import read_json, write_bytes, write_json
 from vitft.model.checkpoint import load_model
 from vitft.report.comparison import OF_IMAGES, course, table, text_table
 from vitft.report.page import write_page
-from vitft.training.state import STATE
+from vitft.training.state import STATE, finish_save
 
 SWEEP = "sweep.json"  # what it found
 
@@ -61,6 +62,7 @@ def sweep(options: SweepBase) -> dict[str, Any]:
     with ExitStack() as held:
         for folder in folders if options.only else [options.out, *folders]:
             held.enter_context(locked(Path(folder)))
+        finish_save([Path(member.out) for _, member, _, _ in made if member.resume])
         base = load_model(options.base)
         frame(base, options)
         fingerprint = adapters.fingerprint(base, exclude=("head",))
@@ -223,7 +225,8 @@ def run(options: SweepBase) -> None:
     """Sweep, and print the table and the best; or write the plan."""
     if options.plan is not None:
         runs = [given for _, given in combinations(options)]
-        write_bytes(options.plan, plan_text(runs).encode())
+        with output(options.plan) as plan:
+            write_bytes(plan, plan_text(runs).encode())
         click.echo(f"plan            {len(runs)} commands in {shlex.quote(options.plan)}")
         return
     result = sweep(options)
