@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import click
 import msgspec
 
+from recipes.shared.places import output
 from recipes.shared.runs import MAY_DIFFER
 from vitft.command import options as cli
 from vitft.command.options import option
@@ -79,7 +80,8 @@ def compare(options: CompareOptions) -> list[dict[str, Any]]:
     folders = dict.fromkeys(run for folder in options.dir for run in find_runs(folder))
     rows = tell_apart([read_run(folder) for folder in folders])
     rows.sort(key=lambda row: (_images(row), -(row["test_accuracy"] or 0), -_val_accuracy(row)))
-    write_page(Path(options.out), "Runs side by side", "".join(map(_section, by_images(rows))))
+    with output(options.out) as out:
+        write_page(out, "Runs side by side", "".join(map(_section, by_images(rows))))
     return rows
 
 

@@ -2,11 +2,11 @@
 
 import shlex
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import click
 import torch
 
+from recipes.shared.places import new_output
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.model.checkpoint import load_model, save_model
@@ -33,13 +33,12 @@ def convert(options: ConvertOptions) -> VisionTransformer:
     Raises:
         ValueError, OSError: the source is missing, broken or not covered, or the file is there.
     """
-    if Path(options.out).exists():
-        raise ValueError(f"{options.out} is there already; choose another --out or remove it")
-    model = load_model(options.source)
-    if options.image_size is not None:
-        model = at_size(model, options.image_size)
-    save_model(model, options.out)
-    return load_model(options.out)
+    with new_output(options.out) as out:
+        model = load_model(options.source)
+        if options.image_size is not None:
+            model = at_size(model, options.image_size)
+        save_model(model, out)
+        return load_model(out)
 
 
 @torch.no_grad()

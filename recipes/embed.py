@@ -10,6 +10,7 @@ from torch import Tensor
 
 from recipes.shared.classifier import Classifier, expand
 from recipes.shared.model import ModelOptions
+from recipes.shared.places import output
 from vitft.bars import complain, progress_bar
 from vitft.command import options as cli
 from vitft.command.options import option
@@ -62,7 +63,8 @@ def run(options: EmbedOptions) -> None:
     features, paths = embed(options)
     content = io.BytesIO()
     np.savez(content, features=features, paths=np.array(paths))
-    write_bytes(options.out, content.getvalue())
+    with output(options.out) as out:
+        write_bytes(out, content.getvalue())
     click.echo(f"features        {len(features):,} x {features.shape[1]:,} in {options.out}")
 
 

@@ -2,7 +2,8 @@
 
 import shlex
 import shutil
-import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,13 @@ import adapters
 from recipes.convert import at_size
 from recipes.shared.model import ModelOptions, open_model
 from recipes.shared.peft_folder import write_peft
+from recipes.shared.places import new_output
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.families.check import difference as library_difference
 from vitft.families.onnx import OPSET, check_onnx, write_onnx
 from vitft.families.write import write_source
+from vitft.files import unfinished
 from vitft.model.vit import VisionTransformer
 
 FORMATS = ("hf", "timm", "onnx", "peft-hf", "peft-timm")
@@ -51,36 +54,51 @@ def export(options: ExportOptions) -> float:
         ValueError, OSError: a file is missing or there already, the format does not suit the base,
             or the outputs differ.
     """
-    out = Path(options.out)
     if options.format not in FORMATS:
         raise ValueError(f"unknown format {options.format!r}; choose from {', '.join(FORMATS)}")
-    if out.exists():
-        raise ValueError(f"{out} is there already; choose another --out or remove it")
-    model = open_model(options.base, options.adapter)
-    alone = options.format.startswith("peft-")
-    if alone and options.adapter is None:
-        raise ValueError(f"--format {options.format} writes an adapter; name one by --adapter")
-    if options.adapter is not None and not alone:
-        adapters.merge(model)
-    if not alone and model.image_size != model.config.image_size:
-        model = at_size(model, model.image_size)
-    generator = torch.Generator().manual_seed(0)
-    shape = (3, model.config.n_channels, model.image_size, model.image_size)
-    images = torch.randn(shape, generator=generator)
-    unfinished = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    try:
-        difference = write_and_check(model, unfinished, options.format, images)
+    with new_output(options.out) as out, temporarily(out) as place:
+        model, generator = to_export(options), torch.Generator().manual_seed(0)
+        shape = (3, model.config.n_channels, model.image_size, model.image_size)
+        images = torch.randn(shape, generator=generator)
+        difference = write_and_check(model, place, options.format, images)
         if not difference < MOST:
             raise ValueError(
                 f"{options.format}'s outputs differ by {difference:.1e}, over {MOST:g}; nothing "
                 "was written"
             )
-        unfinished.rename(out)
+        place.rename(out)
+        return difference
+
+
+def to_export(options: ExportOptions) -> VisionTransformer:
+    """Return the base: with its adapter where that is written alone, else merged, at its size.
+
+    Raises:
+        ValueError, OSError: a file is missing or broken, or no adapter is named.
+    """
+    model = open_model(options.base, options.adapter)
+    if options.format.startswith("peft-"):
+        if options.adapter is None:
+            raise ValueError(f"--format {options.format} writes an adapter; name one by --adapter")
+        return model
+    if options.adapter is not None:
+        adapters.merge(model)
+    if model.image_size != model.config.image_size:
+        model = at_size(model, model.image_size)
+    return model
+
+
+@contextmanager
+def temporarily(out: Path) -> Iterator[Path]:
+    """Yield another name for a file or folder; what still has it at the end goes."""
+    place = unfinished(out)
+    try:
+        yield place
     finally:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-        unfinished.unlink(missing_ok=True)
-    return difference
+        if place.is_dir():
+            shutil.rmtree(place)
+        elif place.exists():
+            place.unlink()
 
 
 def write_and_check(model: VisionTransformer, out: Path, kind: str, images: torch.Tensor) -> float:

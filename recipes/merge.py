@@ -2,13 +2,13 @@
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 import torch
 
 import adapters
 from recipes.shared.model import ModelOptions, open_model
+from recipes.shared.places import new_output
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.evaluation.evaluate import suitable_batch
@@ -32,24 +32,23 @@ def merge(options: MergeOptions) -> float:
         ValueError, OSError: a file is missing, broken or cannot be written, or the method
             can't be merged.
     """
-    if Path(options.out).exists():
-        raise ValueError(f"{options.out} is there already; choose another --out or remove it")
-    model = open_model(options.base, options.adapter)
-    shape = (
-        min(64, suitable_batch(model)),
-        model.config.n_channels,
-        model.image_size,
-        model.image_size,
-    )
-    images = torch.randint(
-        0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
-    with torch.inference_mode():
-        before = model(model.normalize(images))
-    save_model(adapters.merge(model), options.out)
-    merged = load_model(options.out)
-    with torch.inference_mode():
-        return (merged(merged.normalize(images)) - before).abs().max().item()
+    with new_output(options.out) as out:
+        model = open_model(options.base, options.adapter)
+        shape = (
+            min(64, suitable_batch(model)),
+            model.config.n_channels,
+            model.image_size,
+            model.image_size,
+        )
+        images = torch.randint(
+            0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+        )
+        with torch.inference_mode():
+            before = model(model.normalize(images))
+        save_model(adapters.merge(model), out)
+        merged = load_model(out)
+        with torch.inference_mode():
+            return (merged(merged.normalize(images)) - before).abs().max().item()
 
 
 def run(options: MergeOptions) -> None:

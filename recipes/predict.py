@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recipes.shared.classifier import Classes, Classifier, best_of, expand
 from recipes.shared.model import ModelOptions
+from recipes.shared.places import output
 from vitft.bars import complain, progress_bar
 from vitft.command import options as cli
 from vitft.command.options import option
@@ -170,7 +171,8 @@ def run(options: PredictOptions) -> None:
             if options.out is None and kind != "json":  # as they come
                 click.echo(shown([row], kind, first=len(rows) == 1), nl=False)
     if options.out is not None:
-        write_bytes(options.out, shown(rows, kind).encode())
+        with output(options.out) as out:
+            write_bytes(out, shown(rows, kind).encode())
     elif kind == "json":
         click.echo(shown(rows, kind), nl=False)
     if broken and not options.skip_broken:

@@ -23,6 +23,7 @@ from recipes.shared.grid import GRID, SweepBase, SweepOptions, combinations
 from recipes.shared.logs import logged
 from recipes.shared.members import Member, chunks, make_member, train_together
 from recipes.shared.options import pick_device
+from recipes.shared.places import output
 from recipes.shared.plans import plan_text, run_on_ray, share
 from recipes.shared.runs import OUTPUTS, check_run, locked, start_run
 from recipes.shared.splits import make_splits, open_data, say
@@ -223,7 +224,8 @@ def run(options: SweepBase) -> None:
     """Sweep, and print the table and the best; or write the plan."""
     if options.plan is not None:
         runs = [given for _, given in combinations(options)]
-        write_bytes(options.plan, plan_text(runs).encode())
+        with output(options.plan) as plan:
+            write_bytes(plan, plan_text(runs).encode())
         click.echo(f"plan            {len(runs)} commands in {shlex.quote(options.plan)}")
         return
     result = sweep(options)

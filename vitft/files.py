@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,6 @@ from torch import Tensor
 from vitft.version import __version__
 
 FORMAT = 1  # of the files; raised when an older vitft would misread them
-UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")  # the name of a temporary file
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -28,7 +28,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             was meant.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = unfinished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
@@ -45,10 +45,25 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             temporary.unlink()
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files in a folder, which whoever wrote them left when he was killed."""
+def unfinished(path: Path) -> Path:
+    """Return another name beside a file or folder, for as long as it is being written."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def remove_unfinished(folder: Path, name: str | None = None) -> None:
+    """Remove what whoever wrote it left in a folder under its temporary name when he was killed.
+
+    Args:
+        folder: of the files.
+        name: of the one that was meant; any by default.
+    """
+    meant = ".+" if name is None else re.escape(name)
     for path in folder.glob(".*"):
-        if UNFINISHED.fullmatch(path.name) and path.is_file():
+        if not re.fullmatch(rf"\.+{meant}(\.[0-9a-f]{{32}})+", path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
 
 

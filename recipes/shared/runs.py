@@ -1,17 +1,15 @@
 """The folder of a training run: whether it may be used, its options, and its files."""
 
-import errno
 import json
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
 from recipes.shared.card import CARD, is_ours
 from recipes.shared.options import TrainOptions
+from recipes.shared.places import held
 from vitft.devices.processes import attempt, from_first, is_first, launch_time
 from vitft.files import remove_unfinished, write_bytes, write_json
 from vitft.report.findings import FILE
@@ -31,8 +29,6 @@ OUTPUTS = (
     FILE,
     "report.html",
 )
-# What a file system without locks says.
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 # What may differ between a run's start and its resumption.
 MAY_DIFFER = (
     "out",
@@ -83,7 +79,7 @@ def check_run(options: TrainOptions) -> Path:
         )
     if is_first():
         write_bytes(folder / ".vitft", b"")  # says at once if nothing can be written here
-        (folder / ".vitft").unlink()
+        (folder / ".vitft").unlink(missing_ok=True)  # another run may have done the same
     return folder
 
 
@@ -100,23 +96,9 @@ def locked(folder: Path) -> Iterator[None]:
     if not is_first():
         yield
         return
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"another run writes to {folder} now; wait for its end or choose another --out"
-        ) from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-    try:
+    with held(folder, folder / ".lock"):
         remove_unfinished(folder)
         yield
-    finally:
-        with suppress(OSError):
-            (folder / ".lock").unlink(missing_ok=True)
-        lock.release()
 
 
 def start_run(options: TrainOptions, folder: Path) -> None:

@@ -1,0 +1,75 @@
+"""Places that a command writes to: held by one process, cleared of what a killed one left there."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from vitft.files import remove_unfinished
+
+# What a file system without locks says.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+@contextmanager
+def held(place: Path, lock: Path) -> Iterator[None]:
+    """Hold a place by a lock, a file which goes however the process ends.
+
+    On a file system without locks it is not held.
+
+    Raises:
+        ValueError: another process holds it.
+        OSError: nothing can be written there.
+    """
+    held_by = FileLock(lock)
+    try:
+        held_by.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another run writes to {place} now; wait for its end or choose another --out"
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise OSError(
+                f"cannot write {place}: {error.strerror or error}; choose a folder you can write to"
+            ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.unlink(missing_ok=True)
+        held_by.release()
+
+
+@contextmanager
+def output(out: str | Path) -> Iterator[Path]:
+    """Hold the place of a file or folder that a command writes, and yield it.
+
+    What a killed command has left unfinished of it goes.
+
+    Raises:
+        ValueError: another command writes it now.
+        OSError: nothing can be written there.
+    """
+    out = Path(out)
+    with suppress(OSError):  # which writing there will tell better
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with held(out, out.with_name(f".{out.name}.lock")):
+        remove_unfinished(out.parent, out.name)
+        yield out
+
+
+@contextmanager
+def new_output(out: str | Path) -> Iterator[Path]:
+    """Hold the place of an output, as `output` does, where nothing stands yet.
+
+    Raises:
+        ValueError: something stands there, or another command writes it now.
+        OSError: nothing can be written there.
+    """
+    with output(out) as place:
+        if place.exists():
+            raise ValueError(f"{out} is there already; choose another --out or remove it")
+        yield place
