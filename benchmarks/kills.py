@@ -26,7 +26,7 @@ def at_events(
     act: Callable[[Job, Path], Act],
     on: bool = False,
 ) -> Iterator[str]:
-    """Let something happen at each event of a job, in random order, at n of them at most; yield how it ends.
+    """Let something happen at each event of a job, or at n of them; yield how it ends.
 
     Args:
         act: tells for a job and its place what happens.

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitft.files import FORMAT, read_metadata, read_tensors, write_tensors
+from vitft.files import (
+    FORMAT,
+    read_metadata,
+    read_tensors,
+    remove_unfinished,
+    unfinished,
+    write_tensors,
+)
 from vitft.version import __version__
 
 
@@ -36,3 +43,16 @@ def test_metadata_that_is_none_of_ours_is_refused(text: str, tmp_path: Path) -> 
     save_file({"x": torch.ones(2)}, tmp_path / "a", {"vitft": text})
     with pytest.raises(ValueError, match="was not written by vitft: its metadata is no"):
         read_metadata(tmp_path / "a")
+
+
+def test_what_was_left_unfinished_of_a_file_goes_and_nothing_else(tmp_path: Path) -> None:
+    out, others = tmp_path / "a.onnx", [tmp_path / name for name in ("a", "a.onnx.x", "b-a.onnx")]
+    left = [unfinished(out), unfinished(unfinished(out)), unfinished(out)]
+    kept = [out, tmp_path / ".a.onnx", *map(unfinished, others)]
+    left[2].mkdir()
+    for path in (*left[:2], left[2] / "config.json", *kept):
+        path.touch()
+    remove_unfinished(tmp_path, "a.onnx")
+    assert {*tmp_path.iterdir()} == {*kept}
+    remove_unfinished(tmp_path)
+    assert {*tmp_path.iterdir()} == {*kept[:2]}

@@ -1,0 +1,66 @@
+"""What a command writes: nobody else writes it then, and a killed one's remains go."""
+
+from pathlib import Path
+
+import pytest
+
+from recipes.shared.places import output
+from tests.conftest import Run, paint
+from vitft.files import unfinished
+
+WRITING = ["convert", "export", "embed"]
+
+
+def command(name: str, base: Path, out: Path) -> list[object]:
+    """Return a command that writes `out`."""
+    paint(out.parent / "red.png", (200, 0, 0))
+    return {
+        "convert": ["convert", base, "--out", out],
+        "export": ["export", "--base", base, "--format=onnx", "--out", out],
+        "embed": ["embed", "--base", base, out.parent / "red.png", "--out", out],
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["convert", "embed"])
+def test_what_a_killed_command_left_goes_with_the_next(
+    name: str, vitft: Run, base: Path, tmp_path: Path
+) -> None:
+    out, arguments = tmp_path / "out.npz", command(name, base, tmp_path / "out.npz")
+    other = unfinished(tmp_path / "other.npz")
+    for path in (unfinished(out), tmp_path / ".out.npz.lock", other):
+        path.touch()
+    vitft(*arguments)
+    assert {path.name for path in tmp_path.iterdir()} == {"out.npz", "red.png", other.name}
+
+
+def test_a_command_killed_when_all_was_done_leaves_nothing_to_the_next(
+    vitft: Run, base: Path, tmp_path: Path
+) -> None:
+    arguments = command("convert", base, tmp_path / "out")
+    vitft(*arguments)
+    (tmp_path / ".out.lock").touch()
+    assert "is there already" in vitft(*arguments, code=2).stderr
+    assert not (tmp_path / ".out.lock").exists()
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_two_commands_never_write_one_file(
+    name: str, vitft: Run, base: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with output(out):
+        told = vitft(*command(name, base, out), code=2).stderr
+    assert f"another run writes to {out} now; wait for its end or choose another --out" in told
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_a_place_that_cannot_be_written_is_named(
+    name: str, vitft: Run, base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out"
+    arguments = [out if a == tmp_path / "out" else a for a in command(name, base, tmp_path / "out")]
+    told = vitft(*arguments, code=2).stderr
+    assert told.startswith(f"Error: cannot write {out}: ")
+    assert told.endswith("; choose a folder you can write to\n")
