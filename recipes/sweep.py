@@ -34,7 +34,7 @@ from vitft.files import read_json, write_bytes, write_json
 from vitft.model.checkpoint import load_model
 from vitft.report.comparison import OF_IMAGES, course, table, text_table
 from vitft.report.page import write_page
-from vitft.training.state import STATE
+from vitft.training.state import STATE, finish_save
 
 SWEEP = "sweep.json"  # what it found
 
@@ -62,6 +62,7 @@ def sweep(options: SweepBase) -> dict[str, Any]:
     with ExitStack() as held:
         for folder in folders if options.only else [options.out, *folders]:
             held.enter_context(locked(Path(folder)))
+        finish_save([Path(member.out) for _, member, _, _ in made if member.resume])
         base = load_model(options.base)
         frame(base, options)
         fingerprint = adapters.fingerprint(base, exclude=("head",))

@@ -14,13 +14,14 @@ from vitft.devices.processes import attempt, from_first, is_first, launch_time
 from vitft.files import remove_unfinished, write_bytes, write_json
 from vitft.report.findings import FILE
 from vitft.training.loggers import EVENTS, check_loggers
-from vitft.training.state import STATE
+from vitft.training.state import NEXT, STATE
 
 Options = TypeVar("Options", bound=TrainOptions)
 LOG = "log.json"  # where the loggers of --log hold a run
 # What a run leaves beside config.json.
 OUTPUTS = (
     STATE,
+    NEXT,
     "metrics.jsonl",
     "model.safetensors",
     "adapter_config.json",

@@ -17,6 +17,7 @@ from vitft.pictures.images import Images
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
+from vitft.training.state import NEXT, finish_save
 from vitft.training.step import Step, add_gradients, passes
 
 CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ class Group:
             adapters.inject(model, config, trainable=("head",))
             plan = Plan(**PLAN | self.options | {"seed": seed, "lr": lr})
             out = self.folder / f"{name}{i}"
-            out.mkdir()
+            out.mkdir(exist_ok=True)
             made.append(Run(model, data, images(6, 9), plan, out))
         return made
 
@@ -256,3 +257,34 @@ def test_gradients_that_stay_are_contiguous_and_nobody_elses() -> None:
     assert weights["a"].grad.is_contiguous()
     assert torch.equal(weights["a"].grad, turned)
     assert weights["b"].grad is plain
+
+
+@pytest.mark.parametrize("killed_in", ["save", "confirm"])
+def test_runs_killed_while_they_are_saved_go_on_from_one_step(
+    killed_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = Group(tmp_path, save_seconds=1e-9)
+    given = [images(17)] * 2, [0, 0], [1e-2, 3e-3]
+    whole = group.runs("whole", *given)
+    train(whole, group.join)
+    plain, n_calls = getattr(Run, killed_in), iter(range(100))
+
+    def dying(run: Run, *arguments: str) -> None:
+        if next(n_calls) == (5 if killed_in == "confirm" else 7):  # the second one's third
+            raise KeyboardInterrupt
+        plain(run, *arguments)
+
+    monkeypatch.setattr(Run, killed_in, dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(group.runs("cut", *given), group.join)
+    monkeypatch.setattr(Run, killed_in, plain)
+    again = group.runs("cut", *given)
+    assert any((run.folder / NEXT).exists() for run in again)
+    finish_save([run.folder for run in again])
+    assert not any((run.folder / NEXT).exists() for run in again)
+    for run in again:
+        run.restore()
+    assert {(run.epoch, run.step) for run in again} == {(0, 3 if killed_in == "confirm" else 2)}
+    train(again, group.join)
+    for one, other in zip(again, whole, strict=True):
+        assert torch.equal(ends(one), ends(other))

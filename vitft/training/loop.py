@@ -6,6 +6,7 @@ line of metrics.jsonl.
 """
 
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -172,15 +173,20 @@ class Loop:
             self.step = self._make_step()
 
     def _save(self) -> None:
+        """Save every run; of several all or none, since they take their steps together."""
         self.step.share_draws()
+        name = uuid.uuid4().hex if len(self.step.runs) > 1 else None
         for run in self.step.runs:
             try:
                 if run not in self.step.failed:
-                    run.save()
+                    run.save(name)
             except NotFinite as error:
                 self.step.failed[run] = error
                 if len(self.step.failed) == len(self.step.runs):
                     raise
+        for run in self.step.runs if name else ():
+            if run not in self.step.failed:
+                run.confirm()
         self.saved = time.perf_counter()
 
     def _leave_out(self, run: Run, error: NotFinite) -> None:

@@ -25,7 +25,7 @@ from vitft.pictures.images import Images
 from vitft.training.best import Best
 from vitft.training.draws import seeded_state
 from vitft.training.plan import Plan
-from vitft.training.state import STATE, load_state, save_state
+from vitft.training.state import NEXT, STATE, load_state, save_state
 
 PROGRESS = ("epoch", "step", "seconds", "history")  # saved and restored
 MAX_SKIPPED = 0.5  # share of an epoch's steps
@@ -90,10 +90,14 @@ class Run:
         self.draws = seeded_state(plan.seed, self.device)
         self.totals = torch.zeros(3, device=self.device)
 
-    def save(self) -> None:
+    def save(self, name: str | None = None) -> None:
         """Write what `restore` needs, whole or not at all; never a state that is not finite.
 
         Every process calls it, and the first one writes.
+
+        Args:
+            name: of this save, where it is one of several runs; it then counts once all of them are
+                written and `confirm` is called.
 
         Raises:
             NotFinite: a step, the loss or a weight is not; what was saved before stays.
@@ -104,10 +108,15 @@ class Run:
         progress = {name: getattr(self, name) for name in PROGRESS}
         progress |= {"totals": self.totals.tolist(), "belongs": self.belongs}
         progress |= {"best": self.best.row, "frozen": self.frozen, "skipped": self.skipped}
-        path, optimizers = self.folder / STATE, self.updates.optimizers
+        progress |= {"save": name} if name else {}
+        path, optimizers = self.folder / (NEXT if name else STATE), self.updates.optimizers
         kept = {"best": self.best.weights, "average": self.average.values}
         save_state(path, self.model, optimizers, self.draws, progress, kept)
         self.totals *= is_first()  # which now has those of all
+
+    def confirm(self) -> None:
+        """Let the save that has a name count."""
+        (self.folder / NEXT).replace(self.folder / STATE)
 
     def restore(self) -> None:
         """Go back to the state that was saved last.

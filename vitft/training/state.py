@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vitft.devices.processes import is_first
 from vitft.devices.spread import copy_into, sharded_like, whole
-from vitft.files import read_tensors, write_tensors
+from vitft.files import read_metadata, read_tensors, write_tensors
 from vitft.training.draws import random_state
 
-STATE = "state.safetensors"
+STATE, NEXT = "state.safetensors", "state.next.safetensors"
 RANDOM = ("random.cpu", "random.cuda")
 CHECKSUM = "checksum"
 WEIGHTS = ("best", "average")  # kept beside those of the model
@@ -97,6 +97,24 @@ def load_state(
             kept[kind][name] = torch.empty_like(trained[name], requires_grad=False)
             copy_into(kept[kind][name], value)
     return progress, draws, kept
+
+
+def finish_save(folders: Sequence[Path]) -> None:
+    """Finish a save of several runs that was killed when only some of them had their new STATE.
+
+    All of them then go on from one step, so they take their steps together as before. A NEXT of a
+    save that no STATE belongs to is of one that was killed earlier, and goes.
+
+    Raises:
+        ValueError: a file is broken.
+    """
+    paths = [folder / STATE for folder in folders]
+    saves = [read_metadata(path).get("save") for path in paths if path.is_file()]
+    for folder in folders:
+        path = folder / NEXT
+        if path.is_file() and read_metadata(path).get("save", "") in saves:
+            path.replace(folder / STATE)
+        path.unlink(missing_ok=True)
 
 
 def _checksum(tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> int:
