@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 from time import perf_counter
 
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks.trouble import Before, Command, Ended, Events, nothing
 from tests.conftest import TINY, TINY_FLAGS, paint
@@ -108,13 +109,17 @@ class Job:
 
 
 def ready() -> None:
-    """Import what commands import, late ones too, so that those forked from here start at once."""
+    """Import what commands import, late ones too, so that those forked from here start at once.
+
+    Their reports have no pictures, which take most of the time and are one write.
+    """
     torch.set_num_threads(1)
     import_torchvision()
     for name in (*COMMANDS, "shared.peft_folder"):
         importlib.import_module(f"recipes.{name}")
     for name in ("matplotlib.pyplot", "timm", "transformers", "onnxruntime"):
         importlib.import_module(name)
+    Figure.savefig = lambda self, file, **_: file.write("<svg/>")
     with TemporaryDirectory() as folder:
         write_onnx(VisionTransformer(ViTConfig(**TINY)), Path(folder, "warm.onnx"))
 
