@@ -66,8 +66,8 @@ def test_states_are_saved_by_the_clock_however_short_an_epoch_is(
     monkeypatch.setattr("vitft.training.loop.time.perf_counter", lambda: float(next(clock)))
     places, plain = [], Run.save
 
-    def save(self: Run) -> None:
-        plain(self)
+    def save(self: Run, name: str | None = None) -> None:
+        plain(self, name)
         places.append((self.epoch, self.step))
 
     monkeypatch.setattr(Run, "save", save)
@@ -135,7 +135,7 @@ def test_the_state_is_saved_on_the_way(tmp_path: Path) -> None:
     run = new_run(tmp_path, save_seconds=1e-9)
     places = []
     save = run.save
-    run.save = lambda: (save(), places.append((run.epoch, run.step)))  # type: ignore
+    run.save = lambda name=None: (save(), places.append((run.epoch, run.step)))  # type: ignore
     train(run)
     assert places == [(0, 0), *((epoch, step) for epoch in range(3) for step in (1, 2, 3)), (3, 0)]
 

@@ -25,9 +25,9 @@ class Clock:
             step(this, *batches)
             self.now += 1
 
-        def slow_save(this: Run) -> None:
+        def slow_save(this: Run, name: str | None = None) -> None:
             self.saved.append((this.epoch, this.step, this.seconds))
-            save(this)
+            save(this, name)
             self.now += 100
 
         monkeypatch.setattr(loop, "time", self)
@@ -82,10 +82,10 @@ def test_a_run_that_cannot_be_saved_fails_alone(
     runs = group.runs("run", [data] * 2, [0, 1], [1e-2] * 2)
     save = Run.save
 
-    def failing(self: Run) -> None:
+    def failing(self: Run, name: str | None = None) -> None:
         if self.step and self in runs[:n_failing]:
             raise NotFinite("not finite")
-        save(self)
+        save(self, name)
 
     monkeypatch.setattr(Run, "save", failing)
     if n_failing == 2:
