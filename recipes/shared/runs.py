@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,8 +79,11 @@ def check_run(options: TrainOptions) -> Path:
             f"{folder} holds a run already; use --resume, --overwrite or another --out"
         )
     if is_first():
-        write_bytes(folder / ".vitft", b"")  # says at once if nothing can be written here
-        (folder / ".vitft").unlink(missing_ok=True)  # another run may have done the same
+        try:
+            write_bytes(folder / ".vitft", b"")  # says at once if nothing can be written here
+        finally:
+            with suppress(OSError):  # another run may have done the same
+                (folder / ".vitft").unlink()
     return folder
 
 

@@ -64,3 +64,16 @@ def test_a_place_that_cannot_be_written_is_named(
     told = vitft(*arguments, code=2).stderr
     assert told.startswith(f"Error: cannot write {out}: ")
     assert told.endswith("; choose a folder you can write to\n")
+
+
+def test_a_run_that_is_stopped_as_it_tries_its_folder_leaves_nothing(
+    vitft: Run, base: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recipes.shared.runs.write_bytes", stopped)
+    flags = ["--adapter=linear", "--base", base, "--data", folder, "--out", tmp_path]
+    vitft("finetune", *flags, code=130)
+    assert not [*tmp_path.iterdir()]
