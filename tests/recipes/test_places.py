@@ -1,5 +1,6 @@
 """What a command writes: nobody else writes it then, and a killed one's remains go."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,11 @@ def test_a_run_that_is_stopped_as_it_tries_its_folder_leaves_nothing(
     flags = ["--adapter=linear", "--base", base, "--data", folder, "--out", tmp_path]
     vitft("finetune", *flags, code=130)
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_that_is_removed_meanwhile_is_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="was removed meanwhile; what was written is lost"),
+        output(tmp_path / "folder" / "out"),
+    ):
+        shutil.rmtree(tmp_path / "folder")
