@@ -109,7 +109,14 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
             preprocessing=ours.get("preprocessing"),
             trained=tuple(ours["trained"]) if "trained" in ours else None,
         )
-    except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    # torch's RuntimeError: another file took its place in the middle of it
+    except (
+        SafetensorError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,  # and RecursionError
+    ) as error:
         raise ValueError(f"{Path(folder, TENSORS)} is broken: {error}") from error
 
 

@@ -106,7 +106,8 @@ def befallen(n: int, seconds: float, seed: int) -> Iterator[dict[str, Any]]:
         for what, trial in KILLS.items():
             for command, job in commands.items():
                 yield row(f"{command}, {what}", timely(trial(job, folder, n, rng), seconds))
-        yield row("serve, killed as it loads", timely(serve_kills(commands, folder, n, rng), 60))
+        served = timely(serve_kills(commands, folder, n, rng), len(commands) * seconds)
+        yield row("serve, killed as it loads", served)
         for what, trial in MISHAPS.items():
             ends = Counter[str]()
             for command, job in commands.items():

@@ -53,7 +53,9 @@ def _mount(place: Path, options: str) -> None:
 
 def lost(job: Job, place: Path) -> Act:
     """Return what loses the folder that a job writes to."""
-    return lose(place / job.out if job.again else place)
+    act = lose(place / job.out if job.again else place)
+    # a lock goes when all is done
+    return lambda event, file: None if str(file).endswith(".lock") else act(event, file)
 
 
 def no_right(job: Job, folder: Path, n: int, rng: random.Random) -> Iterator[str]:

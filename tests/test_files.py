@@ -56,3 +56,15 @@ def test_what_was_left_unfinished_of_a_file_goes_and_nothing_else(tmp_path: Path
     assert {*tmp_path.iterdir()} == {*kept}
     remove_unfinished(tmp_path)
     assert {*tmp_path.iterdir()} == {*kept[:2]}
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replaced(*_: object, **__: object) -> None:
+        raise RuntimeError("file is smaller than the required mapping")
+
+    write_tensors(tmp_path / "a", {"x": torch.ones(2)}, {})
+    monkeypatch.setattr("vitft.files.safe_open", replaced)
+    with pytest.raises(ValueError, match="is no whole safetensors file"):
+        read_tensors(tmp_path / "a")

@@ -168,7 +168,7 @@ def _read(path: str | Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[s
             metadata = _metadata(path, (file.metadata() or {}).get("vitft", "{}"))
             names = file.keys() if tensors else ()  # noqa: SIM118
             return {name: file.get_tensor(name) for name in names}, metadata
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:  # torch's: it was replaced in the middle
         raise ValueError(
             f"{path} is no whole safetensors file ({error}); download or save it again"
         ) from error

@@ -20,12 +20,13 @@ def held(place: Path, lock: Path) -> Iterator[None]:
     On a file system without locks it is not held.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, or it was removed meanwhile.
         OSError: nothing can be written there.
     """
-    held_by = FileLock(lock)
+    held_by, is_held = FileLock(lock), False
     try:
         held_by.acquire(timeout=0)
+        is_held = lock.exists()
     except Timeout:
         raise ValueError(
             f"another run writes to {place} now; wait for its end or choose another --out"
@@ -37,6 +38,8 @@ def held(place: Path, lock: Path) -> Iterator[None]:
             ) from error
     try:
         yield
+        if is_held and not lock.exists():
+            raise ValueError(f"{lock.parent} was removed meanwhile; what was written is lost")
     finally:
         with suppress(OSError):
             lock.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,8 +79,11 @@ def check_run(options: TrainOptions) -> Path:
             f"{folder} holds a run already; use --resume, --overwrite or another --out"
         )
     if is_first():
-        write_bytes(folder / ".vitft", b"")  # says at once if nothing can be written here
-        (folder / ".vitft").unlink(missing_ok=True)  # another run may have done the same
+        try:
+            write_bytes(folder / ".vitft", b"")  # says at once if nothing can be written here
+        finally:
+            with suppress(OSError):  # another run may have done the same
+                (folder / ".vitft").unlink()
     return folder
 
 
@@ -88,8 +91,8 @@ def check_run(options: TrainOptions) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """Lock the folder, so that no other run writes to it; released however the process ends.
 
-    Unfinished files of a killed run are removed. Of several processes, the first one locks the
-    folder.
+    Unfinished files of a killed run are removed. On a file system without locks nothing is locked.
+    Of several processes, the first one locks the folder.
 
     Raises:
         ValueError: another run holds it.

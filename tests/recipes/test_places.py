@@ -1,5 +1,6 @@
 """What a command writes: nobody else writes it then, and a killed one's remains go."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,24 @@ def test_a_place_that_cannot_be_written_is_named(
     told = vitft(*arguments, code=2).stderr
     assert told.startswith(f"Error: cannot write {out}: ")
     assert told.endswith("; choose a folder you can write to\n")
+
+
+def test_a_run_that_is_stopped_as_it_tries_its_folder_leaves_nothing(
+    vitft: Run, base: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recipes.shared.runs.write_bytes", stopped)
+    flags = ["--adapter=linear", "--base", base, "--data", folder, "--out", tmp_path]
+    vitft("finetune", *flags, code=130)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_that_is_removed_meanwhile_is_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="was removed meanwhile; what was written is lost"),
+        output(tmp_path / "folder" / "out"),
+    ):
+        shutil.rmtree(tmp_path / "folder")
