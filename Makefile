@@ -21,12 +21,10 @@ mutants: setup
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/mutmut run --max-children 1 $(ONLY)
 	$(BIN)/mutmut results
 
-# Minutes: every architecture of timm, every kind of adapter compiled, every method sharded over processes that die, the wheel, and the
-# table of all families.
+# Minutes: the tests with all their cases, of which `make test` takes some: every architecture of timm, every method compiled, exported and
+# sharded, processes that die, the wheel; and the table of all families.
 families: setup
-	VITFT_ALL=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q tests/families tests/adapters/test_config.py tests/adapters/test_hostile.py \
-		tests/training/test_several.py tests/training/test_waits.py tests/command tests/recipes/test_plans.py \
-		tests/recipes/test_sweep.py tests/recipes/test_runs.py tests/recipes/test_rerun.py tests/test_wheel.py
+	VITFT_ALL=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n auto
 	$(BIN)/python -m benchmarks.families
 
 lint: setup

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from vitft.command.cli import main
@@ -63,6 +64,17 @@ def tiny() -> VisionTransformer:
         for parameter in model.parameters():
             parameter.normal_(0, 0.3)
     return model
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave reports without lines: most of a tiny run's time goes into them.
+
+    Tests of the reports themselves, and runs in processes of their own, draw.
+    """
+    name = str(request.path.relative_to(Path(__file__).parent))
+    if "report" not in name and "docs" not in name:
+        monkeypatch.setattr(Figure, "savefig", lambda _, file, **__: file.write("<svg></svg>"))
 
 
 def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> None:

@@ -74,12 +74,15 @@ def sweep(vitft: Run, folder: Path, base: Path, out: Path, *flags: object, code:
 
 @pytest.mark.parametrize(
     ("flags", "why"),
-    [
-        (["--adapter=full"], "each trains a base of its own"),
-        (["--adapter=loha", "--rank=2,3"], "LoHaLinear cannot be stacked"),
-        (["--adapter=vpt"], "'blocks.0' is a Block"),
-        (["--dropout=0.1"], "dropout draws other numbers together than alone"),
-    ],
+    some(
+        [
+            (["--adapter=full"], "each trains a base of its own"),
+            (["--adapter=loha", "--rank=2,3"], "LoHaLinear cannot be stacked"),
+            (["--adapter=vpt"], "'blocks.0' is a Block"),
+            (["--dropout=0.1"], "dropout draws other numbers together than alone"),
+        ],
+        2,
+    ),
 )
 def test_what_cannot_train_together_trains_one_after_the_other(
     vitft: Run, folder: Path, base: Path, tmp_path: Path, flags: list[str], why: str
