@@ -11,9 +11,10 @@ from torch import Tensor
 from recipes.shared.classifier import Classifier, expand
 from recipes.shared.model import ModelOptions
 from recipes.shared.places import output
-from vitft.bars import complain, progress_bar
+from vitft.bars import progress_bar
 from vitft.command import options as cli
 from vitft.command.options import option
+from vitft.command.telling import complain
 from vitft.files import write_bytes
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from recipes.shared.classifier import Classes, Classifier, best_of, expand
 from recipes.shared.model import ModelOptions
 from recipes.shared.places import output
-from vitft.bars import complain, progress_bar
+from vitft.bars import progress_bar
 from vitft.command import options as cli
 from vitft.command.options import option
+from vitft.command.telling import complain
 from vitft.data.load import load_data
 from vitft.evaluation.probe import neighbours
 from vitft.evaluation.task import SingleLabel

@@ -10,8 +10,8 @@ from typing import Any
 import click
 from safetensors import safe_open
 
-from recipes.shared.card import CARD, card, is_ours
-from recipes.shared.public import (
+from recipes.sharing.card import CARD, card, is_ours
+from recipes.sharing.public import (
     base_name,
     cleaned,
     data_name,
@@ -19,7 +19,7 @@ from recipes.shared.public import (
     is_public,
     private_paths,
 )
-from recipes.shared.told import read_told
+from recipes.sharing.told import read_told
 from vitft import hub
 from vitft.command import options as cli
 from vitft.command.options import option

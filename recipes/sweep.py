@@ -19,15 +19,15 @@ import adapters
 from recipes.finetune import check_base, next_lines
 from recipes.shared.adapt import frame
 from recipes.shared.finetuning import CommonOptions, resolve
-from recipes.shared.grid import GRID, SweepBase, SweepOptions, combinations
 from recipes.shared.logs import logged
-from recipes.shared.members import Member, chunks, make_member, train_together
 from recipes.shared.options import pick_device
 from recipes.shared.places import output
-from recipes.shared.plans import plan_text, run_on_ray, share
 from recipes.shared.runs import OUTPUTS, check_run, locked, start_run
 from recipes.shared.splits import make_splits, open_data, say
 from recipes.shared.summary import accuracy_line, finish
+from recipes.sweeping.grid import GRID, SweepBase, SweepOptions, combinations
+from recipes.sweeping.members import Member, chunks, make_member, train_together
+from recipes.sweeping.plans import plan_text, run_on_ray, share
 from vitft.command import options as cli
 from vitft.devices.processes import started_by_torchrun
 from vitft.files import read_json, write_bytes, write_json

@@ -2,11 +2,9 @@
 
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm.auto import tqdm
-
-from vitft.command.telling import errors
 
 LOG_SECONDS = 60.0  # between two lines of a log
 MANY = 10_000  # images, which are counted in thousands
@@ -50,11 +48,6 @@ def progress_bar(total: int, *, initial: int = 0, desc: str | None = None) -> "t
     )
 
 
-def note(text: str) -> None:
-    """Write a line on standard error, above a bar where there is one."""
-    tqdm.write(text, file=sys.stderr)
-
-
-def complain(text: str) -> None:
-    """Write an error that ends nothing, as `note` does, but also where --quiet is given."""
-    tqdm.write(text, file=errors())
+def note(text: str, file: TextIO | None = None) -> None:
+    """Write a line on standard error, or to a file, above a bar where there is one."""
+    tqdm.write(text, file=file or sys.stderr)

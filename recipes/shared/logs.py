@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recipes.shared.options import TrainOptions
 from recipes.shared.runs import LOG, OUTPUTS, written
-from vitft.bars import complain
+from vitft.command.telling import complain
 from vitft.devices.processes import is_first
 from vitft.devices.shares import Rows
 from vitft.files import read_json, write_json

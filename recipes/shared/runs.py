@@ -7,9 +7,9 @@ from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from recipes.shared.card import CARD, is_ours
 from recipes.shared.options import TrainOptions
 from recipes.shared.places import held
+from recipes.sharing.card import CARD, is_ours
 from vitft.devices.processes import attempt, from_first, is_first, launch_time
 from vitft.files import remove_unfinished, write_bytes, write_json
 from vitft.report.findings import FILE

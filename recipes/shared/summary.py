@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 
 import adapters
-from recipes.shared.card import write_card
 from recipes.shared.options import TrainOptions
 from recipes.shared.report import keep_findings, make_report
 from recipes.shared.splits import Splits, say
+from recipes.sharing.card import write_card
 from vitft.devices.memory import peak_bytes
 from vitft.devices.processes import is_first, n_processes
 from vitft.evaluation.evaluate import Evaluation, evaluate

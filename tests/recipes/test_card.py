@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 import adapters
-from recipes.shared.card import CARD, MARK, card, write_card
+from recipes.sharing.card import CARD, MARK, card, write_card
 from tests.conftest import Run
 from vitft.model.vit import VisionTransformer
 

@@ -178,7 +178,7 @@ def test_a_served_adapter_of_the_hub_has_its_name() -> None:
 
 
 def test_pictures_in_a_report_stay_as_they_are(tmp_path: Path) -> None:
-    from recipes.shared.public import cleaned
+    from recipes.sharing.public import cleaned
 
     text = '<img src="data:image/png;base64,x/d/y==">/d/y/x.png &#x27;/d/y&#x27; /d/yes'
     expected = text.replace(">/d/y/", ">y/").replace(";/d/y&", ";y&")

@@ -22,9 +22,11 @@ logger = logging.getLogger("vitft")  # tells at level DEBUG what helps to find a
 _silenced: ContextVar[TextIO | None] = ContextVar("_silenced", default=None)
 
 
-def errors() -> TextIO:
-    """Return the stream for errors, which --quiet leaves."""
-    return _silenced.get() or sys.stderr
+def complain(text: str) -> None:
+    """Write an error that ends nothing on standard error, also where --quiet is given."""
+    from vitft.bars import note  # which imports tqdm
+
+    note(text, _silenced.get() or sys.stderr)
 
 
 @contextmanager

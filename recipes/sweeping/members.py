@@ -15,7 +15,7 @@ from recipes.shared.logs import logged
 from recipes.shared.splits import Splits, say
 from recipes.shared.summary import summarise
 from recipes.shared.training import calibrate, weighted
-from vitft.bars import complain
+from vitft.command.telling import complain
 from vitft.model.vit import VisionTransformer
 from vitft.optimizers.updates import NotFinite
 from vitft.training.loop import train
