@@ -107,8 +107,8 @@ def _section(rows: Sequence[Mapping[str, Any]]) -> str:
     split = "test" if tested else "validation"
     columns = {name: form for name, form in _columns(rows).items() if name not in ("data", n)}
     return (
-        f"<h2>{escape(rows[0]['data'])}</h2><p>Accuracy on the {images}{split} images, and the "
-        "interval in which it lies with 95 % by their number.</p>"
+        f"<h2>{escape(rows[0]['data'])}</h2><p>Accuracy on the {images}{split} images, "
+        "with its 95 % interval.</p>"
         f"{ranking(rows, 'run', share)}<br>{table(rows, columns, rows[0])}"
     )
 

@@ -20,7 +20,7 @@ def changes(found: list[Change] | None) -> str:
     title = "<h2>Where the adapter changes the model</h2>"
     found = [change for change in found if change.size > 0]
     if not found:
-        text = "It changes no weight of a layer: it computes beside them, or is as it started."
+        text = "It changes no weight: the method computes beside the layers, or it has not trained."
         return f"{title}<p>{text}</p>"
     ranks = {change.layer: change.rank for change in found if change.rank is not None}
     panels = _panel(

@@ -56,13 +56,13 @@ class Findings:
         split: what the images are.
         n: how many they are.
         classes: names, as they are shown.
-        wrong: how many images are wrongly classified.
+        wrong: how many images are misclassified.
         confusions: true class, predicted class and number of images, where there are some.
         bins: of images of about one probability their number, mean probability and share of right
             ones.
         precisions: of each class the average precision and the number of images, where an image
             may have several labels; else [].
-        mistakes: the wrongly classified images that the model is surest of.
+        mistakes: the misclassified images that the model is surest of.
         looks: some images, and where in them the model looks.
         changes: of the adapter; None where there is none.
     """

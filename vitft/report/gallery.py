@@ -12,8 +12,8 @@ def mistakes(findings: Findings) -> str:
     if not findings.mistakes:
         return f"<h2>Mistakes</h2><p>None among {n} {split} images.</p>"
     return (
-        f"<h2>The surest mistakes</h2><p>{findings.wrong:,} of {n} {split} images are wrongly "
-        "classified; shown as true → predicted class, with the latter's probability.</p>"
+        f"<h2>The surest mistakes</h2><p>{findings.wrong:,} of {n} {split} images are "
+        "misclassified. Below each: true → predicted class, and the prediction's probability.</p>"
         f'<div class="grid" style="--w: 150px">{"".join(map(_figure, findings.mistakes))}</div>'
     )
 
@@ -24,8 +24,8 @@ def looks(findings: Findings) -> str:
         return ""
     return (
         "<h2>Where the model looks</h2><p>Attention roll-out (Abnar and Zuidema, 2020) of some "
-        f"{findings.split} images: the brighter a part, the more of it reaches what the head "
-        "reads. It tells where a model looks, not why it answers so.</p>"
+        f"{findings.split} images: attention carries more of the brighter parts to the head. It "
+        "shows where a model looks, not why it gives its answer.</p>"
         f'<div class="grid" style="--w: 300px">{"".join(map(_figure, findings.looks))}</div>'
     )
 

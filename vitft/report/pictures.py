@@ -77,8 +77,8 @@ def confusion(classes: Sequence[str], counts: Tensor) -> str:
     for rule in (axes.hlines, axes.vlines):
         rule(edges, -0.5, n - 0.5, color=GREY, alpha=0.3, linewidth=0.5)
     return (
-        "<h2>Confusions</h2><p>A row is a true class, a column a predicted one; the deeper a cell, "
-        f"the larger its share of the row (square root).</p>"
+        "<h2>Confusions</h2><p>Rows are true classes, columns predicted ones. A darker cell holds "
+        "a larger share of its row.</p>"
         f'<div class="panel matrix">{svg(figure)}</div>'
     )
 
@@ -111,8 +111,9 @@ def reliability(findings: Findings) -> str:
     axes.set(xlim=(0, 1), ylim=(0, 1.03), xlabel="probability", ylabel="share that is right")
     axes.grid()
     return (
-        f"<h2>How sure, how right</h2><p>A dot is the {findings.split} images of about one "
-        "probability, the more the larger; on the line, what the model says comes true.</p>"
+        f"<h2>Calibration</h2><p>Each dot stands for the {findings.split} images with about the "
+        "same predicted probability; a larger dot for more of them. On the line, that share of "
+        "them is right. Below it the model is too sure.</p>"
         f'<div class="grid" style="--w: 300px"><div class="panel">{svg(figure)}</div></div>'
     )
 

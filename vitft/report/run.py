@@ -99,7 +99,7 @@ def _facts(facts: Mapping[str, object]) -> tuple[str, str]:
         if key in TILES and value is not None:
             if key == "test_accuracy" and n and isinstance(value, float) and 0 <= value <= 1:
                 low, high = (percent(end, n) for end in wilson(value, n))
-                label += f"<br>{low} to {high} by the {n:,} images (95 %)"
+                label += f"<br>95 % interval {low} to {high}, {n:,} images"
             tiles += f'<div class="panel"><strong>{text}</strong>{label}</div>'
         elif key not in TILES:
             others += f"<div><dt>{label}</dt><dd>{text}</dd></div>"
