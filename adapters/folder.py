@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+READS = 5  # of a folder that is written meanwhile
 PREFIX = "base_model.model."
 CHOOSING = ("target_modules", "exclude_modules", "layers_pattern")  # beside LAYERS, by names
 LAYERS = "layers_to_transform"  # by numbers
@@ -81,6 +82,8 @@ class AdapterFolder:
 def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
     """Return what stands in `folder`, without a model to judge it by.
 
+    Where another process saves into the folder meanwhile, it is read again.
+
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is broken.
@@ -88,6 +91,29 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
     for name in (CONFIG, TENSORS):
         if not Path(folder, name).is_file():
             raise FileNotFoundError(f"{folder} holds no adapter: {name} is missing")
+    for _ in range(READS - 1):
+        before = _versions(folder)
+        try:
+            return _read(folder)
+        except ValueError:
+            if _versions(folder) == before:
+                raise
+    return _read(folder)
+
+
+def _versions(folder: str | os.PathLike[str]) -> list[tuple[int, int]]:
+    """Return what changes when a file of an adapter is replaced."""
+    found = [Path(folder, name).stat() for name in (CONFIG, TENSORS)]
+    return [(one.st_ino, one.st_mtime_ns) for one in found]
+
+
+def _read(folder: str | os.PathLike[str]) -> AdapterFolder:
+    """Read both files of an adapter once.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, or they are of two saves.
+    """
     try:
         config = json.loads(Path(folder, CONFIG).read_bytes())
         _check_names(config)

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from adapters import METHODS, LoRAConfig, inject, load_adapter, save_adapter
+from adapters import METHODS, LoRAConfig, folder, inject, load_adapter, save_adapter
 from adapters.folder import CONFIG, TENSORS
 from tests.adapters.toy import config, toy
 from tests.conftest import TINY, some
@@ -132,6 +132,24 @@ def test_files_of_two_saves_are_never_taken_together(first: dict[str, Any], tmp_
     (tmp_path / "old" / CONFIG).replace(tmp_path / "new" / CONFIG)
     with pytest.raises(ValueError, match=r"it was saved with .*, but adapter_config.json says .*"):
         load_adapter(toy(), tmp_path / "new")
+
+
+def test_a_folder_that_is_saved_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(rank: int) -> None:
+        save_adapter(inject(toy(), LoRAConfig(targets=("wq",), rank=rank)), tmp_path)
+
+    def saving(*given: Any) -> None:
+        if not saved:  # between the two files
+            saved.append(save(rank=4))
+        check(*given)
+
+    saved: list[None] = []
+    check = folder._check_names
+    save(rank=2)
+    monkeypatch.setattr(folder, "_check_names", saving)
+    assert folder.read_adapter(tmp_path).config["r"] == 4
 
 
 def test_what_changes_no_function_may_be_edited_by_hand(tmp_path: Path) -> None:
