@@ -3,10 +3,11 @@
 GET /           the page
 GET /adapters   name, classes and folder of every adapter
 PUT /adapters/NAME   {"folder": DIR}: load an adapter, or another in its place
-POST /predict   files (several), adapters (names, with commas; all by default), top
+POST /predict   files (several), adapters (names, with commas; all by default), top, attention
 """
 
 import asyncio
+import base64
 import hmac
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,9 +22,11 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.formparsers import MultiPartParser
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from torch import Tensor
 
 from recipes.serving.desk import Busy, Desk
 from vitft.pictures.decode import read_image
+from vitft.report.thumbnails import in_light
 from vitft.version import __version__
 
 PAGE = Path(__file__).with_name("page.html")
@@ -85,12 +88,14 @@ def make_app(desk: Desk, limits: Limits, *, token: str | None, hosts: list[str])
         files: list[UploadFile],
         adapters: Annotated[str, Form()] = "",
         top: Annotated[int, Form(ge=1, le=1000)] = 5,
+        attention: Annotated[bool, Form()] = False,
     ) -> dict[str, Any]:
         if len(files) > limits.max_pictures:
             raise HTTPException(413, f"more than {limits.max_pictures} pictures")
         with unprocessable():
             names = desk.chosen([name.strip() for name in adapters.split(",") if name.strip()])
-        answers = await asyncio.gather(*(answered(desk, file, names, top) for file in files))
+        asked = (answered(desk, file, names, top, attention) for file in files)
+        answers = await asyncio.gather(*asked)
         return {"images": answers}
 
     return app
@@ -121,15 +126,35 @@ def unprocessable() -> Iterator[None]:
         raise HTTPException(422, str(error)) from error
 
 
-async def answered(desk: Desk, file: UploadFile, names: Sequence[str], top: int) -> dict[str, Any]:
+async def answered(
+    desk: Desk, file: UploadFile, names: Sequence[str], top: int, attention: bool
+) -> dict[str, Any]:
     """Return the adapters' answers to a picture, or what is wrong with it."""
     name = file.filename or "picture"
     content = await file.read()
     try:
         image = await run_in_threadpool(read_image, BytesIO(content), desk.fit, name)
-        found = await asyncio.wrap_future(desk.ask(image, names))
+        asked = (False, True) if attention and desk.can_look else (False,)
+        waiting = [desk.ask(image, names, look=look) for look in asked]
+        found, *looks = await asyncio.gather(*map(asyncio.wrap_future, waiting))
     except ValueError as error:
         return {"name": name, "error": str(error)}
     except Busy as error:
         raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
-    return {"name": name, "answers": desk.named(found, names, top)}
+    answers: dict[str, Any] = {"name": name, "answers": desk.named(found, names, top)}
+    for weights in looks:
+        answers["attention"] = {
+            adapter: {
+                "weights": one.tolist(),
+                "picture": await run_in_threadpool(shown, image, one),
+            }
+            for adapter, one in zip(names, weights, strict=True)
+        }
+    return answers
+
+
+def shown(image: Tensor, weights: Tensor) -> str:
+    """Return the address, which holds all of it, of an image in the light of its weights."""
+    content = in_light(image, weights)
+    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

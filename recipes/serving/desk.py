@@ -14,6 +14,7 @@ import adapters
 from recipes.shared.classifier import MAX_ROWS, Classes, best_of
 from vitft.devices.cores import in_parts
 from vitft.evaluation.evaluate import suitable_batch
+from vitft.evaluation.rollout import MAX_TOKENS, n_tokens, rollout
 from vitft.evaluation.task import TASKS
 from vitft.hub import fetched
 from vitft.model.vit import VisionTransformer
@@ -33,11 +34,14 @@ class Job:
     Attributes:
         image: uint8 (C, image_size, image_size).
         slots: of the adapters that are to answer.
-        answer: gets the probabilities (n_slots, most classes).
+        look: whether attention is asked for, not classes.
+        answer: gets the probabilities (n_slots, most classes), or the attention (n_slots, rows,
+            columns) of the patches.
     """
 
     image: Tensor
     slots: list[int]
+    look: bool = False
     answer: "Future[Tensor]" = field(default_factory=Future)
 
 
@@ -88,6 +92,7 @@ class Desk:
         if base.has_head or not folders:
             self.slots[BASE] = 0
         self.folders = dict(folders)
+        self.can_look = n_tokens(base) <= MAX_TOKENS
         self.max_rows = max(1, min(MAX_ROWS, suitable_batch(base)))
         self.waiting: queue.Queue[Job | None] = queue.Queue(max_waiting)
         self.passing, self.loading = threading.Lock(), threading.Lock()
@@ -110,13 +115,15 @@ class Desk:
             raise ValueError(f"there is no adapter {unknown[0]!r}; there are {', '.join(known)}")
         return [*dict.fromkeys(names)] or [*known]
 
-    def ask(self, image: Tensor, names: Sequence[str]) -> "Future[Tensor]":
+    def ask(self, image: Tensor, names: Sequence[str], *, look: bool = False) -> "Future[Tensor]":
         """Return what will hold the probabilities (n_names, most classes) of a picture.
+
+        With `look`: the attention (n_names, rows, columns) that its patches get, as of `rollout`.
 
         Raises:
             Busy: too many pictures wait.
         """
-        job = Job(image, [self.slots[name] for name in names])
+        job = Job(image, [self.slots[name] for name in names], look)
         try:
             self.waiting.put_nowait(job)
         except queue.Full:
@@ -175,16 +182,32 @@ class Desk:
 
     def _answer(self, jobs: Sequence[Job]) -> None:
         try:
-            images = torch.stack([job.image for job in jobs for _ in job.slots])
-            ids = torch.tensor([slot for job in jobs for slot in job.slots])
             with self.passing:
-                found = in_parts(self._part, images.to(self.device), ids.to(self.device)).cpu()
-            for job, rows in zip(jobs, found.split([len(job.slots) for job in jobs]), strict=True):
-                job.answer.set_result(rows)
+                self._classify([job for job in jobs if not job.look])
+                for job in jobs:
+                    if job.look:
+                        looks = [self._look(job.image, slot) for slot in job.slots]
+                        job.answer.set_result(torch.stack(looks))
         except Exception as error:  # which belongs to those who wait, not to this thread
             for job in jobs:
                 if not job.answer.done():
                     job.answer.set_exception(error)
+
+    def _classify(self, jobs: Sequence[Job]) -> None:
+        """Answer jobs in one pass."""
+        if not jobs:
+            return
+        images = torch.stack([job.image for job in jobs for _ in job.slots])
+        ids = torch.tensor([slot for job in jobs for slot in job.slots])
+        found = in_parts(self._part, images.to(self.device), ids.to(self.device)).cpu()
+        for job, rows in zip(jobs, found.split([len(job.slots) for job in jobs]), strict=True):
+            job.answer.set_result(rows)
+
+    def _look(self, image: Tensor, slot: int) -> Tensor:
+        """Return the attention (rows, columns) of one adapter."""
+        assert isinstance(self.bank.model, VisionTransformer)
+        self.bank.ids.rows = torch.tensor([slot], device=self.device)
+        return rollout(self.bank.model, image)
 
     @torch.inference_mode()
     def _part(self, images: Tensor, ids: Tensor) -> Tensor:

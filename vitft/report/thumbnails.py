@@ -60,11 +60,7 @@ class Thumbnails:
         """
         larger = replace(self.fit, image_size=max(SIDE, self.fit.image_size))
         image = self._read(i, lambda image: _as_picture(larger(image)))
-        image = image or _as_picture(self.images.decode(i))
-        if image.width < SMALL:  # so that the light falls smoothly
-            n = SIDE // image.width
-            image = image.resize((n * image.width, n * image.height), 0)
-        image.thumbnail((SIDE, SIDE))
+        image = _sized(image or _as_picture(self.images.decode(i)))
         return encoded(image), encoded(lit(image, weights))
 
     def _read(self, i: int, use: "Callable[[Image], Image]") -> "Image | None":
@@ -75,6 +71,20 @@ class Thumbnails:
             return read_image(self.images.names[i], use)
         except (ValueError, OSError):  # it has been moved since
             return None
+
+
+def in_light(image: Tensor, weights: Tensor) -> bytes:
+    """Return an image, uint8 (C, height, width), in the light of its weights, as a file."""
+    return encoded(lit(_sized(_as_picture(image)), weights))
+
+
+def _sized(image: "Image") -> "Image":
+    """Return a picture of at most SIDE, a small one larger: so that light falls smoothly."""
+    if image.width < SMALL:
+        n = SIDE // image.width
+        image = image.resize((n * image.width, n * image.height), 0)
+    image.thumbnail((SIDE, SIDE))
+    return image
 
 
 def lit(image: "Image", weights: Tensor) -> "Image":
