@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,19 @@ from vitft import load_model
 
 COLOURS = {"red": (210, 30, 40), "green": (20, 210, 40), "blue": (20, 30, 210)}
 DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not DRIVER, reason="there is no chromedriver")
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def answers(program: str | None) -> bool:
+    """Return whether a program is there and starts."""
+    return (
+        bool(program) and not subprocess.run([program, "--version"], capture_output=True).returncode
+    )
+
+
+pytestmark = pytest.mark.skipif(
+    not (answers(DRIVER) and answers(BROWSER)), reason="there is no Chromium with its driver"
+)
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
 FLAGS += "--disable-background-networking --disable-component-update --force-color-profile=srgb"
 # the lowest contrast of a text to what is behind it (WCAG 2, 1.4.3), and that text
