@@ -59,7 +59,11 @@ def speed(cifar10: Path, backbone: Path | None, small: bool) -> None:
 def pretrain(name: str, cifar10: Path, out: Path, small: bool, *options: str) -> Path:
     """Pretrain, keep in OUT what tells of the run, and return its folder."""
     run = runs(small) / name
-    few = ["--limit=200", "--epochs=1", "--batch-size=64"] if small else ["--compile"]
+    few = (
+        ["--limit=200", "--epochs=1", "--batch-size=64", "--val-fraction=0.004"]
+        if small
+        else ["--compile"]
+    )
     given = [f"--data={cifar10}", f"--out={run}", "--overwrite", *options, *few]
     python("vitft", "pretrain", *given)
     for file in RUN_FILES:
@@ -98,7 +102,7 @@ def transfer(start: Path, data: Path, small: bool) -> None:
 
 def ablation(cifar10: Path, small: bool) -> None:
     """Go from the article's recipe to ours, one change at a time."""
-    few = ["--epochs=1", "--limit=64"] if small else ["--epochs=20"]
+    few = ["--epochs=1", "--limit=64", "--val-fraction=0.004"] if small else ["--epochs=20"]
     python("benchmarks.ablation", f"--data={cifar10}", f"--runs={runs(small)}/ablation", *few)
 
 
