@@ -27,7 +27,8 @@ from PIL import Image
 import adapters
 from benchmarks.results import table, write_result
 from recipes.serving.app import Limits, make_app
-from recipes.serving.desk import Desk, Job
+from recipes.serving.desk import Desk
+from recipes.serving.jobs import Job
 from vitft import load_model
 
 COLUMNS = {"way": "", "adapters": "", "clients": "", "per_second": ",.0f"}

@@ -68,9 +68,9 @@ def tiny() -> VisionTransformer:
 
 @pytest.fixture(autouse=True)
 def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave reports without lines: most of a tiny run's time goes into them.
+    """Draw no picture in reports: they take most of the time of a tiny run.
 
-    Tests of the reports themselves, and runs in processes of their own, draw.
+    Tests of reports and documents draw them, and so do runs in other processes.
     """
     name = str(request.path.relative_to(Path(__file__).parent))
     if "report" not in name and "docs" not in name:
@@ -130,6 +130,15 @@ def base(vitft: Run, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     flags = ["--epochs=12", "--batch-size=8", "--lr=3e-3", *TINY_FLAGS]
     vitft("pretrain", "--data", folder, "--out", out, *flags)
     return out / "model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def run(vitft: Run, base: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an adapter for that base, fine-tuned on the same images."""
+    out = tmp_path_factory.mktemp("recipes") / "run"
+    flags = ["--adapter=lora", "--epochs=3", "--batch-size=8"]
+    vitft("finetune", "--base", base, "--data", folder, "--out", out, *flags)
+    return out
 
 
 def summary(folder: Path) -> dict[str, Any]:

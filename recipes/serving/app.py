@@ -24,7 +24,8 @@ from starlette.formparsers import MultiPartParser
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from torch import Tensor
 
-from recipes.serving.desk import Busy, Desk
+from recipes.serving.desk import Desk
+from recipes.serving.jobs import Busy
 from vitft.pictures.decode import read_image
 from vitft.report.thumbnails import in_light
 from vitft.version import __version__

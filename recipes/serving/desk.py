@@ -1,16 +1,15 @@
 """Pictures and names of adapters in; classes and probabilities out, many requests in one pass."""
 
-import queue
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import adapters
+from recipes.serving.jobs import Job, Jobs
 from recipes.shared.classifier import MAX_ROWS, Classes, best_of
 from vitft.devices.cores import in_parts
 from vitft.evaluation.evaluate import suitable_batch
@@ -21,28 +20,6 @@ from vitft.model.vit import VisionTransformer
 from vitft.pictures.preprocess import Fit
 
 BASE = "base"  # the name of the base's own head
-
-
-class Busy(Exception):
-    """More pictures wait than may."""
-
-
-@dataclass
-class Job:
-    """A picture that waits for its answer.
-
-    Attributes:
-        image: uint8 (C, image_size, image_size).
-        slots: of the adapters that are to answer.
-        look: whether attention is asked for, not classes.
-        answer: gets the probabilities (n_slots, most classes), or the attention (n_slots, rows,
-            columns) of the patches.
-    """
-
-    image: Tensor
-    slots: list[int]
-    look: bool = False
-    answer: "Future[Tensor]" = field(default_factory=Future)
 
 
 class Desk:
@@ -93,16 +70,13 @@ class Desk:
             self.slots[BASE] = 0
         self.folders = dict(folders)
         self.can_look = n_tokens(base) <= MAX_TOKENS
-        self.max_rows = max(1, min(MAX_ROWS, suitable_batch(base)))
-        self.waiting: queue.Queue[Job | None] = queue.Queue(max_waiting)
         self.passing, self.loading = threading.Lock(), threading.Lock()
-        self.thread = threading.Thread(target=self._work, daemon=True)
-        self.thread.start()
+        max_rows = max(1, min(MAX_ROWS, suitable_batch(base)))
+        self.jobs = Jobs(self._answer, max_rows=max_rows, max_waiting=max_waiting)
 
     def close(self) -> None:
-        """Let the thread end once all that waits is answered."""
-        self.waiting.put(None)
-        self.thread.join()
+        """Answer what waits, and end."""
+        self.jobs.close()
 
     def chosen(self, names: Sequence[str]) -> list[str]:
         """Return the names of adapters that are asked: all, where none is named.
@@ -124,10 +98,7 @@ class Desk:
             Busy: too many pictures wait.
         """
         job = Job(image, [self.slots[name] for name in names], look)
-        try:
-            self.waiting.put_nowait(job)
-        except queue.Full:
-            raise Busy("too many pictures wait; ask again later") from None
+        self.jobs.put(job)
         return job.answer
 
     def named(self, probabilities: Tensor, names: Sequence[str], top: int) -> dict[str, Classes]:
@@ -163,35 +134,13 @@ class Desk:
             for name, slot in [*self.slots.items()]
         ]
 
-    def _work(self) -> None:
-        job = self.waiting.get()
-        while job is not None:
-            jobs, n_rows = [job], len(job.slots)
-            while n_rows < self.max_rows:
-                try:
-                    job = self.waiting.get_nowait()
-                except queue.Empty:
-                    break
-                if job is None:
-                    break
-                jobs.append(job)
-                n_rows += len(job.slots)
-            self._answer(jobs)
-            if job is not None:
-                job = self.waiting.get()
-
     def _answer(self, jobs: Sequence[Job]) -> None:
-        try:
-            with self.passing:
-                self._classify([job for job in jobs if not job.look])
-                for job in jobs:
-                    if job.look:
-                        looks = [self._look(job.image, slot) for slot in job.slots]
-                        job.answer.set_result(torch.stack(looks))
-        except Exception as error:  # which belongs to those who wait, not to this thread
+        with self.passing:
+            self._classify([job for job in jobs if not job.look])
             for job in jobs:
-                if not job.answer.done():
-                    job.answer.set_exception(error)
+                if job.look:
+                    looks = [self._look(job.image, slot) for slot in job.slots]
+                    job.answer.set_result(torch.stack(looks))
 
     def _classify(self, jobs: Sequence[Job]) -> None:
         """Answer jobs in one pass."""

@@ -16,9 +16,9 @@ from vitft.devices.shares import Rows
 from vitft.files import read_json, write_json
 from vitft.training.loggers import LOGGERS, Logger
 from vitft.training.run import Run
-from vitft.training.state import STATE
+from vitft.training.state import NEXT, STATE
 
-KEPT = ("config.json", *(name for name in OUTPUTS if name != STATE))  # as artifacts
+KEPT = ("config.json", *(name for name in OUTPUTS if name not in (STATE, NEXT)))  # as artifacts
 SIDE = 4  # images in a row, and in a column, of the picture of what trains
 
 

@@ -17,15 +17,6 @@ from vitft.pictures.decode import read_image
 from vitft.pictures.preprocess import Fit
 
 
-@pytest.fixture(scope="module")
-def run(vitft: Run, base: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a fine-tuned adapter."""
-    out = tmp_path_factory.mktemp("classifier") / "run"
-    flags = ["--adapter=lora", "--epochs=3", "--batch-size=8"]
-    vitft("finetune", "--base", base, "--data", folder, "--out", out, *flags)
-    return out
-
-
 @pytest.fixture
 def red(folder: Path) -> Path:
     return folder / "test" / "red" / "000.png"

@@ -21,15 +21,6 @@ from vitft import Classifier, hub, load_model, save_model
 NAME = "hf:someone/colours"
 
 
-@pytest.fixture(scope="module")
-def run(vitft: Run, base: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a fine-tuned adapter."""
-    out = tmp_path_factory.mktemp("push") / "run"
-    flags = ["--adapter=lora", "--epochs=1", "--batch-size=8"]
-    vitft("finetune", "--base", base, "--data", folder, "--out", out, *flags)
-    return out
-
-
 @pytest.fixture
 def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """Run a hub, with a cache of its own, and be logged in."""

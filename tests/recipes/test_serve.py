@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +22,8 @@ from PIL import Image
 import adapters
 from recipes.serve import named
 from recipes.serving.app import Limits, make_app
-from recipes.serving.desk import Busy, Desk
+from recipes.serving.desk import Desk
+from recipes.serving.jobs import Busy, Job
 from tests.conftest import Run
 from vitft import Classifier, load_model
 from vitft.evaluation.rollout import rollout
@@ -112,14 +113,14 @@ def test_many_clients_share_passes_and_get_their_own_answers(
     client: TestClient, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
-    plain = Desk._answer
+    plain = desk.jobs.answer
 
-    def counted(self: Desk, jobs: list[object]) -> None:
+    def counted(jobs: Sequence[Job]) -> None:
         passes.append(len(jobs))
         time.sleep(0.02)
-        plain(self, jobs)  # type: ignore[arg-type]
+        plain(jobs)
 
-    monkeypatch.setattr(Desk, "_answer", counted)
+    monkeypatch.setattr(desk.jobs, "answer", counted)
     colours = ["red", "green", "blue", "white"] * 6
 
     def ask(colour: str) -> dict[str, float]:
@@ -191,10 +192,10 @@ def test_what_a_request_may_not_bring_is_refused(client: TestClient) -> None:
 def test_too_many_waiting_pictures_are_refused(desk: Desk) -> None:
     image = torch.zeros(3, desk.fit.image_size, desk.fit.image_size, dtype=torch.uint8)
     waiting: list[Future[torch.Tensor]] = []
-    most = desk.waiting.maxsize + desk.max_rows  # the thread has taken some already
+    most = desk.jobs.waiting.maxsize + desk.jobs.max_rows  # the thread has taken some already
     with desk.passing, pytest.raises(Busy, match="too many pictures wait"):
         waiting.extend(desk.ask(image, ["two"]) for _ in range(most + 1))
-    assert desk.waiting.maxsize <= len(waiting) <= most
+    assert desk.jobs.waiting.maxsize <= len(waiting) <= most
     assert all(len(found.result(20)) == 1 for found in waiting)
 
 
@@ -215,11 +216,11 @@ def test_a_later_adapter_must_take_the_images_that_the_desk_makes(
 
 def test_a_desk_that_closes_answers_what_waits(desk: Desk) -> None:
     image = torch.zeros(3, desk.fit.image_size, desk.fit.image_size, dtype=torch.uint8)
-    waiting = [desk.ask(image, ["two"]) for _ in range(3 * desk.max_rows)]
+    waiting = [desk.ask(image, ["two"]) for _ in range(3 * desk.jobs.max_rows)]
     desk.close()
     assert all(found.done() for found in waiting)
-    assert not desk.thread.is_alive()
-    desk.thread.join()
+    assert not desk.jobs.thread.is_alive()
+    desk.jobs.thread.join()
 
 
 def test_nothing_of_a_picture_reaches_the_disk(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ linear probe where the plan says so; then come epochs of steps, each followed by
 line of metrics.jsonl.
 """
 
+import logging
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,6 @@ import torch
 from tqdm import tqdm
 
 from vitft.bars import note, progress_bar
-from vitft.command.telling import logger
 from vitft.devices.memory import peak_bytes
 from vitft.devices.processes import highest, is_first, n_processes
 from vitft.devices.spread import copy_into
@@ -30,6 +30,7 @@ from vitft.training.run import Run
 from vitft.training.step import Join, Step
 from vitft.training.stop import Interrupted, stop_signals
 
+logger = logging.getLogger("vitft")  # which --verbose shows
 SHOW_SECONDS = 0.5  # between looks at the loss so far
 
 
@@ -163,9 +164,8 @@ class Loop:
                     raise self.step.failed[run]
                 name = "" if len(self.runs) == 1 else f"{run.folder.name}  "
                 note(name + epoch_line(run.finish_epoch()))
-                logger.debug(
-                    "%speak memory %s MB", name, round((peak_bytes(run.device) or 0) / 1e6)
-                )
+                peak = round((peak_bytes(run.device) or 0) / 1e6)
+                logger.debug("%speak memory %s MB", name, peak)
             except NotFinite as error:
                 self._leave_out(run, error)
         if self.failed.keys() & self.step.runs:
