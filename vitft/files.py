@@ -37,12 +37,17 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise OSError(
-            f"cannot write {path}: {error.strerror or error}; choose a folder you can write to"
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
         if temporary.is_file():
             temporary.unlink()
+
+
+def cannot_write(place: Path, error: OSError) -> OSError:
+    """Return the error that says what cannot be written, and what to do."""
+    return OSError(
+        f"cannot write {place}: {error.strerror or error}; choose a folder you can write to"
+    )
 
 
 def unfinished(path: Path) -> Path:

@@ -4,13 +4,27 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from filelock import FileLock, Timeout
 
-from vitft.files import remove_unfinished
+from vitft.files import cannot_write, remove_unfinished
 
 # What a file system without locks says.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder, if it is not there, and check that files can be written to it.
+
+    Raises:
+        OSError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()  # without a name, where the file system has such files
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 @contextmanager
@@ -33,9 +47,7 @@ def held(place: Path, lock: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
-            raise OSError(
-                f"cannot write {place}: {error.strerror or error}; choose a folder you can write to"
-            ) from error
+            raise cannot_write(place, error) from error
     try:
         yield
         if is_held and not lock.exists():

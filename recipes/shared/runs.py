@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from recipes.shared.options import TrainOptions
-from recipes.shared.places import held
+from recipes.shared.places import check_writable, held
 from recipes.sharing.card import CARD, is_ours
 from vitft.devices.processes import attempt, from_first, is_first, launch_time
-from vitft.files import remove_unfinished, write_bytes, write_json
+from vitft.files import remove_unfinished, write_json
 from vitft.report.findings import FILE
 from vitft.training.loggers import EVENTS, check_loggers
 from vitft.training.state import NEXT, STATE
@@ -79,11 +79,7 @@ def check_run(options: TrainOptions) -> Path:
             f"{folder} holds a run already; use --resume, --overwrite or another --out"
         )
     if is_first():
-        try:
-            write_bytes(folder / ".vitft", b"")  # says at once if nothing can be written here
-        finally:
-            with suppress(OSError):  # another run may have done the same
-                (folder / ".vitft").unlink()
+        check_writable(folder)
     return folder
 
 
@@ -136,7 +132,9 @@ def check_same(options: TrainOptions, folder: Path) -> None:
         raise ValueError("--resume goes on with a run and --overwrite removes it; choose one")
     config = folder / "config.json"
     if not config.is_file() or not (folder / STATE).is_file():
-        raise ValueError(f"there is no run to resume in {folder}; start it without --resume")
+        raise ValueError(
+            f"there is no run to resume in {folder}, but files of one; start again with --overwrite"
+        )
     try:
         started = dict(json.loads(config.read_text()))
     except (ValueError, TypeError) as error:

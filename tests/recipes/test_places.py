@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
@@ -70,14 +71,18 @@ def test_a_place_that_cannot_be_written_is_named(
 def test_a_run_that_is_stopped_as_it_tries_its_folder_leaves_nothing(
     vitft: Run, base: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(path: Path, content: bytes) -> None:
-        path.write_bytes(content)
+    seen: list[Path] = []
+
+    def stopped(dir: Path) -> None:
+        made = TemporaryFile(dir=dir)
+        seen.extend(dir.iterdir())
+        made.close()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("recipes.shared.runs.write_bytes", stopped)
+    monkeypatch.setattr("recipes.shared.places.TemporaryFile", stopped)
     flags = ["--adapter=linear", "--base", base, "--data", folder, "--out", tmp_path]
     vitft("finetune", *flags, code=130)
-    assert not [*tmp_path.iterdir()]
+    assert not [*tmp_path.iterdir(), *seen]
 
 
 def test_a_folder_that_is_removed_meanwhile_is_told(tmp_path: Path) -> None:

@@ -175,6 +175,8 @@ def test_what_was_never_saved_is_started_by_resume(
     (tmp_path / "new" / "state.safetensors").unlink()
     told = vitft("finetune", *flags, "--out", tmp_path / "new", "--resume", code=2).stderr
     assert "there is no run to resume" in told
+    assert "start again with --overwrite" in told
+    vitft("finetune", *flags, "--out", tmp_path / "new", "--overwrite")
 
 
 @pytest.mark.parametrize("saved", ["before", "since", "never"])

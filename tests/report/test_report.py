@@ -311,7 +311,10 @@ def test_importing_the_report_loads_no_drawing_library() -> None:
     assert done.stdout.split() == ["False"]
 
 
-def test_drawing_needs_no_screen_and_no_pyplot(tmp_path: Path) -> None:
+def test_drawing_needs_no_screen_and_no_pyplot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # another test's
     report(tmp_path)
     assert "matplotlib.pyplot" not in sys.modules
 
