@@ -74,9 +74,8 @@ def test_a_run_that_is_stopped_as_it_tries_its_folder_leaves_nothing(
     seen: list[Path] = []
 
     def stopped(dir: Path) -> None:
-        made = TemporaryFile(dir=dir)
-        seen.extend(dir.iterdir())
-        made.close()
+        with TemporaryFile(dir=dir):
+            seen.extend(dir.iterdir())
         raise KeyboardInterrupt
 
     monkeypatch.setattr("recipes.shared.places.TemporaryFile", stopped)
