@@ -1,6 +1,6 @@
 """Adapters for any module that calls its parts: inject, train, save, load, merge, eject."""
 
-from adapters.changes import effective_rank, updates
+from adapters.changes import differences, effective_rank, updates
 from adapters.check import check
 from adapters.config import AdapterConfig
 from adapters.identity import fingerprint, shared_copy
@@ -43,6 +43,7 @@ __all__ = [
     "check",
     "combine",
     "diff",
+    "differences",
     "disabled",
     "effective_rank",
     "eject",

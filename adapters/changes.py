@@ -1,21 +1,25 @@
-"""An adapted model in; what its adapter adds to each weight of the base out."""
+"""A trained model in; what training adds to each weight of the base out."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from adapters.identity import whole
 from adapters.layers import AffineLayer, wide
 from adapters.record import adapter_layer, injection, unwrapped
 from adapters.restore import gathered
 
+Update = tuple[str, Tensor, Tensor]
+
 
 @torch.no_grad()
-def updates(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
+def updates(model: nn.Module) -> Iterator[Update]:
     """Yield for each adapted layer its name, the base's weight W, and W' - W, which merging adds.
 
-    The tensors are in float32 or wider, (O, I) of a linear and (D,) of a norm, one layer at a time.
-    A layer that changes no weight, such as prompts or a bottleneck beside it, is left out; one that
+    The same of each weight inside the modules that train whole, as `differences` yields them. The
+    tensors are in float32 or wider, (O, I) of a linear and (D,) of a norm, one layer at a time. A
+    layer that changes no weight, such as prompts or a bottleneck beside it, is left out; one that
     changes only the bias has an update of zeros.
 
     Raises:
@@ -27,6 +31,26 @@ def updates(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
         if isinstance(layer, AffineLayer):
             weight = wide(layer.weight.detach())
             yield name, weight, layer.adapted_weight().detach() - weight
+    for name, base in record.trained.items():
+        for inside, weight, update in differences(inner.get_submodule(name), base):
+            yield f"{name}.{inside}".removesuffix("."), weight, update
+
+
+@torch.no_grad()
+def differences(model: nn.Module, base: nn.Module) -> Iterator[Update]:
+    """Yield for each module of `base` that has a weight its name, W, and W' - W in `model`.
+
+    The tensors are in float32 or wider, (O, I) with all but the first axis of W in one, or (D,). A
+    module whose weight has another shape in `model`, or that is not there, is left out.
+    """
+    trained = dict(model.named_modules())
+    for name, module in base.named_modules():
+        before = module._parameters.get("weight")
+        after = trained[name]._parameters.get("weight") if name in trained else None
+        if before is not None and after is not None and before.shape == after.shape:
+            now = wide(whole(after.detach()))
+            weight = wide(whole(before.detach())).to(now.device)
+            yield name, *(t.flatten(1) if t.ndim > 1 else t for t in (weight, now - weight))
 
 
 def effective_rank(update: Tensor) -> float:

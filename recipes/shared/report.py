@@ -1,10 +1,12 @@
 """A run's folder in; report.html made of the files in it out. Before that, what it shows, kept."""
 
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import adapters
+from adapters.changes import Update
 from vitft.devices.processes import is_first
 from vitft.evaluation.evaluate import Evaluation
 from vitft.evaluation.rollout import MAX_TOKENS, n_tokens, rollout
@@ -24,8 +26,7 @@ def keep_findings(
     split: Literal["test", "validation"],
     result: Evaluation,
     folder: Path,
-    *,
-    adapted: bool,
+    updates: Iterable[Update] | None = None,
 ) -> None:
     """Write what the report shows beside figures and curves; every process calls it.
 
@@ -35,7 +36,7 @@ def keep_findings(
         split: what they are.
         result: what the model says of them.
         folder: of the run.
-        adapted: whether the model has an adapter.
+        updates: what training has added to the base's weights; None where there was no base.
     """
     found = examine(
         model.classes,
@@ -44,22 +45,18 @@ def keep_findings(
         result.probabilities,
         Thumbnails(images, Fit.of(model)),
         partial(rollout, model) if n_tokens(model) <= MAX_TOKENS else None,
-        _changes(model) if adapted else None,
+        None if updates is None else [*_changes(updates)],
     )
     if is_first():
         found.write(folder)
 
 
-def _changes(model: VisionTransformer) -> list[Change]:
-    """Return what the model's adapter has changed of each layer's weight."""
-    return [
-        Change(
-            name,
-            (update.norm() / weight.norm()).item(),
-            adapters.effective_rank(update) if update.ndim == 2 else None,
-        )
-        for name, weight, update in adapters.updates(model)
-    ]
+def _changes(updates: Iterable[Update]) -> Iterator[Change]:
+    """Yield how much of each layer's weight has changed; the head is new, so it is left out."""
+    for name, weight, update in updates:
+        if name != "head":
+            rank = adapters.effective_rank(update) if update.ndim == 2 else None
+            yield Change(name, (update.norm() / weight.norm()).item(), rank)
 
 
 def make_report(folder: Path) -> str:

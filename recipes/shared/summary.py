@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 import adapters
+from adapters.changes import Update
 from recipes.shared.options import TrainOptions
 from recipes.shared.report import keep_findings, make_report
 from recipes.shared.splits import Splits, say
@@ -18,6 +19,8 @@ from vitft.devices.memory import peak_bytes
 from vitft.devices.processes import is_first, n_processes
 from vitft.evaluation.evaluate import Evaluation, evaluate
 from vitft.files import write_json
+from vitft.model.checkpoint import load_model
+from vitft.model.vit import VisionTransformer
 from vitft.training.run import Run
 from vitft.version import __version__
 
@@ -39,8 +42,7 @@ def finish(
     if result is None:
         split, shown = "validation", splits.validation
         result = evaluate(model, shown, task=run.plan.task, bf16=run.plan.bf16)
-    adapted = facts.get("adapter") in adapters.METHODS
-    keep_findings(model, shown, split, result, folder, adapted=adapted)
+    keep_findings(model, shown, split, result, folder, _updates(model, facts))
     if is_first():
         make_report(folder)
     return summary
@@ -97,6 +99,13 @@ def summarise(
         write_json(folder / "summary.json", summary)
         write_card(folder)
     return summary
+
+
+def _updates(model: VisionTransformer, facts: Mapping[str, Any]) -> Iterator[Update] | None:
+    """Return what fine-tuning has added to the base's weights, None after pretraining."""
+    if facts.get("adapter") == "full":
+        return adapters.differences(model, load_model(facts["base"]))
+    return adapters.updates(model) if "adapter" in facts else None
 
 
 def accuracy_line(summary: Mapping[str, Any]) -> str:

@@ -53,6 +53,8 @@ def test_finetune_trains_saves_and_reloads(
     files = {path.name for path in out.iterdir()}
     assert ("model.safetensors" in files) is (method == "full")
     assert ("adapter_config.json" in files) is (method != "full")
+    beside = ("linear", "vpt", "adaptformer", "adapterplus")  # these change no weight of the base
+    assert bool(json.loads((out / "report.json").read_text())["changes"]) is (method not in beside)
 
 
 def test_the_options_of_methods_reach_them(

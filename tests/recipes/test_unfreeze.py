@@ -1,5 +1,6 @@
 """`--unfreeze N` trains the last blocks whole, beside an adapter in the others or alone."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,12 @@ def test_the_last_blocks_train_whole(
         assert told["n_trainable"] == last + head + norm
     else:  # rank 8 on the six linears of block 0: 4 of 16 x 16, 2 of 16 x 32
         assert told["n_trainable"] == last + head + 8 * (4 * 32 + 2 * 48)
+    changes = json.loads((tmp_path / "out/report.json").read_text())["changes"]
+    whole = {change["layer"] for change in changes if change["size"] > 0}
+    linears = {f"blocks.1.{name}" for name in ("attn.wq", "attn.wo", "ffn.w1", "norm1")}
+    assert linears <= whole
+    assert ("blocks.0.attn.wq" in whole) is (method == "lora")
+    assert ("norm" in whole) is (method == "linear")
     flags = ["--base", base, "--adapter", tmp_path / "out", "--data", folder]
     assert f"{told['test_accuracy']:.2%} of 12" in vitft("evaluate", *flags).stdout
 

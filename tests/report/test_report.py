@@ -349,14 +349,14 @@ def test_figures_have_as_many_digits_as_their_images_allow(tmp_path: Path) -> No
 def test_an_update_is_drawn_a_block_a_row(tmp_path: Path) -> None:
     sizes = {"blocks.0.attn.wq": 0.5, "blocks.1.attn.wq": 0.25, "blocks.1.norm1": 0.125}
     found = [Change(name, x, None if "norm" in name else 1.5) for name, x in sizes.items()]
-    text = report(tmp_path, changes=found).partition("Where the adapter changes")[2]
+    text = report(tmp_path, changes=found).partition("Where training changes")[2]
     drawn = words(text.partition("All figures")[0])
     assert drawn.count("block 0") == drawn.count("block 1") == 2
     assert [w for w in drawn if w.endswith("%")] == ["50.0%", "25.0%", "12.5%"]
     assert drawn.count("1.5") == 2
     none = report(tmp_path, changes=[Change("blocks.0.attn.wq", 0.0, 0.0)])
-    assert "It changes no weight:" in none
-    assert "Where the adapter" not in report(tmp_path)
+    assert "No weight of the base has changed:" in none
+    assert "Where training" not in report(tmp_path)
 
 
 def test_dots_tell_how_often_what_is_said_comes_true(tmp_path: Path) -> None:

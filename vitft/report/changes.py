@@ -1,4 +1,4 @@
-"""What an adapter has changed of each layer in; a picture of it out: blocks down, layers across."""
+"""What training has changed of each layer in; a picture of it out: blocks down, layers across."""
 
 import re
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ from vitft.report.page import COOL, WARM, svg
 
 
 def changes(found: list[Change] | None) -> str:
-    """Draw how far an adapter has changed each layer's weight, and in how many directions.
+    """Draw how far training has changed each layer's weight, and in how many directions.
 
     Args:
-        found: a change a layer; None where there is no adapter.
+        found: a change a layer; None where there was no base.
     """
     if found is None:
         return ""
-    title = "<h2>Where the adapter changes the model</h2>"
+    title = "<h2>Where training changes the model</h2>"
     found = [change for change in found if change.size > 0]
     if not found:
-        text = "It changes no weight: the method computes beside the layers, or it has not trained."
+        text = "No weight of the base has changed: a head has trained, or parts beside the layers."
         return f"{title}<p>{text}</p>"
     ranks = {change.layer: change.rank for change in found if change.rank is not None}
     panels = _panel(

@@ -41,7 +41,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Change:
-    """What an adapter has changed of one layer's weight."""
+    """What training has changed of one layer's weight."""
 
     layer: str
     size: Amount  # of the update, as a share of the weight's own (Frobenius norms)
@@ -64,7 +64,7 @@ class Findings:
             may have several labels; else [].
         mistakes: the misclassified images that the model is surest of.
         looks: some images, and where in them the model looks.
-        changes: of the adapter; None where there is none.
+        changes: of the base by training; None where there is none.
     """
 
     split: Literal["test", "validation"]
@@ -117,7 +117,7 @@ def examine(
         probabilities: the model's (n, k).
         thumbnails: pictures of the images, of which only a few are read.
         look: gives for image uint8 (C, height, width) the weights of its patches (rows, columns).
-        changes: of the adapter.
+        changes: of the base by training.
     """
     assert probabilities.shape == (len(labels), len(classes))
     labels, probabilities = labels.long().cpu(), probabilities.detach().float().cpu().nan_to_num()

@@ -141,7 +141,7 @@ def write_report(
 
 
 def _shown(findings: Findings) -> str:
-    """Return the sections that tell of a split's images, and of the adapter."""
+    """Return the sections that tell of a split's images, and of what training has changed."""
     last = looks(findings) + changes(findings.changes)
     if findings.precisions:
         return precisions(findings) + last
