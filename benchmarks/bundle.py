@@ -11,6 +11,8 @@ import click
 import torch
 
 from benchmarks.results import hardware
+from recipes.sharing.card import front, yaml
+from recipes.sharing.told import read_told
 from vitft import load_model, save_model
 from vitft.model.checkpoint import BUNDLED
 
@@ -46,15 +48,20 @@ def card(run: Path, name: str, about: str) -> str:
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
     config = json.loads((run / "config.json").read_text())
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    return CARD.format(
-        **{key: value for key, value in summary.items() if key != "versions"},
-        name=name,
-        about=about,
-        val=last["val_accuracy"],
-        recipe=", ".join(f"{key} {config[key]}" for key in SHOWN),
-        hardware=hardware(),
-        versions=", ".join(f"{key} {value}" for key, value in summary["versions"].items()),
-        n_classes=len(load_model(run).classes),
+    head = yaml(front(read_told(run), name) | {"license": "mit"})
+    return (
+        head
+        + "\n"
+        + CARD.format(
+            **{key: value for key, value in summary.items() if key != "versions"},
+            name=name,
+            about=about,
+            val=last["val_accuracy"],
+            recipe=", ".join(f"{key} {config[key]}" for key in SHOWN),
+            hardware=hardware(),
+            versions=", ".join(f"{key} {value}" for key, value in summary["versions"].items()),
+            n_classes=len(load_model(run).classes),
+        )
     )
 
 

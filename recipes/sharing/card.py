@@ -66,14 +66,19 @@ def card(folder: Path, repository: str | None = None) -> str:
     name = repository.split("/")[-1] if repository else folder.resolve().name
     place = f"hf:{repository}" if repository else name
     try:
-        head = "".join(f"{key}: {_quoted(value)}\n" for key, value in front(told, name).items())
+        head = yaml(front(told, name))
         rows = "".join(f"| {key} | {value} |\n" for key, value in facts(told).items() if value)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ValueError(f"{folder / 'summary.json'} is broken ({error!r})") from error
     return (
-        f"---\n{head}---\n\n{MARK}\n\n# {plain(name)}\n\n{opening(told)}\n\n| | |\n|---|---|\n"
+        f"{head}\n{MARK}\n\n# {plain(name)}\n\n{opening(told)}\n\n| | |\n|---|---|\n"
         f"{rows}\n## Load it\n\n{loading(told, place)}"
     )
+
+
+def yaml(values: Mapping[str, Any]) -> str:
+    """Return values as the head of a card, between its two lines."""
+    return "".join(["---\n", *(f"{k}: {_quoted(v)}\n" for k, v in values.items()), "---\n"])
 
 
 def front(told: Told, name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 import adapters
 from recipes.sharing.card import CARD, MARK, card, write_card
 from tests.conftest import Run
+from vitft.model.checkpoint import BUNDLED
 from vitft.model.vit import VisionTransformer
 
 
@@ -76,6 +77,14 @@ def test_a_base_has_a_card_too(base: Path) -> None:
     assert loaded.data.base_model is None
     assert "A Vision Transformer, made with vitft." in text
     assert 'Classifier("base")' in text
+
+
+@pytest.mark.parametrize("path", sorted(BUNDLED.glob("*.md")), ids=lambda path: path.stem)
+def test_the_card_of_a_base_that_ships_has_a_head(path: Path) -> None:
+    data = ModelCard.load(path).data
+    assert (data.license, data.library_name) == ("mit", "vitft")
+    (result,) = data.eval_results
+    assert f"{result.metric_value:.2%}" in path.read_text()
 
 
 def test_a_base_of_the_hub_is_named_with_its_licence(run: Path, tmp_path: Path) -> None:
