@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from tests.adapters.toy import (
     snapshot,
     toy,
 )
+from tests.processes import in_processes
 
 merging = pytest.mark.parametrize("kind", MERGED)
 
@@ -298,10 +298,9 @@ def test_hooks_are_refused() -> None:
         inject(model, lora("wq"))
 
 
-def train_on_rank(rank: int, folder: str, kind: str) -> None:
-    """Train half a batch in one of two processes, and compare the adapters of both."""
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+def train_half(folder: str, kind: str) -> None:
+    """Train half a batch in one of two processes, and keep what that gives."""
+    rank = dist.get_rank()
     model = inject(toy(), config(kind), trainable=("head",))
     parallel = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -310,16 +309,10 @@ def train_on_rank(rank: int, folder: str, kind: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
     torch.save({k: p for k, p in model.named_parameters() if p.requires_grad}, f"{folder}/{rank}")
-    del (
-        parallel
-    )  # it holds the process group, whose threads must have ended before the process does
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(train_on_rank, (str(tmp_path), "dora"), nprocs=2)
+    in_processes(2, tmp_path, train_half, str(tmp_path), "dora")
     alone: Toy = inject(toy(), config("dora"), trainable=("head",))
     fit(alone, steps=2)
     first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))

@@ -1,6 +1,5 @@
 """A model that FSDP2 shards over two processes: saved, merged and ejected, whole."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -9,15 +8,14 @@ from torch import nn
 
 import adapters
 from tests.adapters.toy import X, adapted, toy
+from tests.processes import in_processes
 
 
-def use_sharded(rank: int, folder: str) -> None:
+def use_sharded(folder: str) -> None:
     """Shard an adapted model in one of two processes, and save what each way back gives."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     for name, use in (("merged", adapters.merge), ("ejected", adapters.eject)):
         model = fully_shard(adapted("lora"), mesh=mesh)
@@ -25,15 +23,11 @@ def use_sharded(rank: int, folder: str) -> None:
         assert adapters.fingerprint(model) == adapters.fingerprint(adapted("lora"))
         linear = use(model).blocks[0].attn.wq
         assert type(linear) is nn.Linear
-        torch.save(linear.weight.detach(), f"{folder}/{name}{rank}")
-    del model
-    dist.barrier()
-    dist.destroy_process_group()
+        torch.save(linear.weight.detach(), f"{folder}/{name}{dist.get_rank()}")
 
 
 def test_what_is_sharded_comes_back_whole(tmp_path: Path) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(use_sharded, (str(tmp_path),), nprocs=2)
+    in_processes(2, tmp_path, use_sharded, str(tmp_path))
     loaded = adapters.load_adapter(toy(), tmp_path / "adapter")
     torch.testing.assert_close(loaded(X), adapted("lora").eval()(X), rtol=0, atol=1e-12)
     merged = adapters.merge(adapted("lora")).blocks[0].attn.wq.weight

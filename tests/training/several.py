@@ -1,9 +1,6 @@
 """Tiny runs that one process or several train, for the tests of several processes."""
 
-import multiprocessing
-import os
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -122,30 +119,10 @@ def train_sharded(name: str, folder: Path) -> None:
     assert all(type(state["exp_avg"]).__name__ == "DTensor" for state in states)
 
 
-def _join(
-    rank: int, n: int, folder: str, do: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
-) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    multiprocessing.set_start_method(None, force=True)  # for workers that read images
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store-{n}",
-        rank=rank,
-        world_size=n,
-        timeout=timedelta(seconds=60),
-    )
+def in_turn(do: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
+    """Call `do` with each of the arguments."""
     for some in arguments:
         do(*some)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def in_processes(
-    n: int, folder: Path, do: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
-) -> None:
-    """Call `do` with each of `arguments` in turn, in n processes that know each other."""
-    torch.multiprocessing.spawn(_join, (n, str(folder), do, arguments), nprocs=n)
 
 
 def results(folder: Path) -> list[dict[str, Tensor]]:

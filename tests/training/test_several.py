@@ -11,11 +11,12 @@ from torch import Tensor
 
 import adapters
 from tests.conftest import slow
+from tests.processes import in_processes
 from tests.training.several import (
     CASES,
     SHARDED,
     alone,
-    in_processes,
+    in_turn,
     new_run,
     result,
     results,
@@ -40,7 +41,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], name: str
 @pytest.mark.parametrize("names", [("pretrained",), pytest.param([*CASES], marks=slow)])
 def test_four_processes_end_where_one_does(names: list[str], tmp_path: Path) -> None:
     folders = {name: tmp_path / str(i) for i, name in enumerate(names)}
-    in_processes(4, tmp_path, train_shared, [*folders.items()])
+    in_processes(4, tmp_path, in_turn, train_shared, [*folders.items()])
     for name, folder in folders.items():
         expected, found = alone(name, tmp_path / "alone"), results(folder)
         assert len(found) == 4
@@ -51,7 +52,7 @@ def test_four_processes_end_where_one_does(names: list[str], tmp_path: Path) -> 
 @slow
 def test_a_sharded_model_ends_where_a_whole_one_does_and_is_saved_whole(tmp_path: Path) -> None:
     folders = {name: tmp_path / str(i) for i, name in enumerate(SHARDED)}
-    in_processes(2, tmp_path, train_sharded, [*folders.items()])
+    in_processes(2, tmp_path, in_turn, train_sharded, [*folders.items()])
     for name, folder in folders.items():
         start = result(new_run(name, tmp_path / "start"))
         expected, found = alone(name, tmp_path / "alone"), results(folder)
@@ -103,10 +104,10 @@ def go_on(name: str, folder: Path, n_steps: int) -> None:
 def test_runs_go_on_with_another_number_of_processes(tmp_path: Path) -> None:
     names = ("pretrained", "lora, streamed", "lora on features")
     folders = {name: tmp_path / str(i) for i, name in enumerate(names)}
-    in_processes(2, tmp_path, go_on, [(*pair, 3) for pair in folders.items()])
+    in_processes(2, tmp_path, in_turn, go_on, [(*pair, 3) for pair in folders.items()])
     for name, folder in folders.items():
         go_on(name, folder, 4)
-    in_processes(3, tmp_path, go_on, [(*pair, 99) for pair in folders.items()])
+    in_processes(3, tmp_path, in_turn, go_on, [(*pair, 99) for pair in folders.items()])
     for name, folder in folders.items():
         expected, found = alone(name, tmp_path / "alone"), results(folder)
         assert len(found) == 3
