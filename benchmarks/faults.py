@@ -25,6 +25,7 @@ from typing import Any
 import click
 import torch
 
+from benchmarks.callers import REQUESTS
 from benchmarks.changes import change
 from benchmarks.hostile import KINDS, SECONDS, outcome
 from benchmarks.jobs import jobs, ready
@@ -34,7 +35,11 @@ from benchmarks.results import table, write_result
 
 MEMORY = 2 * 2**30  # bytes beyond what a process has at its start
 GOOD = ("right", "refused")
-SHARES = {"adapters": 0.5, "bases": 0.2, "pictures": 0.15, "run states": 0.08, "summaries": 0.07}
+ALL = KINDS | {"requests": REQUESTS}
+SHARES = {
+    **{"adapters": 0.45, "bases": 0.2, "pictures": 0.15, "run states": 0.08, "summaries": 0.06},
+    "requests": 0.06,
+}
 
 
 def work(kind: str, numbers: list[int], seed: int, pipe: Any) -> None:
@@ -47,10 +52,10 @@ def work(kind: str, numbers: list[int], seed: int, pipe: Any) -> None:
         pipe.send((number, None))
         folder = Path(mkdtemp()) / str(number)
         folder.mkdir()
-        KINDS[kind].make(folder)
+        ALL[kind].make(folder)
         rng = random.Random(f"{seed} {kind} {number}")
         change(rng.choice(sorted(p for p in folder.iterdir() if p.is_file())), rng)
-        pipe.send((number, outcome(KINDS[kind].use, folder)))
+        pipe.send((number, outcome(ALL[kind].use, folder)))
         shutil.rmtree(folder.parent)
     pipe.send((None, None))
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Form, HTTPException, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.formparsers import MultiPartParser
@@ -69,6 +70,13 @@ def make_app(desk: Desk, limits: Limits, *, token: str | None, hosts: list[str])
     @app.middleware("http")
     async def guard(request: Request, go_on: Next) -> Response:
         return refusal(request, limits, token) or await go_on(request)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(_: Request, error: RequestValidationError) -> Response:
+        """Tell what is wrong in a line; what was sent, which JSON may not hold, is left out."""
+        places = [(".".join(map(str, found["loc"][1:])), found["msg"]) for found in error.errors()]
+        told = "; ".join(f"{place}: {message}" for place, message in places)
+        return JSONResponse({"detail": told}, 422)
 
     @app.get("/", response_class=HTMLResponse)
     def page() -> str:

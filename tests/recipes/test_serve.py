@@ -182,8 +182,12 @@ def test_what_a_request_may_not_bring_is_refused(client: TestClient) -> None:
         422,
         "there is no adapter 'x'; there are colours, two, base",
     )
-    assert ask("/predict", files=files(picture()), data={"top": "0"}).status_code == 422
-    assert ask("/predict").status_code == 422
+    low = ask("/predict", files=files(picture()), data={"top": "0"})
+    assert low.json() == {"detail": "top: Input should be greater than or equal to 1"}
+    assert ask("/predict").status_code == low.status_code == 422
+    headers = {"content-type": "application/json"}
+    no_text = client.put("/adapters/new", content=b'{"folder": NaN}', headers=headers)
+    assert no_text.json() == {"detail": "folder: Input should be a valid string"}
     assert client.get("/", headers={"host": "elsewhere.example"}).status_code == 400
     stream = (part for part in [b"x" * 10])
     assert ask("/predict", content=stream).status_code == 411
