@@ -18,8 +18,9 @@ from recipes.shared.methods import (
 )
 from recipes.shared.options import TrainOptions, make_plan
 from recipes.shared.runs import recall, resumed
+from recipes.sharing.public import is_bundled
 from vitft.command.options import option
-from vitft.model.checkpoint import is_known_backbone
+from vitft.model.checkpoint import BUNDLED, find_base, is_known_backbone
 from vitft.training.plan import Plan
 
 PRESETS: dict[str, dict[str, Any]] = {"default": {}}
@@ -109,6 +110,8 @@ def resolve(
         raise ValueError(f"unknown head start {options.head_start!r}; choose from {known}")
     given = {name: getattr(options, name) for name in ("targets", "layers", *method_options())}
     config = make_config(options.adapter, given)
+    if is_bundled(options.base) and find_base(options.base).parent != BUNDLED:
+        options = replace(options, base=f"./{options.base}")  # a run's folder that is called so
     if options.lr is None:
         is_known = is_known_backbone(options.base)
         options = replace(options, lr=default_lr(options.adapter, known_backbone=is_known))

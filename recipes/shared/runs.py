@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from recipes.shared.options import TrainOptions
 from recipes.shared.places import check_writable, held
 from recipes.sharing.card import CARD, is_ours
+from vitft.data.load import unmistakable
 from vitft.devices.processes import attempt, from_first, is_first, launch_time
 from vitft.files import remove_unfinished, write_json
 from vitft.report.findings import FILE
@@ -51,7 +52,8 @@ def continued(options: Options) -> Options:
     """Return the options of a run that torchrun may have started again after a process died.
 
     It resumes a state that the same launch of torchrun saved, not an older one. Where nothing was
-    saved yet, --resume starts the run. All processes follow what the first one finds.
+    saved yet, --resume starts the run. All processes follow what the first one finds. A folder of
+    images stays one, whatever stands where the options are read next.
     """
     folder, resume, overwrite = Path(options.out), options.resume, options.overwrite
     if attempt() and (folder / STATE).is_file():
@@ -59,7 +61,8 @@ def continued(options: Options) -> Options:
         resume, overwrite = resume or ours, overwrite and not ours
     resume = resume and any((folder / name).exists() for name in OUTPUTS)
     resume, overwrite = from_first((resume, overwrite))
-    return replace(options, resume=resume, overwrite=overwrite)
+    data = unmistakable(options.data)
+    return replace(options, resume=resume, overwrite=overwrite, data=data)
 
 
 def check_run(options: TrainOptions) -> Path:

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.sharing.public import base_name, data_name, is_bundled, is_named_set, is_public
+from recipes.sharing.public import base_name, data_name, is_bundled, is_public
 from recipes.sharing.told import Told, read_told
+from vitft.data.named import is_named_set
 from vitft.data.shapes import CLASSES as DRAWN
 from vitft.files import write_bytes
 from vitft.hub import is_name, repository_of

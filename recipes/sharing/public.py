@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitft.data.named import DATASETS
-from vitft.data.shapes import CLASSES as DRAWN
+from vitft.data.named import is_named_set
 from vitft.hub import is_name
 from vitft.model.checkpoint import BUNDLED
 
@@ -19,11 +18,6 @@ NAMING_PATHS = ("data", "base", "out", "from_", "base_model_name_or_path")
 def data_name(data: str) -> str:
     """Return what a data set is called: its name, or the last part of its path."""
     return data if is_named_set(data) else Path(data).resolve().name
-
-
-def is_named_set(data: str) -> bool:
-    """Return whether `vitft data` lists this set."""
-    return data in DRAWN or data.lower() in DATASETS
 
 
 def is_bundled(base: str) -> bool:

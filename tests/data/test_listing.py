@@ -10,7 +10,7 @@ from PIL import Image
 from tests.conftest import paint
 from vitft.data.folders import find_images
 from vitft.data.listing import ImageSet
-from vitft.data.load import load_data
+from vitft.data.load import load_data, unmistakable
 from vitft.pictures.preprocess import Fit
 
 
@@ -201,3 +201,15 @@ def test_broken_pictures_are_listed_or_left_out(tmp_path: Path) -> None:
         batches = found.batches(torch.arange(13).split(13), device)
         pixels = torch.cat([batch for batch, _ in batches])
         assert pixels[:, 1, 0, 0].tolist() == [1, 2, 3, 4, 6, 7, 0, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_folder_called_as_a_named_set_is_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        paint(tmp_path / f"shapes/train/{name}/0.png", (1, 2, 3))
+    monkeypatch.chdir(tmp_path)
+    found = load_data("shapes")
+    assert found.classes == ("a", "b")
+    assert "shapes is taken as the folder here, not the set of that name" in found.notes
+    assert (unmistakable("shapes"), unmistakable("symbols")) == ("./shapes", "symbols")

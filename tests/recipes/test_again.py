@@ -83,3 +83,19 @@ def test_what_stands_cannot_be_given_again(
         assert f"--from goes on with the adapter as it is; leave out --{name}" in told
     shutil.rmtree(first)
     assert "there is no run to go on with" in vitft("finetune", *given, code=2).stderr
+
+
+def test_folders_called_as_what_ships_are_known_as_folders(
+    vitft: Run, base: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shapes").symlink_to(folder)
+    Path("cifar10").symlink_to(base.parent)
+    flags = ["--adapter=linear", "--data=shapes", "--base=cifar10", "--epochs=1", "--out=run"]
+    told = vitft("finetune", *flags).stderr
+    assert "shapes is taken as the folder here" in told
+    for name in ("config.json", "summary.json"):
+        facts = json.loads(Path("run", name).read_text())
+        assert (facts["data"], facts["base"]) == ("./shapes", "./cifar10")
+    vitft("finetune", *flags, "--resume", "--epochs=2")
+    assert "which is not on the hub" in Path("run/README.md").read_text()

@@ -1,10 +1,11 @@
 """`--data` in; a data set with its splits and class names out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from vitft.data.folders import list_folder
 from vitft.data.listing import ImageSet, Listing
-from vitft.data.named import load_named
+from vitft.data.named import is_named_set, load_named
 from vitft.data.tables import SUFFIXES, list_table
 from vitft.pictures.preprocess import Fit
 
@@ -43,8 +44,13 @@ def load_data(
         return load_named(data, fit)
     listing = list_data(data)
     name = path.resolve().name if path.is_dir() else path.stem
-    return listing.image_set(
+    found = listing.image_set(
         name, fit, test_fraction=test_fraction, source_pattern=source_pattern, learn=learn
+    )
+    if not is_named_set(str(path)):  # without ./
+        return found
+    return replace(
+        found, notes=(f"{path} is taken as the folder here, not the set of that name", *found.notes)
     )
 
 
@@ -57,6 +63,11 @@ def list_data(data: str) -> Listing:
     if not is_files(data):
         raise ValueError(f"{data} is neither a folder nor a CSV, TSV or Parquet file")
     return list_folder(Path(data)) if Path(data).is_dir() else list_table(Path(data))
+
+
+def unmistakable(data: str) -> str:
+    """Return `data`, or ./DATA where that is a folder called as a named set is."""
+    return f"./{data}" if is_named_set(data) and is_files(data) else data
 
 
 def is_files(data: str) -> bool:

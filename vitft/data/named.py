@@ -52,6 +52,11 @@ DATASETS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+def is_named_set(name: str) -> bool:
+    """Return whether a set has this name."""
+    return name in DRAWN or name.lower() in DATASETS
+
+
 @dataclass(frozen=True)
 class _Drawn:
     pixels: Any  # uint8 (n, height, width, C)
