@@ -5,7 +5,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +71,14 @@ def browser() -> Iterator[Any]:
     found.quit()
 
 
-def check(browser: Any, scheme: str) -> None:
-    """Check the page that the browser shows, at the width of a phone and of a desk."""
+def check(
+    browser: Any, scheme: str, media: str = "screen", widths: Sequence[int] = (390, 1200)
+) -> None:
+    """Check the page that the browser shows, as wide as a phone and a desk."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    for width in (390, 1200):
+    shown = {"media": media, "features": features}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", shown)
+    for width in widths:
         size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         wide = browser.execute_script("return document.documentElement.scrollWidth")
@@ -126,6 +129,19 @@ def pages(
 def test_every_page(browser: Any, pages: dict[str, Path], name: str, scheme: str) -> None:
     browser.get(pages[name].as_uri())
     check(browser, scheme)
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("finetune", 700), ("sweep", 700), ("compare", 1000)],  # browsers make wide tables smaller
+)
+def test_a_page_is_printed_in_light_colours_and_whole(
+    browser: Any, pages: dict[str, Path], name: str, width: int
+) -> None:
+    browser.get(pages[name].as_uri())
+    check(browser, "dark", "print", [width])
+    behind = "return getComputedStyle(document.documentElement).backgroundColor"
+    assert browser.execute_script(behind) == "rgb(255, 255, 255)"
 
 
 def test_pictures_are_large_enough_to_see(browser: Any, pages: dict[str, Path]) -> None:

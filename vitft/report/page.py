@@ -44,7 +44,6 @@ p, dt, svg { color: light-dark(#66707c, #97a1ad) } figcaption { font-size: 13px 
   var(--x), #8db4f0 0 var(--high), light-dark(#dde2e8, #333a44) 0) }
 .wide div { grid-template-columns: minmax(0, 3fr) minmax(60px, 4fr) clamp(6em, 20vw, 13em) }
 .legend span { display: inline-block; margin-right: 14px } .best { font-weight: 700 }
-@media print { body { margin: 0; max-width: none } .panel, figure { break-inside: avoid } }
 .panel strong { display: block; font-size: 25px } dd { white-space: pre-line }
 dl { columns: 400px; column-gap: 40px } dt { flex: 0 0 150px }
 dl div { display: flex; gap: 12px; break-inside: avoid; padding: 3px 0 }
@@ -54,6 +53,15 @@ td, th { padding: 4px 18px 4px 0; border-bottom: 1px solid light-dark(#e3e7ec, #
   white-space: nowrap } .number { text-align: right; font-variant-numeric: tabular-nums }
 img { width: 100%; aspect-ratio: 1; min-width: 0; object-fit: contain }
 .small { image-rendering: pixelated } .pair { display: flex; gap: 4px }
+@media print { :root { color-scheme: light; print-color-adjust: exact }
+  body { margin: 0; max-width: none; padding: 0; font-size: 12px }
+  .grid { grid-template-columns: repeat(auto-fill, minmax(max(118px, 0.6 * var(--w)), 1fr)) }
+  .panel { overflow: visible } .panel, figure { break-inside: avoid }
+  h2, h2 + p { break-after: avoid }
+  .panel strong { font-size: 20px } dl { columns: 2 } dl div { break-inside: auto }
+  dt { flex-basis: 120px } td, th { white-space: normal; overflow-wrap: normal;
+    padding-right: 8px; font-size: 10px } td:first-child { overflow-wrap: anywhere;
+    min-width: 7em } }
 """
 
 
