@@ -9,6 +9,7 @@ from tempfile import TemporaryFile
 from filelock import FileLock, Timeout
 
 from vitft.files import cannot_write, remove_unfinished
+from vitft.training.stop import Interrupted, stop_signals
 
 # What a file system without locks says.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -37,25 +38,40 @@ def held(place: Path, lock: Path) -> Iterator[None]:
         ValueError: another process holds it, or it was removed meanwhile.
         OSError: nothing can be written there.
     """
-    held_by, is_held = FileLock(lock), False
+    held_by, before = FileLock(lock), _number(lock)
+    busy = ValueError(
+        f"another run writes to {place} now; wait for its end or choose another --out"
+    )
     try:
         held_by.acquire(timeout=0)
-        is_held = lock.exists()
     except Timeout:
-        raise ValueError(
-            f"another run writes to {place} now; wait for its end or choose another --out"
-        ) from None
+        raise busy from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise cannot_write(place, error) from error
+    ours = _number(lock) if held_by.is_locked else None
+    if held_by.is_locked and before not in (None, ours):  # what we hold went with another run
+        held_by.release()
+        raise busy
     try:
         yield
-        if is_held and not lock.exists():
+        if ours is not None and not lock.exists():
             raise ValueError(f"{lock.parent} was removed meanwhile; what was written is lost")
     finally:
-        with suppress(OSError):
-            lock.unlink(missing_ok=True)
-        held_by.release()
+        with stop_signals() as received:
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)
+            held_by.release()
+        if received:
+            raise Interrupted(received[0])
+
+
+def _number(path: Path) -> int | None:
+    """Return the number of the file that has this name, None where there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 @contextmanager

@@ -1,10 +1,14 @@
 """What a command writes: nobody else writes it then, and a killed one's remains go."""
 
+import os
 import shutil
+import signal
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from recipes.shared.places import output
 from tests.conftest import Run, paint
@@ -82,6 +86,44 @@ def test_a_run_that_is_stopped_as_it_tries_its_folder_leaves_nothing(
     flags = ["--adapter=linear", "--base", base, "--data", folder, "--out", tmp_path]
     vitft("finetune", *flags, code=130)
     assert not [*tmp_path.iterdir(), *seen]
+
+
+def test_a_stop_while_the_lock_goes_waits_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def stopped(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".lock":
+            os.kill(os.getpid(), signal.SIGTERM)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", stopped)
+    with pytest.raises(KeyboardInterrupt), output(tmp_path / "out"):
+        pass
+    assert not [*tmp_path.iterdir()]
+    monkeypatch.undo()
+    with output(tmp_path / "out"):  # it is free
+        pass
+
+
+def test_a_lock_that_goes_with_its_run_is_no_lock_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire, lock = FileLock.acquire, tmp_path / ".out.lock"
+    lock.touch()
+
+    def late(held_by: FileLock, timeout: float) -> Any:
+        """Hold the file of a run that ends, and removes it; a third run holds a new one."""
+        found = acquire(held_by, timeout)
+        lock.rename(tmp_path / "gone")
+        lock.touch()
+        return found
+
+    monkeypatch.setattr(FileLock, "acquire", late)
+    with pytest.raises(ValueError, match="another run writes to"), output(tmp_path / "out"):
+        pass
+    assert lock.exists()
 
 
 def test_a_folder_that_is_removed_meanwhile_is_told(tmp_path: Path) -> None:
