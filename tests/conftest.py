@@ -70,10 +70,10 @@ def tiny() -> VisionTransformer:
 def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no picture in reports: they take most of the time of a tiny run.
 
-    Tests of reports and documents draw them, and so do runs in other processes.
+    Tests of reports, documents and logs draw them, and so do runs in other processes.
     """
     name = str(request.path.relative_to(Path(__file__).parent))
-    if "report" not in name and "docs" not in name:
+    if not any(part in name for part in ("report", "docs", "logs")):
         monkeypatch.setattr(Figure, "savefig", lambda _, file, **__: file.write("<svg></svg>"))
 
 

@@ -14,6 +14,9 @@ from vitft.command.telling import complain
 from vitft.devices.processes import is_first
 from vitft.devices.shares import Rows
 from vitft.files import read_json, write_json
+from vitft.report.findings import Findings
+from vitft.report.page import looking, raster
+from vitft.report.pictures import matrix
 from vitft.training.loggers import LOGGERS, Logger
 from vitft.training.run import Run
 from vitft.training.state import NEXT, STATE
@@ -79,7 +82,10 @@ class Logs:
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
         files = [self.folder / name for name in KEPT if (self.folder / name).exists()]
+        picture = confusions(self.folder) if self.loggers else None
         for name in [*self.loggers]:
+            if picture is not None:
+                self._tell(name, lambda logger: logger.picture("confusions", picture))
             self._tell(name, lambda logger: logger.end(figures, files))
 
     def close(self, how: str) -> None:
@@ -141,6 +147,21 @@ def augmented(run: Run) -> Tensor:
     colours = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
     squares = colours.round().clamp(0, 255).byte().unflatten(0, (SIDE, SIDE))
     return squares.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+
+
+def confusions(folder: Path) -> Tensor | None:
+    """Return a picture, uint8 (3, height, width), of the confusions in a run's report.
+
+    None where nothing was tested, or where an image has several labels.
+    """
+    try:
+        found = Findings.read(folder)
+    except FileNotFoundError:
+        return None
+    if not found.confusions:
+        return None
+    with looking():
+        return raster(matrix(found.classes, found.counts))
 
 
 def _line(error: Exception) -> str:

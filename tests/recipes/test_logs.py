@@ -1,5 +1,6 @@
 """What `--log` tells TensorBoard, MLflow and wandb: their own readers find every epoch once."""
 
+import io
 import json
 import struct
 from collections.abc import Iterator, Mapping
@@ -8,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from recipes.shared.finetuning import FinetuneOptions
 from recipes.shared.logs import augmented, logged
@@ -101,6 +104,11 @@ def test_a_resumed_run_stands_in_tensorboard_once(resumed: Path) -> None:
     found = events(resumed)
     (picture,) = found.Images("training_images")
     assert (picture.width, picture.height) == (32, 32)  # four by four images of 8 pixels
+    (picture,) = found.Images("confusions")
+    assert picture.step == 3
+    drawn = np.array(Image.open(io.BytesIO(picture.encoded_image_string)).convert("RGB"))
+    assert drawn[0, 0].tolist() == [255, 255, 255]
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 20  # cells and letters
     assert (
         found.Tensors("files/text_summary")[0].tensor_proto.string_val[0].endswith(b"report.html")
     )
@@ -131,7 +139,7 @@ def test_a_resumed_run_stands_in_mlflow_once(resumed: Path, failed_as: str) -> N
     assert run.data.params["mixup"] == "0.5"
     assert run.data.params["log"] == '["tensorboard", "mlflow", "wandb"]'
     kept = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert {"training_images.png", "adapter_config.json", "adapter_model.safetensors"} < kept
+    assert {"training_images.png", "confusions.png", "adapter_model.safetensors"} < kept
     assert {"report.html", "summary.json", "config.json", "metrics.jsonl"} < kept
     assert "state.safetensors" not in kept
 

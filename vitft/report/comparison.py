@@ -1,12 +1,11 @@
 """Rows that tell of several runs in; tables, for the terminal or a page, and pictures out."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from vitft.report.figures import percent, wilson
-from vitft.report.page import COOL, GREY, LOOK, WARM, svg
+from vitft.report.page import COOL, GREY, WARM, looking, svg
 
 COLOURS = (COOL, WARM, "#2f9e6e", "#a05cd5", "#c2a01c", "#d04a78", "#4aa3b5", GREY)
 MARKS = "osD^v*"
@@ -110,14 +109,12 @@ def course(
         series: tells the line of a row.
         best: one of the rows.
     """
-    from matplotlib import style
     from matplotlib.figure import Figure
 
     points = [row for row in rows if row.get(x) is not None and row.get(y) is not None]
     if not points:
         return ""
-    with warnings.catch_warnings(), style.context(LOOK, after_reset=True):
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser will have it
+    with looking():
         figure = Figure(figsize=(4.6, 3), layout="constrained")
         axes, legend = figure.subplots(), ""
         for i, name in enumerate(dict.fromkeys(map(series, points))):

@@ -78,6 +78,14 @@ class Findings:
     looks: list[Shown] = field(default_factory=list)
     changes: list[Change] | None = None
 
+    @property
+    def counts(self) -> Tensor:
+        """How many images there are (n_classes, n_classes), row true and column predicted."""
+        found = torch.zeros((len(self.classes),) * 2, dtype=torch.long)
+        for true, predicted, n in self.confusions:
+            found[true, predicted] = n
+        return found
+
     def write(self, folder: Path) -> None:
         """Keep them in a run's folder, whole or not at all."""
         text = json.dumps(msgspec.to_builtins(self), separators=(",", ":"))

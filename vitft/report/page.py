@@ -5,9 +5,17 @@ the fonts, and its light or dark mode the colours.
 """
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
 from vitft.command.streams import ESCAPED
 from vitft.files import write_bytes
@@ -63,6 +71,23 @@ img { width: 100%; aspect-ratio: 1; min-width: 0; object-fit: contain }
     padding-right: 8px; font-size: 10px } td:first-child { overflow-wrap: anywhere;
     min-width: 7em } }
 """
+
+
+@contextmanager
+def looking() -> Iterator[None]:
+    """Draw with the look of the pages, whatever the reader's settings are."""
+    from matplotlib import style
+
+    with warnings.catch_warnings(), style.context(LOOK, after_reset=True):
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser will have it
+        yield
+
+
+def raster(figure: "Figure") -> Tensor:
+    """Return the figure on white, as an image uint8 (3, height, width)."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", transparent=False, facecolor="white")
+    return torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)
 
 
 def svg(figure: "Figure") -> str:

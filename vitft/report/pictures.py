@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from html import escape
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 from vitft.report.figures import percent
 from vitft.report.findings import Findings
 from vitft.report.page import COOL, GREY, WARM, svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 N_CLASSES = 100  # shown at most
 CHARTS = {("train_loss", "val_loss"): ".4g", ("val_accuracy",): "%", ("lr",): ".4g"}  # of history
@@ -56,6 +60,15 @@ def curves(
 
 
 def confusion(classes: Sequence[str], counts: Tensor) -> str:
+    """Return a panel with counts (n_classes, n_classes), row true and column predicted."""
+    return (
+        "<h2>Confusions</h2><p>Rows are true classes, columns predicted ones. A darker cell holds "
+        "a larger share of its row.</p>"
+        f'<div class="panel matrix">{svg(matrix(classes, counts))}</div>'
+    )
+
+
+def matrix(classes: Sequence[str], counts: Tensor) -> "Figure":
     """Draw counts (n_classes, n_classes), row true and column predicted."""
     from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
@@ -76,11 +89,7 @@ def confusion(classes: Sequence[str], counts: Tensor) -> str:
     axes.tick_params(labelsize=min(9, max(6.5, 72 * side / n)))
     for rule in (axes.hlines, axes.vlines):
         rule(edges, -0.5, n - 0.5, color=GREY, alpha=0.3, linewidth=0.5)
-    return (
-        "<h2>Confusions</h2><p>Rows are true classes, columns predicted ones. A darker cell holds "
-        "a larger share of its row.</p>"
-        f'<div class="panel matrix">{svg(figure)}</div>'
-    )
+    return figure
 
 
 def per_class(classes: Sequence[str], counts: Tensor, split: str = "test") -> str:

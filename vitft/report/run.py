@@ -1,18 +1,15 @@
 """A run's facts, history and test predictions in; one HTML file that needs nothing else out."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-
-import torch
 
 from vitft.report.changes import changes
 from vitft.report.figures import percent, wilson
 from vitft.report.findings import Findings
 from vitft.report.gallery import looks, mistakes
-from vitft.report.page import LOOK, write_page
+from vitft.report.page import looking, write_page
 from vitft.report.pictures import (
     confusion,
     curves,
@@ -130,10 +127,7 @@ def write_report(
         history: a row an epoch: epoch, train_loss, val_loss, val_accuracy, lr; may be empty.
         findings: what the model said of the images; None of a run that was not measured.
     """
-    from matplotlib import style
-
-    with warnings.catch_warnings(), style.context(LOOK, after_reset=True):
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser will have it
+    with looking():
         tiles, others = _facts(facts)
         shown = "" if findings is None else _shown(findings)
         drawn = curves(history, _frozen(facts), _n_images("val_accuracy", facts))
@@ -145,10 +139,7 @@ def _shown(findings: Findings) -> str:
     last = looks(findings) + changes(findings.changes)
     if findings.precisions:
         return precisions(findings) + last
-    k = len(findings.classes)
-    counts = torch.zeros(k, k, dtype=torch.long)
-    for true, predicted, n in findings.confusions:
-        counts[true, predicted] = n
+    counts = findings.counts
     return (
         per_class(findings.classes, counts, findings.split)
         + confusion(findings.classes, counts)

@@ -52,7 +52,7 @@ class Logger:
         raise NotImplementedError
 
     def picture(self, name: str, image: Tensor) -> None:
-        """Hold a picture, uint8 (3, height, width)."""
+        """Hold a picture, uint8 (3, height, width), as of the last epoch that is held."""
         raise NotImplementedError
 
     def end(self, figures: Mapping[str, float], files: Sequence[Path]) -> None:
@@ -90,8 +90,8 @@ class TensorBoard(Logger):
         self.writer.flush()
 
     def picture(self, name: str, image: Tensor) -> None:
-        """Hold it as of before the first epoch."""
-        self.writer.add_image(name, image, 0)
+        """Hold it beside the figures of the epoch."""
+        self.writer.add_image(name, image, self.record["epoch"])
 
     def end(self, figures: Mapping[str, float], files: Sequence[Path]) -> None:
         """Hold the figures behind the last epoch, and where the files are; it keeps none."""
@@ -151,10 +151,10 @@ class WeightsAndBiases(Logger):
         self.run.log(dict(figures), step=epoch)
 
     def picture(self, name: str, image: Tensor) -> None:
-        """Hold it as of before the first epoch."""
+        """Hold it beside the figures of the epoch."""
         import wandb
 
-        self.run.log({name: wandb.Image(_pillow(image))}, step=0)
+        self.run.log({name: wandb.Image(_pillow(image))}, step=self.record["epoch"])
 
     def end(self, figures: Mapping[str, float], files: Sequence[Path]) -> None:
         """Hold the figures as the summary, and the files as an artifact."""
