@@ -4,22 +4,24 @@
 
 Each client asks one adapter about one picture (PNG, in memory) again and again, over HTTP on this
 machine.
-Beside it stands the way without a bank: the same, but each pass takes one adapter's pictures only.
+Beside it stand two ways without a bank: the same, but each pass takes one adapter's pictures only;
+and a process for each adapter, up to --processes.
 """
 
 import io
 import statistics
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 import httpx
+import psutil
 import torch
 import uvicorn
 from PIL import Image
@@ -32,7 +34,7 @@ from recipes.serving.jobs import Job
 from vitft import load_model
 
 COLUMNS = {"way": "", "adapters": "", "clients": "", "per_second": ",.0f"}
-COLUMNS |= {"p50_ms": ",.1f", "p99_ms": ",.1f"}
+COLUMNS |= {"p50_ms": ",.1f", "p99_ms": ",.1f", "megabytes": ",.0f"}
 
 
 class OneByOne(Desk):
@@ -62,25 +64,56 @@ def saved(base: str, n: int, folder: Path) -> dict[str, str]:
     return found
 
 
-@contextmanager
-def served(desk: Desk, port: int) -> Iterator[str]:
-    """Serve a desk; give its address."""
+def serve(kind: type[Desk], base: str, folders: dict[str, str], port: int, n_threads: int) -> None:
+    """Serve adapters from this process, until it is ended."""
+    torch.set_num_threads(n_threads)
+    desk = kind(load_model(base), folders, device=torch.device("cpu"), max_adapters=len(folders))
     app = make_app(desk, Limits(), token=None, hosts=["*"])
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
+    uvicorn.run(app, port=port, log_level="error")
+
+
+@contextmanager
+def served(
+    kind: type[Desk], base: str, parts: Sequence[dict[str, str]], port: int
+) -> Iterator[tuple[dict[str, str], float]]:
+    """Serve each part from a process of its own; give every adapter's address, and all megabytes.
+
+    The processes share two threads' worth of computing: several have one each.
+    """
+    context = get_context("spawn")
+    n_threads = 1 if len(parts) > 1 else torch.get_num_threads()
+    processes, addresses = [], {}
+    for i, folders in enumerate(parts):
+        arguments = (kind, base, folders, port + i, n_threads)
+        processes.append(context.Process(target=serve, args=arguments))
+        addresses |= dict.fromkeys(folders, f"http://127.0.0.1:{port + i}")
     try:
-        yield f"http://127.0.0.1:{port}"
+        for process in processes:
+            process.start()
+        for address in addresses.values():
+            wait_for(address)
+        infos = [psutil.Process(process.pid).memory_full_info() for process in processes]
+        yield addresses, sum(info.pss for info in infos) / 1e6
     finally:
-        server.should_exit = True
-        thread.join()
-        desk.close()
+        for process in processes:
+            process.terminate()
+            process.join()
 
 
-def measured(url: str, n_adapters: int, n_clients: int, seconds: float) -> dict[str, float]:
-    """Return requests a second, and their milliseconds."""
+def wait_for(address: str) -> None:
+    """Wait until a server answers, for two minutes at most."""
+    for _ in range(1200):
+        try:
+            httpx.get(f"{address}/adapters").raise_for_status()
+            return
+        except httpx.HTTPError:
+            time.sleep(0.1)
+    raise TimeoutError(f"no server answers at {address}")
+
+
+def measured(addresses: dict[str, str], n_clients: int, seconds: float) -> dict[str, float]:
+    """Return requests a second, and their milliseconds; every adapter is asked as often."""
+    names = [*addresses]
     content = io.BytesIO()
     Image.effect_noise((64, 64), 50).convert("RGB").save(content, "PNG")
     ends = time.perf_counter() + seconds
@@ -89,9 +122,9 @@ def measured(url: str, n_adapters: int, n_clients: int, seconds: float) -> dict[
         times = []
         with httpx.Client(timeout=60) as client:
             while (started := time.perf_counter()) < ends:
-                name = f"a{(number + len(times)) % n_adapters}"
+                name = names[(number + len(times)) % len(names)]
                 sent = client.post(
-                    f"{url}/predict",
+                    f"{addresses[name]}/predict",
                     files=[("files", ("x.png", content.getvalue()))],
                     data={"adapters": name},
                 )
@@ -112,23 +145,29 @@ def measured(url: str, n_adapters: int, n_clients: int, seconds: float) -> dict[
 @click.option("--base", default="cifar10", show_default=True)
 @click.option("--adapters", "numbers", default="1,8,64", show_default=True)
 @click.option("--clients", default="1,8,32", show_default=True)
+@click.option("--processes", default=8, show_default=True, help="At most, one an adapter.")
 @click.option("--seconds", default=8.0, show_default=True, help="Of each.")
 @click.option("--port", default=8199, show_default=True)
-def main(base: str, numbers: str, clients: str, seconds: float, port: int) -> None:
-    """Measure both ways with every number of adapters and clients, and print a table."""
+def main(base: str, numbers: str, clients: str, processes: int, seconds: float, port: int) -> None:
+    """Measure all ways with every number of adapters and clients, and print a table."""
     rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as folder:
         most = max(map(int, numbers.split(",")))
         folders = saved(base, most, Path(folder))
         for n in map(int, numbers.split(",")):
             some = dict([*folders.items()][:n])
-            for way, kind in {"one pass": Desk, "a pass an adapter": OneByOne}.items():
-                desk = kind(load_model(base), some, device=torch.device("cpu"))
-                with served(desk, port) as url:
-                    measured(url, n, 2, 1.0)
+            apart = [{name: place} for name, place in some.items()]
+            ways: dict[str, tuple[type[Desk], list[dict[str, str]]]] = {
+                "one pass": (Desk, [some]),
+                "a pass an adapter": (OneByOne, [some]),
+                **({"a process an adapter": (Desk, apart)} if 1 < n <= processes else {}),
+            }
+            for way, (kind, parts) in ways.items():
+                with served(kind, base, parts, port) as (addresses, megabytes):
+                    measured(addresses, 2, 1.0)
                     for c in map(int, clients.split(",")):
-                        found = {"way": way, "adapters": n, "clients": c}
-                        rows.append(found | measured(url, n, c, seconds))
+                        found = {"way": way, "adapters": n, "clients": c, "megabytes": megabytes}
+                        rows.append(found | measured(addresses, c, seconds))
                         click.echo(table(rows[-1:], COLUMNS), err=True)
     write_result("serve_cpu", rows, base=base, seconds=seconds)
     click.echo(table(rows, COLUMNS))
