@@ -9,7 +9,7 @@ import torch
 from recipes.shared.places import new_output
 from vitft.command import options as cli
 from vitft.command.options import option
-from vitft.model.checkpoint import load_model, save_model
+from vitft.model.checkpoint import config_of, load_model, save_model
 from vitft.model.vit import VisionTransformer
 
 
@@ -49,7 +49,7 @@ def at_size(model: VisionTransformer, image_size: int) -> VisionTransformer:
         ValueError: `image_size` is not a positive multiple of the patch size.
     """
     model.resize(image_size)
-    config = replace(model.config, image_size=image_size)
+    config = replace(config_of(model), image_size=image_size)
     tensors = model.state_dict()
     if model.pos_embedding is not None:
         positions, n_own = model.positions(), model.n_pos_prefix
@@ -58,7 +58,7 @@ def at_size(model: VisionTransformer, image_size: int) -> VisionTransformer:
     with torch.device("meta"):
         resized = VisionTransformer(config)
     resized.load_state_dict(tensors, assign=True)
-    resized.classes, resized.mean, resized.std = model.classes, model.mean, model.std
+    resized.classes, resized.preprocessing = model.classes, model.preprocessing
     resized.facts = model.facts | {"positions_resized_from": model.config.image_size}
     return resized.eval()
 

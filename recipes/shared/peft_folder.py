@@ -6,6 +6,7 @@ ranks add up: A holds theirs one below the other, B has a block for each.
 """
 
 import tempfile
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ def write_peft(model: VisionTransformer, out: Path, library: str, images: Tensor
     expected = model(images)
     theirs = source_model(model, library)
     peft_folder(model, theirs).save(out)
-    found = output(peft.PeftModel.from_pretrained(theirs, str(out)).eval(), images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PEFT's use of transformers
+        found = output(peft.PeftModel.from_pretrained(theirs, str(out)).eval(), images)
     return float((found - expected).abs().max())
 
 
@@ -66,9 +69,12 @@ def peft_folder(model: VisionTransformer, theirs: nn.Module) -> AdapterFolder:
     """Return the adapter under the names of the library's model.
 
     Raises:
-        ValueError: PEFT has no such method, or a part of the adapter has no counterpart.
+        ValueError: PEFT has no such method, a part of the adapter has no counterpart, or its head
+            has not been trained.
     """
     record = injection(model)
+    if not model.has_head:
+        raise ValueError("the adapter's head holds zeros: it has not been trained; train it first")
     adapted = {name: adapter_layer(model, name) for name in record.adapted}
     names = {name: model.translate(name) for name, m in theirs.named_modules()}
     linears = {name: ours for name, ours in names.items() if adapted.keys() & {*ours}}

@@ -1,6 +1,8 @@
 """A folder of another library in, its model there; and how far its output is from ours."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +54,27 @@ def load(folder: Path, library: str, family: str) -> nn.Module:
             made: nn.Module = module.create_model(f"local-dir:{folder}", pretrained=True)
             return made.eval()
         config = json.loads((folder / "config.json").read_text())
-        kind = getattr(module, config["architectures"][0])
-        made, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        kind, options = getattr(module, config["architectures"][0]), {"output_loading_info": True}
+        with silent(module.utils.logging):
+            made, info = kind.from_pretrained(folder, dtype=torch.float32, **options)
     except Exception as error:  # whatever another library raises
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{module.__name__} does not load what was written: {reason}") from error
     if missing := sorted(key for key in info["missing_keys"] if translate(key, family)):
         raise ValueError(f"{module.__name__} misses {missing[0]} in what was written")
     return made.eval()
+
+
+@contextmanager
+def silent(logging: Any) -> Iterator[None]:
+    """Let transformers show no progress, by its module for that."""
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
 
 
 def output(theirs: nn.Module, images: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def _with_head(
 
 def _hf_entries(model: VisionTransformer, config: dict[str, Any]) -> dict[str, Any]:
     """Return the entries of a config for transformers that tell classes and image size."""
-    names = {str(i): name for i, name in enumerate(model.classes)}
+    names = {str(i): name for i, name in enumerate(model.classes if model.has_head else ())}
     size = {} if "vision_config" in config else {"image_size": model.config.image_size}
     return size | {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
 

@@ -39,9 +39,7 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
         ValueError: the model has adapters, whose tensors a plain base has no place for.
         OSError: the file cannot be written.
     """
-    head = model.head
-    has_bias = head.bias is not None
-    config = replace(model.config, n_classes=head.out_features, head_bias=has_bias)
+    config = config_of(model)
     if len(model.classes) != config.n_classes:
         raise ValueError(
             f"{len(model.classes)} class names do not fit {config.n_classes} logits; "
@@ -64,6 +62,12 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
     state = {name: whole(value) for name, value in state.items()}
     if is_first() or not sharded:
         write_tensors(path, state, metadata)
+
+
+def config_of(model: VisionTransformer) -> ViTConfig:
+    """Return the config that makes such a model, with the head that it has now."""
+    head = model.head
+    return replace(model.config, n_classes=head.out_features, head_bias=head.bias is not None)
 
 
 def load_model(source: str | Path) -> VisionTransformer:
