@@ -13,14 +13,15 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+Record = TypeVar("Record")
 READS = 5  # of a folder that is written meanwhile
 PREFIX = "base_model.model."
 CHOOSING = ("target_modules", "exclude_modules", "layers_pattern")  # beside LAYERS, by names
@@ -36,6 +37,33 @@ FREE = frozenset(
         "task_type",
     }
 )
+
+
+Names = list[str] | str | None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What an adapter_config.json says of modules: their names, and numbers of layers."""
+
+    target_modules: Names = None
+    exclude_modules: Names = None
+    layers_pattern: Names = None
+    modules_to_save: Names = None
+    layers_to_transform: list[int] | int | None = None
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What the metadata entry `adapters` of the tensors tells; see `AdapterFolder`."""
+
+    base_fingerprint: str | None = None
+    classes: tuple[str, ...] | None = None
+    config: dict[str, Any] | None = None
+    method: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    preprocessing: dict[str, Any] | None = None
+    trained: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,33 +144,27 @@ def _read(folder: str | os.PathLike[str]) -> AdapterFolder:
     """
     try:
         config = json.loads(Path(folder, CONFIG).read_bytes())
-        _check_names(config)
-    except (ValueError, AttributeError, RecursionError) as error:
+        _parsed(Chosen, config)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{Path(folder, CONFIG)} is broken: {error}") from error
     try:
         with safe_open(Path(folder, TENSORS), framework="pt") as file:
-            ours = json.loads((file.metadata() or {}).get("adapters", "{}"))
-            _check_metadata(ours)
+            text = (file.metadata() or {}).get("adapters", "{}")
+            ours = _parsed(Metadata, json.loads(text))
             tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
         _check_one_save(config, ours)
         return AdapterFolder(
             config=config,
             tensors=tensors,
-            fingerprint=ours.get("base_fingerprint"),
-            classes=tuple(ours["classes"]) if "classes" in ours else None,
-            method=ours.get("method"),
-            options=dict(ours.get("options", {})),
-            preprocessing=ours.get("preprocessing"),
-            trained=tuple(ours["trained"]) if "trained" in ours else None,
+            fingerprint=ours.base_fingerprint,
+            classes=ours.classes,
+            method=ours.method,
+            options=ours.options,
+            preprocessing=ours.preprocessing,
+            trained=ours.trained,
         )
     # torch's RuntimeError: another file took its place in the middle of it
-    except (
-        SafetensorError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        RuntimeError,  # and RecursionError
-    ) as error:
+    except (SafetensorError, ValueError, RuntimeError) as error:  # and RecursionError
         raise ValueError(f"{Path(folder, TENSORS)} is broken: {error}") from error
 
 
@@ -151,66 +173,34 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in FREE and v is not None}
 
 
-def _check_one_save(config: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+def _parsed(kind: type[Record], value: Any) -> Record:
+    """Return what JSON says as a record; entries that it does not have are passed over.
+
+    Raises:
+        ValueError: an entry is of another type.
+    """
+    try:
+        return msgspec.convert(value, kind, strict=True)
+    except msgspec.ValidationError as error:  # "Expected `str | null`, got `int` - at `$.method`"
+        what, _, place = str(error).replace("`", "").partition(" - at $.")
+        raise ValueError(f"{place}: {what}" if place else what) from error
+
+
+def _check_one_save(config: Mapping[str, Any], ours: Metadata) -> None:
     """Check that both files are of the same save, not of two, as after a crash.
 
     Raises:
         ValueError: they differ in an entry that tells the function.
     """
-    if "config" not in ours:  # PEFT's, or of vitft 0.1
+    if ours.config is None:  # PEFT's, or of vitft 0.1
         return
-    here, saved = _meaning(config), ours["config"]
+    here, saved = _meaning(config), ours.config
     for key in sorted(here.keys() | saved.keys()):
         if here.get(key) != saved.get(key):
             raise ValueError(
                 f"it was saved with {key}={saved.get(key)!r}, but {CONFIG} says "
                 f"{here.get(key)!r}; they are of two saves, or edited: save the adapter again"
             )
-
-
-METADATA: dict[str, type] = {
-    "base_fingerprint": str,
-    "classes": list,
-    "config": dict,
-    "method": str,
-    "options": dict,
-    "preprocessing": dict,
-    "trained": list,
-}
-
-
-def _check_metadata(ours: Any) -> None:
-    """Check the types of the entries of the tensors' metadata.
-
-    Raises:
-        ValueError: one is another.
-    """
-    if not isinstance(ours, dict):
-        raise ValueError(f"its metadata is {ours!r}, not a dictionary")
-    for key, kind in METADATA.items():
-        value = ours.get(key)
-        of_names = kind is not list or all(isinstance(name, str) for name in value or ())
-        if key in ours and not (isinstance(value, kind) and of_names):
-            names = "a list of names" if kind is list else f"a {kind.__name__}"
-            raise ValueError(f"{key} in its metadata is {value!r}, not {names}")
-
-
-def _check_names(config: Mapping[str, Any]) -> None:
-    """Check that what an adapter_config.json says of modules are names, and numbers of layers.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    for key in ("modules_to_save", *CHOOSING):
-        names = config.get(key)
-        if not isinstance(names, (list, str, NoneType)) or any(
-            not isinstance(name, str) for name in names or ()
-        ):
-            raise ValueError(f"{key} is {names!r}, not a list of names")
-    layers = config.get(LAYERS)
-    numbers = layers if isinstance(layers, list) else [layers or 0]
-    if not all(isinstance(number, int) for number in numbers):
-        raise ValueError(f"{LAYERS} is {layers!r}, not a list of numbers")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -11,19 +11,20 @@ T = TypeVar("T")
 MAX_DEPTH, MAX_VALUES = 20, 1_000_000
 
 
-def record_of(kind: type[T], value: Any, where: str) -> T:
+def record_of(kind: type[T], value: Any, where: str, *, finite: bool = True) -> T:
     """Return JSON's value as a record.
 
     Args:
         kind: a dataclass; or a type such as dict[str, int].
         value: of JSON.
         where: it stands, for an error.
+        finite: whether every number must be.
 
     Raises:
         ValueError: something is missing, unknown, of another type, out of its range or no finite
             number, or the value is nested or long beyond all use.
     """
-    _check(value, where)
+    _check(value, where, finite=finite)
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         known = {field.name for field in dataclasses.fields(kind)}
         if unknown := [str(name) for name in value if name not in known]:
@@ -34,7 +35,7 @@ def record_of(kind: type[T], value: Any, where: str) -> T:
         raise ValueError(f"{where}: {_plain(str(error))}") from error
 
 
-def _check(value: Any, where: str) -> None:
+def _check(value: Any, where: str, *, finite: bool) -> None:
     level, n = [value], 0
     for _ in range(MAX_DEPTH):
         level = [
@@ -44,7 +45,7 @@ def _check(value: Any, where: str) -> None:
             for part in (whole.values() if isinstance(whole, dict) else whole)
         ]
         n += len(level)
-        if any(isinstance(part, float) and not math.isfinite(part) for part in level):
+        if finite and any(isinstance(part, float) and not math.isfinite(part) for part in level):
             raise ValueError(f"{where}: a number is not finite")
         if not level:
             return

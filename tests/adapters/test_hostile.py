@@ -140,15 +140,15 @@ def test_a_folder_that_is_saved_while_it_is_read_is_read_again(
     def save(rank: int) -> None:
         save_adapter(inject(toy(), LoRAConfig(targets=("wq",), rank=rank)), tmp_path)
 
-    def saving(*given: Any) -> None:
+    def saving(*given: Any) -> Any:
         if not saved:  # between the two files
             saved.append(save(rank=4))
-        check(*given)
+        return parsed(*given)
 
     saved: list[None] = []
-    check = folder._check_names
+    parsed = folder._parsed
     save(rank=2)
-    monkeypatch.setattr(folder, "_check_names", saving)
+    monkeypatch.setattr(folder, "_parsed", saving)
     assert folder.read_adapter(tmp_path).config["r"] == 4
 
 

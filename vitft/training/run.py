@@ -6,9 +6,11 @@ A run knows how far it has come, saves that and goes back to it. `vitft.training
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -22,13 +24,32 @@ from vitft.optimizers.average import Average, put
 from vitft.optimizers.build import lr_factor
 from vitft.optimizers.updates import NotFinite, Updates
 from vitft.pictures.images import Images
+from vitft.records import record_of
 from vitft.training.best import Best
 from vitft.training.draws import seeded_state
 from vitft.training.plan import Plan
 from vitft.training.state import NEXT, STATE, load_state, save_state
 
-PROGRESS = ("epoch", "step", "seconds", "history")  # saved and restored
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Row = dict[str, int | float | None]
 MAX_SKIPPED = 0.5  # share of an epoch's steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a saved run has come; see the attributes of `Run`."""
+
+    epoch: Count
+    step: Count
+    seconds: float
+    history: list[Row]
+    totals: tuple[float, float, float]
+    belongs: list[str]
+    # what states of earlier versions lack
+    best: Row | None = None
+    frozen: dict[str, float] = field(default_factory=dict)
+    skipped: Count = 0
+    save: str | None = None  # its name, where it is one of several runs
 
 
 class Run:
@@ -105,13 +126,21 @@ class Run:
         """
         add_up(self.totals)
         self.check_finite()
-        progress = {name: getattr(self, name) for name in PROGRESS}
-        progress |= {"totals": self.totals.tolist(), "belongs": self.belongs}
-        progress |= {"best": self.best.row, "frozen": self.frozen, "skipped": self.skipped}
-        progress |= {"save": name} if name else {}
+        progress = Progress(
+            epoch=self.epoch,
+            step=self.step,
+            seconds=self.seconds,
+            history=self.history,
+            totals=(*self.totals.tolist(),),
+            belongs=self.belongs,
+            best=self.best.row,
+            frozen=self.frozen,
+            skipped=self.skipped,
+            save=name,
+        )
         path, optimizers = self.folder / (NEXT if name else STATE), self.updates.optimizers
         kept = {"best": self.best.weights, "average": self.average.values}
-        save_state(path, self.model, optimizers, self.draws, progress, kept)
+        save_state(path, self.model, optimizers, self.draws, asdict(progress), kept)
         self.totals *= is_first()  # which now has those of all
 
     def confirm(self) -> None:
@@ -129,22 +158,21 @@ class Run:
         progress, self.draws, kept = load_state(
             path, self.model, self.updates.optimizers, self.device
         )
-        if progress.pop("belongs", None) != self.belongs:
+        try:
+            found = record_of(Progress, progress, "its progress", finite=False)
+            self.updates.steps.restart(found.step)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is broken ({error}); start again with --overwrite") from error
+        if found.belongs != self.belongs:
             raise ValueError(
                 f"the run in {self.folder} was started on other images, classes or another base; "
                 "put them back, or start again with --overwrite"
             )
         self.best.weights, self.average.values = kept["best"], kept["average"]
-        try:
-            self.totals.copy_(torch.tensor(progress["totals"]) * is_first())
-            for name in PROGRESS:
-                setattr(self, name, progress[name])
-            # which a state of an earlier version lacks
-            self.best.row, self.frozen = progress.get("best"), progress.get("frozen", {})
-            self.skipped = int(progress.get("skipped", 0))
-            self.updates.steps.restart(self.step)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} is broken ({error}); start again with --overwrite") from error
+        self.totals.copy_(torch.tensor(found.totals) * is_first())
+        self.epoch, self.step, self.seconds = found.epoch, found.step, found.seconds
+        self.history, self.best.row = found.history, found.best
+        self.frozen, self.skipped = found.frozen, found.skipped
 
     def order(self) -> Tensor:
         """Return the indices still to come in this epoch, drawn by seed and epoch."""
