@@ -18,6 +18,8 @@ from PIL import Image
 import adapters
 from recipes.compare import command as compare
 from recipes.inspect import command as inspect
+from recipes.shared.finetuning import FinetuneOptions, resolve
+from recipes.shared.runs import recall, started
 from vitft import VisionTransformer, ViTConfig, load_model, save_model
 from vitft.command.streams import Outliving
 from vitft.pictures.decode import read_image
@@ -163,8 +165,11 @@ def make_run(folder: Path) -> None:
 
 
 def use_run(folder: Path) -> str:
-    """Compare and inspect a run, and read what its report shows."""
+    """Compare and inspect a run, and read what its report shows and how it goes on."""
     Findings.read(folder)
+    needed = {"adapter": "lora", "base": "b", "data": "x", "out": "o"}
+    given = needed | recall(started(folder, "go on with"), FinetuneOptions)
+    resolve(FinetuneOptions(**given), CPU)
     for command, arguments in (
         (compare, [str(folder), "--out", str(folder / "page.html")]),
         (inspect, [str(folder)]),

@@ -28,7 +28,7 @@ from vitft.model.vit import VisionTransformer
 
 TRAIN = ("--batch-size=8", "--epochs=2", "--save-seconds=0.001", "--device=cpu")
 COLOURS = {"red": (200, 30, 40), "green": (30, 200, 40), "blue": (30, 40, 200)}
-WEIGHTS = "*model.safetensors"
+WEIGHTS, OVERWRITE = "*model.safetensors", "--overwrite"
 
 
 @dataclass
@@ -80,6 +80,8 @@ class Job:
         if ended.status != 0 and go_on:
             there = (place / self.out).exists() and not self.again
             again = self.begin(place, nothing, *[self.again] * bool(self.again)).end()
+            if OVERWRITE in again.said:  # its folder was lost, and part of it written again
+                again = self.begin(place, nothing, OVERWRITE).end()
             if again.fault or again.status != (2 if there else 0):
                 return f"given again: {again.fault or again.said.strip()[-200:]}"
         elif ended.status != 0:

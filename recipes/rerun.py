@@ -5,17 +5,18 @@
 
 import json
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
-from recipes.finetune import train_adapter
+from recipes.finetune import finetune
 from recipes.pretrain import PretrainOptions, pretrain
 from recipes.shared.finetuning import FinetuneOptions
-from recipes.shared.runs import recall
+from recipes.shared.options import TrainOptions
+from recipes.shared.runs import recall, started
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.files import read_tensors
@@ -47,12 +48,13 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
     folder = Path(options.dir)
     before = _summary(folder)
     out = options.out or f"{folder}-again"
-    given = recall(folder, _names(PretrainOptions) | _names(FinetuneOptions), PURPOSE)
-    given |= {"out": out, "overwrite": options.overwrite, "log": ()}
-    if "adapter" in given:
-        after = train_adapter(FinetuneOptions(**given)).summary
-    else:
-        after = pretrain(PretrainOptions(**given))
+    told = started(folder, PURPOSE)
+    kind: type[TrainOptions] = FinetuneOptions if "adapter" in told else PretrainOptions
+    given = recall(told, kind) | {"out": out, "overwrite": options.overwrite, "log": ()}
+    if lacks := [f.name for f in fields(kind) if f.default is MISSING and f.name not in given]:
+        raise ValueError(f"the run in {folder} is broken: config.json lacks {lacks[0]}")
+    again = kind(**given)
+    after = pretrain(again) if isinstance(again, PretrainOptions) else finetune(**given).summary
     name = before.get("file", "model.safetensors")
     weights = [read_tensors(Path(place, name))[0] for place in (folder, out)]
     if weights[0].keys() != weights[1].keys():
@@ -69,10 +71,6 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
         "devices": [before.get("device"), after["device"]],
         "out": str(out),
     }
-
-
-def _names(options: type[Any]) -> set[str]:
-    return {field.name for field in fields(options)}
 
 
 def _summary(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from recipes.shared.methods import (
     names,
 )
 from recipes.shared.options import TrainOptions, make_plan
-from recipes.shared.runs import recall, resumed
+from recipes.shared.runs import recall, resumed, started
 from recipes.sharing.public import is_bundled
 from vitft.command.options import option
 from vitft.model.checkpoint import BUNDLED, find_base, is_known_backbone
@@ -136,5 +136,6 @@ def recalled(given: Mapping[str, Any]) -> dict[str, Any]:
     if fixed := sorted({*FIXED, *method_options()} & given.keys()):
         raise ValueError(f"--from goes on with the adapter as it is; leave out --{fixed[0]}")
     kept = {"adapter", "base", "targets", "layers", "image_size", "resize", "crop"}
-    found = recall(Path(given["from_"]), kept | method_options().keys(), "go on with")
+    told = started(Path(given["from_"]), "go on with")
+    found = recall(told, FinetuneOptions, kept | method_options().keys())
     return found | ({"base": given["from_"]} if found.get("adapter") == "full" else {})

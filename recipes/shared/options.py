@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import torch
 
-from vitft.command.options import option
+from vitft.command.options import check_numbers, option
 from vitft.data.listing import TEST_FRACTION
 from vitft.devices.processes import local_device, n_processes
 from vitft.pictures.augment import Augmentation
@@ -40,7 +40,11 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(DataOptions):
-    """The options that both training commands have."""
+    """The options that both training commands have.
+
+    Raises:
+        ValueError: a number is beyond all use.
+    """
 
     out: str = option(help="Folder for what the run writes.")
     epochs: int = option(20, "Passes over the training images.")
@@ -147,6 +151,9 @@ class TrainOptions(DataOptions):
     save_seconds: float = option(60.0, "Seconds between saved states, for --resume.")
     resume: bool = option(False, "Continue the run in --out where it was stopped.")
     overwrite: bool = option(False, "Replace the run in --out.")
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 def pick_device(name: str) -> torch.device:

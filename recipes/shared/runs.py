@@ -5,14 +5,15 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from recipes.shared.options import TrainOptions
 from recipes.shared.places import check_writable, held
 from recipes.sharing.card import CARD, is_ours
 from vitft.data.load import unmistakable
 from vitft.devices.processes import attempt, from_first, is_first, launch_time
-from vitft.files import remove_unfinished, write_json
+from vitft.files import read_json, remove_unfinished, write_json
+from vitft.records import record_of
 from vitft.report.findings import FILE
 from vitft.training.loggers import EVENTS, check_loggers
 from vitft.training.state import NEXT, STATE
@@ -133,19 +134,15 @@ def check_same(options: TrainOptions, folder: Path) -> None:
     """
     if options.overwrite:
         raise ValueError("--resume goes on with a run and --overwrite removes it; choose one")
-    config = folder / "config.json"
-    if not config.is_file() or not (folder / STATE).is_file():
+    if not (folder / "config.json").is_file() or not (folder / STATE).is_file():
         raise ValueError(
             f"there is no run to resume in {folder}, but files of one; start again with --overwrite"
         )
-    try:
-        started = dict(json.loads(config.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{config} is broken ({error}); start again with --overwrite") from error
+    told = started(folder, "resume")
     default = {field.name: field.default for field in fields(options)}
     for name, value in written(options).items():
-        before = started.get(name, default[name])  # what an older version did not know
-        unknown = name not in started and (before is None or before == ())  # the method's own
+        before = told.get(name, default[name])  # what an older version did not know
+        unknown = name not in told and (before is None or before == ())  # the method's own
         if name not in MAY_DIFFER and before != value and not unknown:
             raise ValueError(
                 f"the run in {folder} was started with {name} {before}, not {value}; "
@@ -171,31 +168,46 @@ def resumed(given: Mapping[str, Any], options: type[Any]) -> dict[str, Any]:
     needed = {field.name for field in fields(options) if field.default is MISSING}
     if needed <= given.keys() and not (folder / "config.json").exists():
         return {}
-    return recall(folder, {field.name for field in fields(options)}, "resume")
+    return recall(started(folder, "resume"), options)
 
 
-def recall(folder: Path, names: Collection[str], purpose: str) -> dict[str, Any]:
-    """Return these options as the run in a folder was started with them.
+def started(folder: Path, purpose: str) -> dict[str, Any]:
+    """Return what config.json tells of the run in a folder.
 
     Args:
         folder: of the run.
-        names: of the options.
         purpose: what it is wanted for, for an error.
 
     Raises:
         ValueError: the folder holds no run that tells it.
     """
-    config = folder / "config.json"
     try:
-        found = dict(json.loads(config.read_text()))
+        return record_of(dict[str, Any], read_json(folder / "config.json"), "config.json")
     except FileNotFoundError:
         raise ValueError(
             f"there is no run to {purpose} in {folder}: it has no config.json"
         ) from None
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{config} is broken ({error})") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the run in {folder} is broken: {error}") from error
+
+
+def recall(
+    told: Mapping[str, Any], options: type[Any], names: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Return the options that a run was started with, each of its type.
+
+    Args:
+        told: by config.json.
+        options: the dataclass of the run's options.
+        names: of those that are wanted, where it is not all.
+
+    Raises:
+        ValueError: a value is of another type.
+    """
+    types = get_type_hints(options)
+    known = types.keys() if names is None else types.keys() & names
     return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in found.items()
-        if name in names and value is not None
+        name: record_of(types[name], value, f"config.json: {name}")
+        for name, value in told.items()
+        if name in known and value is not None
     }

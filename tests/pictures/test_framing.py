@@ -116,7 +116,7 @@ def test_the_record_travels_with_the_model(tiny: VisionTransformer, tmp_path: Pa
     [
         ({"resize": "fit"}, "resize='fit' is none of shortest, squash, pad"),
         ({"kernel": "area"}, "kernel='area' is none of bicubic, draft-bicubic, draft-bilinear"),
-        ({"crop": 0}, "crop=0.0 is not in 0 < crop <= 1"),
+        ({"crop": 0}, "crop=0.0 is not in 0.01 <= crop <= 1"),
         ({"crop": 1.1}, "crop=1.1 is not in"),
         ({"range": [3, 3]}, r"range=\(3.0, 3.0\) does not go from a lower to a higher value"),
         ({"range": 3}, "preprocessing: range: Expected array | null, got int"),

@@ -99,3 +99,25 @@ def test_folders_called_as_what_ships_are_known_as_folders(
         assert (facts["data"], facts["base"]) == ("./shapes", "./cifar10")
     vitft("finetune", *flags, "--resume", "--epochs=2")
     assert "which is not on the hub" in Path("run/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("crop", ""), ("epochs", "many"), ("rank_pattern", [3]), ("log", "x")]
+)
+def test_an_option_of_another_type_is_named(
+    name: str, value: object, vitft: Run, run: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(run, tmp_path / "run"))
+    told = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(told | {name: value}))
+    for flags in (["finetune", "--resume", "--out", out], ["rerun", out]):
+        assert f"Error: config.json: {name}: Expected" in vitft(*flags, code=2).stderr
+
+
+def test_a_run_that_does_not_name_its_base_is_not_done_again(
+    vitft: Run, run: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(run, tmp_path / "run"))
+    told = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(told | {"base": None}))
+    assert "is broken: config.json lacks base" in vitft("rerun", out, code=2).stderr

@@ -28,6 +28,9 @@ TELLING = (  # options of every command
 )
 
 
+MAX_WHOLE, MAX_FLOAT = 2**62, 1e30  # torch's numbers, with room to multiply
+
+
 def option(
     default: Any = dataclasses.MISSING,
     help: str = "",
@@ -127,7 +130,7 @@ def resolve(
     """Return `options` from what was given, then the preset's values, then the defaults.
 
     Raises:
-        ValueError: an unknown preset.
+        ValueError: an unknown preset, or a number beyond all use.
     """
     fields = {field.name: field for field in dataclasses.fields(options)}
     values: dict[str, Any] = {}
@@ -136,7 +139,23 @@ def resolve(
         if preset not in presets:
             raise ValueError(f"unknown preset {preset!r}; choose from {', '.join(presets)}")
         values |= presets[preset]
-    return options(**{**values, **given})
+    made = options(**{**values, **given})
+    check_numbers(made)
+    return made
+
+
+def check_numbers(options: Any) -> None:
+    """Check that no number among options is beyond what anything computes with.
+
+    Raises:
+        ValueError: one is.
+    """
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        for number in value.values() if isinstance(value, Mapping) else [value]:
+            whole = isinstance(number, int) and abs(number) > MAX_WHOLE
+            if whole or (isinstance(number, float) and not abs(number) <= MAX_FLOAT):
+                raise ValueError(f"{flag_of(field)} {number:.3g} is no number to compute with")
 
 
 def comma_separated(value: str) -> tuple[str, ...]:

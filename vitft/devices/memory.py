@@ -9,6 +9,7 @@ import torch
 
 from vitft.devices.processes import highest, n_on_machine
 
+FULL = ("out of memory", "allocate memory", "Storage size calculation overflowed")  # torch's words
 SHARE = 4  # a set takes at most this part of what is free
 CONTROL_GROUP = Path("/sys/fs/cgroup")  # a container's
 
@@ -43,7 +44,7 @@ def peak_bytes(device: torch.device) -> int | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that a device's memory is full."""
-    full = any(words in str(error) for words in ("out of memory", "allocate memory"))
+    full = any(words in str(error) for words in FULL)
     return full or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 

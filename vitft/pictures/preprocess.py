@@ -45,8 +45,8 @@ class Framing:
         for name, known in (("resize", RESIZES), ("kernel", tuple(KERNELS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(known)}")
-        if not 0 < self.crop <= 1:
-            raise ValueError(f"crop={self.crop} is not in 0 < crop <= 1")
+        if not 0.01 <= self.crop <= 1:
+            raise ValueError(f"crop={self.crop} is not in 0.01 <= crop <= 1")
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"range={self.range} does not go from a lower to a higher value")
 
