@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO, StringIO
 from pathlib import Path
 from tempfile import mkdtemp
@@ -20,6 +21,7 @@ from recipes.compare import command as compare
 from recipes.inspect import command as inspect
 from recipes.shared.finetuning import FinetuneOptions, resolve
 from recipes.shared.runs import recall, started
+from tests.families.sources import hf_model, timm_model
 from vitft import VisionTransformer, ViTConfig, load_model, save_model
 from vitft.command.streams import Outliving
 from vitft.pictures.decode import read_image
@@ -33,6 +35,10 @@ from vitft.training.run import Run
 SECONDS = 10  # for one input
 TINY = ViTConfig(dim=16, hidden_dim=32, n_heads=2, n_layers=2, patch_size=4, image_size=8)
 CPU = torch.device("cpu")
+FOREIGN: dict[str, Callable[[str, Path], object]] = {
+    **dict.fromkeys(("vit of classes", "dinov2", "dinov3", "clip", "siglip", "mae"), hf_model),
+    **dict.fromkeys(("deit3", "dinov2 giant"), timm_model),
+}
 
 
 class Hang(BaseException):
@@ -87,6 +93,31 @@ def make_base(folder: Path) -> None:
 def use_base(folder: Path) -> str:
     """Load a base and classify."""
     return finite(load_model(folder / "model.safetensors"))
+
+
+@cache
+def foreign() -> list[Path]:
+    """Return folders of other libraries' models, each written once."""
+    root, found = Path(mkdtemp()), []
+    for name, make in FOREIGN.items():
+        folder = root / name
+        folder.mkdir()
+        make(name, folder)
+        processor = {"size": {"height": 40, "width": 40}, "crop_size": 32, "do_center_crop": True}
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+        found.append(folder)
+    return found
+
+
+def make_foreign(folder: Path) -> None:
+    """Write another library's model, which the folder's name picks."""
+    folders = foreign()
+    shutil.copytree(folders[int(folder.name) % len(folders)], folder, dirs_exist_ok=True)
+
+
+def use_foreign(folder: Path) -> str:
+    """Convert a model and classify."""
+    return finite(load_model(folder))
 
 
 def make_picture(folder: Path) -> None:
@@ -187,6 +218,7 @@ def use_run(folder: Path) -> str:
 KINDS = {
     "adapters": Kind(make_adapter, use_adapter),
     "bases": Kind(make_base, use_base),
+    "other libraries' bases": Kind(make_foreign, use_foreign),
     "pictures": Kind(make_picture, use_picture),
     "run states": Kind(make_state, use_state),
     "summaries": Kind(make_run, use_run),

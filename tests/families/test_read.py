@@ -71,6 +71,44 @@ def test_classes_come_along(tmp_path: Path) -> None:
     assert load_model(tmp_path).classes == ("ant", "bee", "cat")
 
 
+def test_names_that_stand_twice_come_along_and_go_back(vitft: Run, tmp_path: Path) -> None:
+    labels = {"0": "crane", "1": "bee", "2": "crane"}  # as in ImageNet: a bird and a machine
+    hf_model("vit of classes", tmp_path / "source", id2label=labels, label2id={})
+    vitft("convert", tmp_path / "source", "--out", tmp_path / "base.safetensors")
+    assert load_model(tmp_path / "base.safetensors").classes == ("crane", "bee", "crane (2)")
+    flags = ["--base", tmp_path / "base.safetensors", "--format=hf", "--out", tmp_path / "back"]
+    vitft("export", *flags)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["id2label"] == labels
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"layer_norm_eps": "small"}, "layer_norm_eps: Expected float"),
+        ({"layer_norm_eps": 0}, "eps=0 is not in 0 < eps < 1"),
+        ({"num_attention_heads": True}, "num_attention_heads: Expected int"),
+        ({"hidden_act": {"a": 1}}, "hidden_act: Expected str"),
+        ({"image_size": [32, 48]}, r"images of \[32, 48\] pixels are not covered; square ones are"),
+        ({"id2label": {"first": "ant"}}, "id2label has a key that is no number"),
+        ({"pretrained_cfg": 3}, "pretrained_cfg: Expected"),
+    ],
+)
+def test_an_odd_entry_is_named(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    hf_model("vit of classes", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ValueError, match=told):
+        load_model(tmp_path)
+
+
+def test_null_counts_as_left_out(tmp_path: Path) -> None:
+    model = hf_model("vit of classes", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    nulls = {"layer_norm_eps": None, "license": None, "id2label": None}
+    (tmp_path / "config.json").write_text(json.dumps(config | nulls))
+    assert load_model(tmp_path).config.eps == model.config.layer_norm_eps
+
+
 def test_shards_are_read(tmp_path: Path) -> None:
     model = hf_model("dinov2", tmp_path / "one")
     model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vitft.families.told import side_of
+
 # kinds of architectures that are no plain ViT, or not read yet
 NOT_COVERED = re.compile(
     r"swin|eva02|beit|convnext|resnet|mvit|maxvit|hiera|aimv2|vit_pe_|_pe_|naflex|rope|gap_|"
@@ -59,7 +61,7 @@ def describe_architecture(
     options: dict[str, Any] = {
         "eps": 1e-5 if "_clip_" in name or dinov3 else 1e-6,
         "act": _act(name),
-        "image_size": size[0] if isinstance(size, list) else size,
+        "image_size": side_of(size),
         "n_heads": arguments.get("num_heads")
         or heads_of(tensors["patch_embed.proj.weight"], heads),
         "pooling": _pooling(config, tensors, "avg" if dinov3 else "token"),

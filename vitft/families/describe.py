@@ -1,11 +1,13 @@
 """A source in; its family, options that its tensors do not show, classes and facts out."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitft.families.architectures import describe_architecture
 from vitft.families.huggingface import CLIP_MEAN, CLIP_STD, HALF, KINDS, Kind, describe_huggingface
 from vitft.families.originals import describe_original
 from vitft.families.source import Source
+from vitft.families.told import side_of
 from vitft.pictures.preprocess import Framing
 
 
@@ -25,15 +27,30 @@ def describe(source: Source) -> tuple[str, dict[str, Any]]:
     return describe_original(tensors, source.open_clip)
 
 
-def class_names(source: Source, n_classes: int) -> tuple[str, ...]:
-    """Return the class names that the source tells, () where it has none for this head."""
-    config = source.config
+def told_names(config: Mapping[str, Any]) -> Sequence[str]:
+    """Return the class names that a config tells, as they stand there; () where it has none.
+
+    Raises:
+        ValueError: those of transformers have no numbers.
+    """
     labels = config.get("id2label") or {}
+    if not all(key.isdecimal() for key in labels):
+        raise ValueError("id2label has a key that is no number")
+    pretrained = config.get("pretrained_cfg") or {}
     names = [labels[key] for key in sorted(labels, key=int)]
-    names = (
-        names or config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names")
-    )
-    return tuple(map(str, names)) if names and len(names) == n_classes else ()
+    return names or config.get("label_names") or pretrained.get("label_names") or ()
+
+
+def class_names(config: Mapping[str, Any], n_classes: int) -> tuple[str, ...]:
+    """Return the class names that a config tells, () where it has none for this head.
+
+    A name that stands there again gets its number: ImageNet's "crane" is a bird and a machine.
+    """
+    names = told_names(config)
+    if len(names) != n_classes:
+        return ()
+    found = [name if name not in names[:i] else f"{name} ({i})" for i, name in enumerate(names)]
+    return tuple(found) if len(set(found)) == n_classes else ()
 
 
 def statistics(
@@ -66,7 +83,7 @@ def framing(source: Source) -> Framing:
     clip = source.open_clip.get("preprocess_cfg") or {}
     resize, crop = "shortest", 1.0
     size, cut = processor.get("size") or {}, processor.get("crop_size") or {}
-    size, cut = (x if isinstance(x, dict) else {"shortest_edge": x} for x in (size, cut))
+    size, cut = (x if isinstance(x, dict) else {"shortest_edge": side_of(x)} for x in (size, cut))
     if "height" in size:
         resize = "squash"
     if processor.get("do_center_crop", bool(cut)) and cut:
@@ -98,7 +115,7 @@ def _usual(source: Source, family: str) -> tuple[tuple[float, ...], tuple[float,
 def facts(source: Source, family: str) -> dict[str, Any]:
     """Return what a converted file tells of its source."""
     pretrained = source.config.get("pretrained_cfg") or {}
-    config = {k: v for k, v in source.config.items() if k != "_name_or_path"}  # of who saved it
+    config = {k: v for k, v in source.written.items() if k != "_name_or_path"}  # of who saved it
     found = {
         "source": source.name,
         "family": family,

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vitft.families.told import side_of
+
 ACTS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -89,7 +91,7 @@ def describe_huggingface(
         "gate" if gated_dinov3 else "act": ACTS[act],
         "eps": own.get("layer_norm_eps", kind.eps),
         "n_heads": own.get("num_attention_heads", kind.n_heads),
-        "image_size": own.get("image_size", 224),
+        "image_size": side_of(own.get("image_size", 224)),
     }
     if kind.family == "hf-dinov3":
         options["rope_theta"] = float(own.get("rope_theta", 100.0))

@@ -6,6 +6,7 @@ rest.
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vitft.families.describe import class_names, describe, facts, framing, stati
 from vitft.families.names import FAMILIES
 from vitft.families.rename import rename
 from vitft.families.source import read_source
+from vitft.model.checkpoint import check_weight
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 
@@ -39,10 +41,13 @@ def read_foreign(path: str | Path) -> VisionTransformer:
         model = build(tensors, options, inverse=family.startswith("hf-"))
     except ValueError as error:
         raise ValueError(f"{path} ({family}): {error}") from error
-    classes = class_names(source, model.head.out_features)
-    model.classes = classes or model.classes
-    model.mean, model.std = statistics(source, family, model.config.n_channels)
-    model.framing = framing(source)
+    try:
+        model.classes = class_names(source.config, model.head.out_features) or model.classes
+        mean, std = statistics(source, family, model.config.n_channels)
+        own = {"image_size": model.image_size, "mean": mean, "std": std}
+        model.preprocessing = own | asdict(framing(source))
+    except ValueError as error:
+        raise ValueError(f"{path} ({family}): {error}") from error
     model.facts = facts(source, family)
     return model.requires_grad_().eval()
 
@@ -78,6 +83,7 @@ def build(
         if tensors[name].numel() != expected[name].numel():
             shapes = f"{tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
             raise ValueError(f"tensor {name} has shape {shapes}")
+        check_weight(name, tensors[name])
         tensors[name] = tensors[name].reshape(expected[name].shape).contiguous().clone()
     model.load_state_dict(tensors, assign=True)
     return model

@@ -1,7 +1,6 @@
 """A folder or file of another library in; its tensors and configs out."""
 
 import hashlib
-import json
 import os
 import pickle
 import re
@@ -13,6 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from vitft.families.told import Config, Index, OpenClip, Processor, checked
+from vitft.files import read_json
+from vitft.records import record_of
 
 WEIGHTS = (
     "model.safetensors",
@@ -34,6 +37,7 @@ class Source:
     config: dict[str, Any]  # config.json, {} where there is none
     preprocessing: dict[str, Any]  # preprocessor_config.json, {} where there is none
     open_clip: dict[str, Any]  # open_clip_config.json, {} where there is none
+    written: dict[str, Any]  # config.json as it stands there, with its nulls
     licence: str | None  # as a model card's head says
     checksum: str  # of the files with tensors
 
@@ -57,9 +61,10 @@ def read_source(path: Path) -> Source:
     return Source(
         name=path.name,
         tensors=tensors,
-        config=_read_json(folder / "config.json") if described else {},
-        preprocessing=_read_json(folder / "preprocessor_config.json") if described else {},
-        open_clip=_read_json(folder / "open_clip_config.json") if described else {},
+        config=_said(folder / "config.json", Config) if described else {},
+        preprocessing=_said(folder / "preprocessor_config.json", Processor) if described else {},
+        open_clip=_said(folder / "open_clip_config.json", OpenClip) if described else {},
+        written=_written(folder / "config.json") if described else {},
         licence=_licence(folder / "README.md") if described else None,
         checksum=digest.hexdigest()[:16],
     )
@@ -73,7 +78,7 @@ def weight_files(folder: Path) -> list[Path]:
         ValueError: the index names a file outside the folder.
     """
     if (folder / INDEX).is_file():
-        names = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
+        names = sorted(set(_said(folder / INDEX, Index).get("weight_map", {}).values()))
         if any(os.path.basename(name) != name for name in names):
             raise ValueError(f"{folder / INDEX} names files outside its folder")
         return [folder / name for name in names]
@@ -118,10 +123,13 @@ def _licence(card: Path) -> str | None:
     return found[1].strip("\"'") if found else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _said(path: Path, kind: type[Any]) -> dict[str, Any]:
+    """Return what a file says, without nulls; see `checked`."""
+    return checked(_written(path), kind, str(path))
+
+
+def _written(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        return record_of(dict[str, Any], read_json(path), str(path)) if path.is_file() else {}
+    except ValueError as error:
         raise ValueError(f"{path} is broken: {error}") from error

@@ -4,6 +4,7 @@ A converted base remembers its source's config and the names, shapes and dtypes 
 the way back is exact: what was not trained is bit for bit what it was.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from vitft.families.describe import class_names, told_names
 from vitft.families.rename import translate
 from vitft.files import write_bytes, write_json
 from vitft.model.vit import VisionTransformer
@@ -127,9 +129,17 @@ def _with_head(
 
 def _hf_entries(model: VisionTransformer, config: dict[str, Any]) -> dict[str, Any]:
     """Return the entries of a config for transformers that tell classes and image size."""
-    names = {str(i): name for i, name in enumerate(model.classes if model.has_head else ())}
+    names = {str(i): name for i, name in enumerate(_class_names(model, config))}
     size = {} if "vision_config" in config else {"image_size": model.config.image_size}
     return size | {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
+
+
+def _class_names(model: VisionTransformer, config: Mapping[str, Any]) -> Sequence[str]:
+    """Return the names of the model's classes; the source's own, of which some may be the same."""
+    if not model.has_head:
+        return ()
+    is_theirs = class_names(config, len(model.classes)) == model.classes
+    return told_names(config) if is_theirs else model.classes
 
 
 def _timm_entries(model: VisionTransformer, config: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +150,7 @@ def _timm_entries(model: VisionTransformer, config: dict[str, Any]) -> dict[str,
     pretrained.pop("test_input_size", None)
     return {
         "num_classes": n,
-        "label_names": [*model.classes] if n else [],
+        "label_names": [*_class_names(model, config)],
         "model_args": pooling | dict(config.get("model_args") or {}) | {"img_size": size},
         "pretrained_cfg": pretrained
         | {

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from vitft.devices.processes import is_first
 from vitft.devices.spread import is_sharded, whole
@@ -45,6 +46,8 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
             f"{len(model.classes)} class names do not fit {config.n_classes} logits; "
             "set model.classes"
         )
+    if len(set(model.classes)) < len(model.classes):
+        raise ValueError("a class name is there twice; set model.classes")
     expected = _empty(config).state_dict().keys()
     state = model.state_dict()
     if state.keys() != expected:
@@ -62,6 +65,18 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
     state = {name: whole(value) for name, value in state.items()}
     if is_first() or not sharded:
         write_tensors(path, state, metadata)
+
+
+def check_weight(name: str, tensor: Tensor) -> None:
+    """Check that a model can compute with a tensor's numbers.
+
+    Raises:
+        ValueError: one is not finite, or beyond what any weight is.
+    """
+    if not tensor.isfinite().all():
+        raise ValueError(f"tensor {name} has values that are not finite")
+    if (largest := tensor.abs().amax()) > LARGEST:
+        raise ValueError(f"tensor {name} has a value of {largest:.0e}; it is damaged")
 
 
 def config_of(model: VisionTransformer) -> ViTConfig:
@@ -108,10 +123,10 @@ def load_model(source: str | Path) -> VisionTransformer:
         if expected[name].shape != tensors[name].shape:
             shapes = f"{tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
             raise ValueError(f"{path}: tensor {name} has shape {shapes}")
-        if not tensors[name].isfinite().all():
-            raise ValueError(f"{path}: tensor {name} has values that are not finite")
-        if (largest := tensors[name].abs().amax()) > LARGEST:
-            raise ValueError(f"{path}: tensor {name} has a value of {largest:.0e}; it is damaged")
+        try:
+            check_weight(name, tensors[name])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     tensors = {n: t.to(expected[n].dtype) for n, t in tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
     model.classes = classes

@@ -1,6 +1,8 @@
 """The sizes and options of a `VisionTransformer`, checked when they are made."""
 
+import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 ACTS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
 # the values that an option may have; the first is the article's
@@ -23,7 +25,8 @@ class ViTConfig:
     """The sizes and options of a `VisionTransformer`; the defaults are the article's.
 
     Raises:
-        ValueError: a size that is not positive or does not fit the others, or an unknown option.
+        ValueError: a value of another type, a size that is not positive or does not fit the others,
+            or an unknown option.
     """
 
     dim: int = 256  # width of a token
@@ -65,6 +68,9 @@ class ViTConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if not _is_of(value, field.type):
+                kind = getattr(field.type, "__name__", field.type)
+                raise ValueError(f"{field.name}={value!r} is no finite {kind}")
             if field.type is int and value < (field.name != "n_registers"):
                 raise ValueError(
                     f"{field.name}={value} is not positive; the article's is {field.default}"
@@ -89,6 +95,8 @@ class ViTConfig:
                 f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}; "
                 f"choose patch_size from {_divisors(self.image_size)}"
             )
+        if not 0 < self.eps < 1:
+            raise ValueError(f"eps={self.eps} is not in 0 < eps < 1; the article's is 1e-05")
         if not 0 <= self.dropout < 1:
             raise ValueError(
                 f"dropout={self.dropout} is not in 0 <= dropout < 1; 0 switches it off"
@@ -129,6 +137,15 @@ class ViTConfig:
     def n_features(self) -> int:
         """Numbers that the head reads."""
         return self.dim * (2 if "+" in self.pooling else 1)
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    """Return whether a value is of a type; a truth value is no number, and a float is finite."""
+    if isinstance(value, bool):
+        return kind in (bool, bool | None)
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, kind)
 
 
 def _divisors(n: int) -> list[int]:
