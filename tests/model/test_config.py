@@ -43,6 +43,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         ({"dropout": value}, f"dropout={value} is not in 0 <= dropout < 1; 0 switches it off")
         for value in (-0.1, 1)
     ),
+    ({"dropout": float("nan")}, "dropout=nan is no finite float"),
+    ({"n_heads": True}, "n_heads=True is no int"),
+    ({"gated": 1}, "gated=1 is no bool"),
+    ({"pos": None}, "pos=None is no str"),
+    ({"class_token": "yes"}, "class_token='yes' is no bool | None"),
+    ({"eps": 0}, "eps=0 is not in 0 < eps < 1; the article's is 1e-05"),
     (
         {"stem": "conv", "patch_size": 1},
         'patch_size=1 is odd, which stem="conv" cannot cut; choose patch_size=4, or stem="linear"',

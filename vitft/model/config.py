@@ -70,7 +70,8 @@ class ViTConfig:
             value = getattr(self, field.name)
             if not _is_of(value, field.type):
                 kind = getattr(field.type, "__name__", field.type)
-                raise ValueError(f"{field.name}={value!r} is no finite {kind}")
+                finite = "finite " * (field.type is float)
+                raise ValueError(f"{field.name}={value!r} is no {finite}{kind}")
             if field.type is int and value < (field.name != "n_registers"):
                 raise ValueError(
                     f"{field.name}={value} is not positive; the article's is {field.default}"
