@@ -36,17 +36,8 @@ from benchmarks.results import table, write_result
 MEMORY = 2 * 2**30  # bytes beyond what a process has at its start
 GOOD = ("right", "refused")
 ALL = KINDS | {"requests": REQUESTS}
-SHARES = {
-    **{
-        "adapters": 0.4,
-        "bases": 0.15,
-        "other libraries' bases": 0.1,
-        "pictures": 0.15,
-        "run states": 0.08,
-        "summaries": 0.06,
-    },
-    "requests": 0.06,
-}
+SHARES = {"adapters": 0.4, "bases": 0.15, "other libraries' bases": 0.1, "pictures": 0.15}
+SHARES |= {"run states": 0.08, "summaries": 0.06, "requests": 0.06}
 
 
 def work(kind: str, numbers: list[int], seed: int, pipe: Any) -> None:

@@ -10,12 +10,14 @@ from safetensors.torch import load_file
 
 from recipes.convert import at_size
 from tests.conftest import TINY, Run
-from tests.families.sources import hf_model, save
+from tests.families.sources import hf_model, save, timm_model
 from vitft import VisionTransformer, ViTConfig, load_model, save_model
 from vitft.families.names import FAMILIES
 from vitft.families.rename import ours_of
 
 X = torch.randn(2, 3, 32, 32)
+PATCH = "patch_embed.proj.weight"
+PLAIN = (PATCH, "blocks.0.attn.qkv.weight", "pos_embed", "cls_token")
 
 
 def same(one: VisionTransformer, other: VisionTransformer) -> None:
@@ -199,3 +201,30 @@ def test_names_are_read_with_any_number() -> None:
     assert ours_of("blocks.11.attn.qkv.weight", family)[1] == "blocks.11.attn.wk.weight"
     assert ours_of("blocks.2.mlp.fc1.bias", family) == ("blocks.2.ffn.w1.bias",)
     assert ours_of("blocks.2.mlp.fc9.bias", family) == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([1, 2], "holds a list, no tensors by name"),
+        ({"model": 3}, "holds a int, no tensors by name"),
+        ({1: torch.zeros(2)}, "of no family that is known"),
+        ({"rope_embed.periods": torch.zeros(0), PATCH: torch.zeros(8, 3, 2, 2)}, "no numbers"),
+        ({"visual.class_embedding": torch.zeros(3)}, "visual.conv1.weight is missing"),
+        (dict.fromkeys(PLAIN, torch.zeros(384, 3, 2, 2)), "ffn.w1.weight is missing"),
+        ({PATCH: torch.zeros(2).to_sparse()}, "is sparse, complex or quantized"),
+    ],
+)
+def test_a_file_of_something_else_is_told(content: object, told: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=told):
+        load_model(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("key", ["head.weight", "head_dist.bias"])
+def test_two_heads_that_do_not_fit_are_told(key: str, tmp_path: Path) -> None:
+    timm_model("deit distilled", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save(tensors | {key: tensors[key][None]}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="of its two heads do not fit each other"):
+        load_model(tmp_path)

@@ -81,7 +81,8 @@ def heads_of(patch: Tensor, heads: Mapping[int, int]) -> int:
     Raises:
         ValueError: no known ViT has this width.
     """
-    if (width := len(patch)) not in heads:
+    width = len(patch) if patch.ndim else 0
+    if width not in heads:
         raise ValueError(
             f"how many heads a ViT of width {width} has is not known, and no config.json tells it; "
             "convert a folder whose config.json does"
@@ -92,7 +93,9 @@ def heads_of(patch: Tensor, heads: Mapping[int, int]) -> int:
 def is_gated(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether timm's fc1 holds gate and value: it is twice as high as fc2 is wide."""
     up, down = (tensors.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
-    return up is not None and down is not None and up.shape[0] == 2 * down.shape[1]
+    if up is None or down is None or (up.ndim, down.ndim) != (2, 2):
+        return False
+    return up.shape[0] == 2 * down.shape[1]
 
 
 def _act(name: str) -> str:

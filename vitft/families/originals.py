@@ -43,6 +43,8 @@ def describe_original(
     patch = tensors.get("patch_embed.proj.weight")
     if patch is not None and ("storage_tokens" in tensors or "rope_embed.periods" in tensors):
         periods = tensors.get("rope_embed.periods")  # a quarter of a head's width
+        if periods is not None and not (patch.ndim and periods.ndim and len(periods)):
+            raise ValueError("rope_embed.periods has no numbers")
         n_heads = (
             heads_of(patch, HEADS_DINOV3) if periods is None else len(patch) // 4 // len(periods)
         )
@@ -81,7 +83,10 @@ def _is_plain(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _describe_clip(tensors: Mapping[str, Tensor], clip: Mapping[str, Any]) -> dict[str, Any]:
-    width = len(tensors["visual.conv1.weight"])
+    conv = tensors.get("visual.conv1.weight")
+    if conv is None or not conv.ndim:
+        raise ValueError("visual.conv1.weight is missing, or no tensor of weights")
+    width = len(conv)
     options: dict[str, Any] = {"pooling": "cls", "final_norm": "after", "eps": 1e-5}
     if OPENAI in tensors:
         return options | {"act": "quick_gelu", "n_heads": width // 64}

@@ -91,10 +91,16 @@ def build(
 
 def infer(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> ViTConfig:
     """Return the config of tensors under our names, with the options that they do not tell."""
+    for name in ("patch_embed.weight", "blocks.0.ffn.w1.weight"):
+        if name not in tensors:
+            raise ValueError(f"tensor {name} is missing")
     patch = tensors["patch_embed.weight"]  # (D, C, p, p)
     if patch.ndim != 4:
         raise ValueError(f"patch_embed.weight has shape {tuple(patch.shape)}, not (D, C, p, p)")
     dim, n_channels, patch_size, _ = patch.shape
+    for name in ("pos_embedding", "registers"):
+        if name in tensors and tensors[name].ndim < 2:
+            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not (1, n, D)")
     special = sum(name in tensors for name in ("cls_token", "dist_token"))
     registers = tensors.get("registers")
     given = {key: value for key, value in options.items() if value is not None}
@@ -163,7 +169,15 @@ def _complete(
 
 
 def _join_heads(tensors: dict[str, Tensor]) -> None:
-    """Join the heads of class and distillation token, whose logits are averaged, into one."""
-    for kind, dim in (("weight", 1), ("bias", 0)):
-        pair = [tensors.pop(f"{name}.{kind}") for name in ("head", "head_dist")]
-        tensors[f"head.{kind}"] = torch.cat(pair, 1) / 2 if dim else (pair[0] + pair[1]) / 2
+    """Join the heads of class and distillation token, whose logits are averaged, into one.
+
+    Raises:
+        ValueError: they do not fit each other.
+    """
+    for kind, n_axes in (("weight", 2), ("bias", 1)):
+        pair = [tensors.pop(f"{name}.{kind}", torch.empty(0)) for name in ("head", "head_dist")]
+        if pair[0].shape != pair[1].shape or pair[0].ndim != n_axes:
+            shapes = " and ".join(str(tuple(one.shape)) for one in pair)
+            raise ValueError(f"the {kind}s of its two heads do not fit each other: {shapes}")
+        joined = torch.cat(pair, 1) if kind == "weight" else pair[0] + pair[1]
+        tensors[f"head.{kind}"] = joined / 2

@@ -16,7 +16,7 @@ def rename(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
     """Return the tensors under our names, several of ours cut from one of theirs.
 
     Raises:
-        ValueError: a name is unknown.
+        ValueError: a name is unknown, or a tensor cannot be cut.
     """
     found: dict[str, Tensor] = {}
     left: list[str] = []
@@ -31,7 +31,10 @@ def rename(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
             ):
                 left.append(key)
             continue
-        if (mask := masks.get(f"{key}_mask")) is not None:  # DINOv3's k has no bias
+        mask = masks.get(f"{key}_mask", tensor)
+        if not tensor.ndim or len(tensor) % len(ours) or mask.shape != tensor.shape:
+            raise ValueError(f"tensor {key} has shape {tuple(tensor.shape)}, which does not fit")
+        if mask is not tensor:  # DINOv3's k has no bias
             tensor = torch.where(mask.isfinite() & (mask != 0), tensor, torch.zeros_like(tensor))
         for one, part in zip(ours, tensor.chunk(len(ours)), strict=True):
             found[one] = part

@@ -100,18 +100,33 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"there is no file {file}")
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
+            return real(load_file(file), file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200]
         raise ValueError(f"{file} holds no tensors that can be read ({reason})") from error
-    while name := next((name for name in INSIDE if name in content), None):
-        content = content[name]
-    found = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    for _ in INSIDE:
+        inside = [name for name in INSIDE if isinstance(content, dict) and name in content]
+        content = content[inside[0]] if inside else content
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}, no tensors by name")
+    found = {key: t for key, t in content.items() if isinstance(t, Tensor) and isinstance(key, str)}
     for prefix in ("module.", "backbone.", "encoder."):
         if found and all(key.startswith(prefix) for key in found if "head" not in key):
             found = {key.removeprefix(prefix): value for key, value in found.items()}
-    return found
+    return real(found, file)
+
+
+def real(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """Return the tensors, which hold a real number for every place.
+
+    Raises:
+        ValueError: one does not.
+    """
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized:
+            raise ValueError(f"{file}: tensor {name} is sparse, complex or quantized; convert it")
+    return tensors
 
 
 def _licence(card: Path) -> str | None:
