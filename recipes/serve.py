@@ -4,6 +4,7 @@
 """
 
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,30 @@ def named(folders: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to an address; of port 0 to one that is free.
+
+    Raises:
+        ValueError: it cannot be had.
+    """
+    if not 0 <= port < 2**16:
+        raise ValueError(f"--port {port} is not in 0..{2**16 - 1}")
+    found = None
+    try:
+        ((family, kind, *_, address), *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = socket.socket(family, kind)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        if found is not None:
+            found.close()
+        raise ValueError(
+            f"cannot listen at {host}, port {port}: {error.strerror}; choose another --port or "
+            "--host"
+        ) from error
+    return found
+
+
 def run(options: ServeOptions) -> None:
     """Serve until interrupted.
 
@@ -86,23 +111,28 @@ def run(options: ServeOptions) -> None:
             f"--host {options.host} can be reached by others; give them a token by --token or "
             f"${TOKEN}"
         )
-    folders = named(options.adapter)
-    first = fetched(next(iter(folders.values()))) if folders else None
-    desk = Desk(
-        load_model(find_base_of(options.base, first)),
-        folders,
-        device=pick_device(options.device),
-        max_adapters=options.max_adapters,
-        max_waiting=options.max_waiting,
-        rank=options.max_rank,
-        n_classes=options.max_classes,
-    )
-    limits = Limits(options.max_pictures, options.max_mb * 2**20)
-    hosts = [*LOCAL, options.host] if options.host in LOCAL else ["*"]
-    click.echo(f"serving         {', '.join(desk.slots)}")
-    click.echo(f"page            http://{options.host}:{options.port}/")
-    app = make_app(desk, limits, token=token, hosts=hosts)
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
+    for name in ("max_waiting", "max_adapters", "max_rank"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name}={getattr(options, name)} is not positive")
+    with listening(options.host, options.port) as listener:
+        folders = named(options.adapter)
+        first = fetched(next(iter(folders.values()))) if folders else None
+        desk = Desk(
+            load_model(find_base_of(options.base, first)),
+            folders,
+            device=pick_device(options.device),
+            max_adapters=options.max_adapters,
+            max_waiting=options.max_waiting,
+            rank=options.max_rank,
+            n_classes=options.max_classes,
+        )
+        limits = Limits(options.max_pictures, options.max_mb * 2**20)
+        hosts = [*LOCAL, options.host] if options.host in LOCAL else ["*"]
+        click.echo(f"serving         {', '.join(desk.slots)}")
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        click.echo(f"page            http://{host}:{listener.getsockname()[1]}/")
+        app = make_app(desk, limits, token=token, hosts=hosts)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listener])
 
 
 command = cli.command("serve", ServeOptions, run)

@@ -1,6 +1,7 @@
 """Places that a command writes to: held by one process, cleared of what a killed one left there."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +46,9 @@ def held(place: Path, lock: Path) -> Iterator[None]:
     try:
         held_by.acquire(timeout=0)
     except Timeout:
+        if _number(lock) is None:  # nor could it be made
+            missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise cannot_write(place, missing) from None
         raise busy from None
     except OSError as error:
         if error.errno not in NO_LOCKS:

@@ -110,6 +110,14 @@ def test_an_empty_text_is_no_value(
     assert not list(tmp_path.glob("out/*.safetensors"))
 
 
+def test_an_empty_argument_is_no_value(vitft: Run, base: Path, tmp_path: Path) -> None:
+    told = vitft("predict", "--base", base, "", code=2).stderr
+    assert "Error: a part of IMAGE is empty; leave it out" in told
+    assert "Error: SOURCE is empty; " in vitft("convert", "", "--out", tmp_path, code=2).stderr
+    told = vitft("finetune", "--from", "", "--out", tmp_path, code=2).stderr
+    assert "Error: --from is empty; " in told
+
+
 def test_a_name_that_the_terminal_lacks_is_replaced(base: Path, tmp_path: Path) -> None:
     image = tmp_path / "käse\u2603.png"
     paint(image, (200, 0, 0))

@@ -72,6 +72,12 @@ def test_a_place_that_cannot_be_written_is_named(
     assert told.endswith("; choose a folder you can write to\n")
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="this system has no /proc")
+def test_a_place_where_nothing_can_be_made_is_no_busy_one() -> None:
+    with pytest.raises(OSError, match=r"cannot write /proc/out: No such file"), output("/proc/out"):
+        pass
+
+
 def test_a_run_that_is_stopped_as_it_tries_its_folder_leaves_nothing(
     vitft: Run, base: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

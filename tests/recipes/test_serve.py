@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -277,10 +278,20 @@ def test_others_are_served_with_a_token_only(
     assert "--host 0.0.0.0 can be reached by others; give them a token" in told
 
 
+def test_where_nobody_can_listen_is_told(vitft: Run, base: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = vitft("serve", "--base", base, "--port", port, code=2).stderr
+    assert f"cannot listen at 127.0.0.1, port {port}: Address already in use; choose" in told
+    told = vitft("serve", "--base", base, "--port=99999", code=2).stderr
+    assert "--port 99999 is not in 0..65535" in told
+    told = vitft("serve", "--base", base, "--max-waiting=0", code=2).stderr
+    assert "max_waiting=0 is not positive" in told
+
+
 def test_the_command_serves_until_it_is_stopped(base: Path, folders: dict[str, str]) -> None:
     command = [sys.executable, "-m", "vitft", "serve", f"--base={base}", "--port=0"]
     command += [f"--adapter={folder}" for folder in folders.values()]
-    command[-len(folders) - 1] = f"--port={(port := free_port())}"
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     ) as process:
@@ -299,13 +310,3 @@ def test_the_command_serves_until_it_is_stopped(base: Path, folders: dict[str, s
         assert sent.json()["images"][0]["answers"].keys() == {"colours", "two", "base"}
         process.send_signal(signal.SIGINT)
         process.wait(20)
-    assert port
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        number: int = found.getsockname()[1]
-        return number

@@ -81,8 +81,9 @@ def command(
         given = {key: v for key, v in given.items() if source(key) is not ParameterSource.DEFAULT}
         for key, value in given.items():
             if isinstance(value, str) and not value.strip():
-                flag = "--" + key.replace("_", "-")
-                raise click.UsageError(f"{flag} is empty; give it a value or leave it out")
+                raise click.UsageError(f"{names[key]} is empty; give it a value or leave it out")
+            if isinstance(value, tuple) and not all(str(part).strip() for part in value):
+                raise click.UsageError(f"a part of {names[key]} is empty; leave it out")
         given = (recall(given) if recall else {}) | given
         if missing := [flag_of(field) for field in needed if field.name not in given]:
             raise click.UsageError(
@@ -93,6 +94,10 @@ def command(
     types = typing.get_type_hints(options)
     fields = [field for field in dataclasses.fields(options) if field.init]
     needed = [field for field in fields if field.default is dataclasses.MISSING]
+    names = {
+        field.name: field.name.upper() if field.metadata["argument"] else flag_of(field)
+        for field in fields
+    }
     parameters = [_parameter(field, types[field.name]) for field in fields]
     arguments = [
         f"{f.name.upper()}: {f.metadata['help']}" for f in fields if f.metadata["argument"]
