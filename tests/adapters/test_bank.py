@@ -3,12 +3,14 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
+import adapters.many.bank
 from adapters import Bank, inject, load_adapter, save_adapter
 from tests.adapters.toy import KINDS, X, adapted, config, move, toy
 
@@ -176,3 +178,47 @@ def test_a_head_alone_is_an_adapter_too(tmp_path: Path) -> None:
     save_adapter(model, tmp_path / "head")
     folders = {1: tmp_path / "head", 2: saved("lora", tmp_path / "lora", 4)}
     check(Bank(toy(), [*folders.values()]), folders)
+
+
+def test_classes_that_nobody_names_are_numbers(tmp_path: Path) -> None:
+    bases = [toy() for _ in range(2)]
+    for base in bases:
+        del base.classes
+    model = inject(bases[0], config("lora"), trainable=("head",))
+    move(model)
+    save_adapter(model, tmp_path)
+    bank = Bank(bases[1], [tmp_path])
+    assert bank.classes == [(), ("0", "1", "2")]
+    expected = model.eval()(IMAGES)
+    found = bank(IMAGES, torch.ones(12, dtype=torch.long))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_a_head_may_have_no_bias(tmp_path: Path) -> None:
+    bases = [toy() for _ in range(2)]
+    for base in bases:
+        base.head = nn.Linear(8, 3, bias=False).double()
+        base.head.weight.data.fill_(0.5)
+    model = inject(bases[0], config("lora"), trainable=("head",))
+    move(model)
+    save_adapter(model, tmp_path)
+    bank, ids = Bank(bases[1], [tmp_path]), torch.arange(12) % 2
+    found, alone = bank(IMAGES, ids), model.eval()(IMAGES)
+    torch.testing.assert_close(found[ids == 1], alone[ids == 1], rtol=0, atol=1e-10)
+    torch.testing.assert_close(found[ids == 0], bases[1].eval()(IMAGES[ids == 0]))
+
+
+def test_the_base_is_hashed_once_for_all_its_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders, hashed = [saved("lora", tmp_path / str(i)) for i in range(3)], []
+    plain = adapters.many.bank.fingerprint
+
+    def noted(model: nn.Module, **options: Any) -> str:
+        hashed.append(model)
+        return plain(model, **options)
+
+    monkeypatch.setattr("adapters.many.bank.fingerprint", noted)
+    monkeypatch.setattr("adapters.identity.fingerprint", noted)
+    Bank(toy(), folders)
+    assert len(hashed) == 1
