@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vitft.version import __version__
 
+LARGEST = 1e9  # of a weight: beyond it, what is computed is soon infinite
 FORMAT = 1  # of the files; raised when an older vitft would misread them
 
 
@@ -129,6 +130,18 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: the file is no safetensors, is cut short, or its metadata is no JSON.
     """
     return _read(path, tensors=True)
+
+
+def check_weight(name: str, tensor: Tensor) -> None:
+    """Check that a model can compute with a tensor's numbers.
+
+    Raises:
+        ValueError: one is not finite, or beyond what any weight is.
+    """
+    if not tensor.isfinite().all():
+        raise ValueError(f"tensor {name} has values that are not finite")
+    if (largest := tensor.abs().amax()) > LARGEST:
+        raise ValueError(f"tensor {name} has a value of {largest:.0e}; it is damaged")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

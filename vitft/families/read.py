@@ -17,7 +17,7 @@ from vitft.families.describe import class_names, describe, facts, framing, stati
 from vitft.families.names import FAMILIES
 from vitft.families.rename import rename
 from vitft.families.source import read_source
-from vitft.model.checkpoint import check_weight
+from vitft.files import check_weight
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from vitft.devices.processes import is_first
 from vitft.devices.spread import is_sharded, whole
-from vitft.files import read_metadata, read_tensors, write_tensors
+from vitft.files import check_weight, read_metadata, read_tensors, write_tensors
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 from vitft.records import record_of
@@ -27,7 +26,6 @@ class _Metadata:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-LARGEST = 1e9  # of a weight: beyond it, what is computed is soon infinite
 BUNDLED = Path(__file__).parents[1] / "bases"
 
 
@@ -65,18 +63,6 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
     state = {name: whole(value) for name, value in state.items()}
     if is_first() or not sharded:
         write_tensors(path, state, metadata)
-
-
-def check_weight(name: str, tensor: Tensor) -> None:
-    """Check that a model can compute with a tensor's numbers.
-
-    Raises:
-        ValueError: one is not finite, or beyond what any weight is.
-    """
-    if not tensor.isfinite().all():
-        raise ValueError(f"tensor {name} has values that are not finite")
-    if (largest := tensor.abs().amax()) > LARGEST:
-        raise ValueError(f"tensor {name} has a value of {largest:.0e}; it is damaged")
 
 
 def config_of(model: VisionTransformer) -> ViTConfig:
