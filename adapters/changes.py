@@ -15,12 +15,12 @@ Update = tuple[str, Tensor, Tensor]
 
 @torch.no_grad()
 def updates(model: nn.Module) -> Iterator[Update]:
-    """Yield for each adapted layer its name, the base's weight W, and W' - W, which merging adds.
+    """Yield for each adapted layer its name, the base's weight W, and the W' - W of merging.
 
-    The same of each weight inside the modules that train whole, as `differences` yields them. The
-    tensors are in float32 or wider, (O, I) of a linear and (D,) of a norm, one layer at a time. A
-    layer that changes no weight, such as prompts or a bottleneck beside it, is left out; one that
-    changes only the bias has an update of zeros.
+    Then what `differences` yields of each module that trains whole, such as the head. The tensors
+    are in float32 or wider, (O, I) of a linear and (D,) of a norm, one layer at a time. A layer
+    that changes no weight, such as prompts or a bottleneck beside it, is left out; one that changes
+    only the bias has an update of zeros.
 
     Raises:
         ValueError: the model is not adapted, or its adapters are switched off.

@@ -5,6 +5,8 @@
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,28 +70,40 @@ def named(folders: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to an address; of port 0 to one that is free.
+@contextmanager
+def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
+    """Listen at every address of a host, of which one at least can be had.
+
+    Args:
+        host: a name or an address.
+        port: 0 for one that is free.
 
     Raises:
-        ValueError: it cannot be had.
+        ValueError: there is none.
     """
     if not 0 <= port < 2**16:
         raise ValueError(f"--port {port} is not in 0..{2**16 - 1}")
-    found = None
-    try:
-        ((family, kind, *_, address), *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        found = socket.socket(family, kind)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-    except OSError as error:
-        if found is not None:
-            found.close()
-        raise ValueError(
-            f"cannot listen at {host}, port {port}: {error.strerror}; choose another --port or "
-            "--host"
-        ) from error
-    return found
+    found: list[socket.socket] = []
+    reason: Exception | None = None
+    with ExitStack() as stack:
+        try:
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            addresses, reason = [], error
+        for family, _, _, _, (name, _, *rest) in addresses:
+            own = found[0].getsockname()[1] if found else port  # one port for all of them
+            try:
+                bound = socket.create_server((name, own, *rest), family=family)
+            except OSError as error:
+                reason = error
+                continue
+            found.append(stack.enter_context(bound))
+        if not found:
+            why = getattr(reason, "strerror", None) or reason
+            raise ValueError(
+                f"cannot listen at {host}, port {port}: {why}; choose another --port or --host"
+            ) from reason
+        yield found
 
 
 def run(options: ServeOptions) -> None:
@@ -114,7 +128,7 @@ def run(options: ServeOptions) -> None:
     for name in ("max_waiting", "max_adapters", "max_rank"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name}={getattr(options, name)} is not positive")
-    with listening(options.host, options.port) as listener:
+    with listening(options.host, options.port) as listeners:
         folders = named(options.adapter)
         first = fetched(next(iter(folders.values()))) if folders else None
         desk = Desk(
@@ -130,9 +144,10 @@ def run(options: ServeOptions) -> None:
         hosts = [*LOCAL, options.host] if options.host in LOCAL else ["*"]
         click.echo(f"serving         {', '.join(desk.slots)}")
         host = f"[{options.host}]" if ":" in options.host else options.host
-        click.echo(f"page            http://{host}:{listener.getsockname()[1]}/")
+        click.echo(f"page            http://{host}:{listeners[0].getsockname()[1]}/")
         app = make_app(desk, limits, token=token, hosts=hosts)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listener])
+        with suppress(KeyboardInterrupt):  # by which it ends
+            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(listeners)
 
 
 command = cli.command("serve", ServeOptions, run)

@@ -82,11 +82,13 @@ class Logs:
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
         files = [self.folder / name for name in KEPT if (self.folder / name).exists()]
-        picture = confusions(self.folder) if self.loggers else None
         for name in [*self.loggers]:
-            if picture is not None:
-                self._tell(name, lambda logger: logger.picture("confusions", picture))
+            self._tell(name, self._tell_confusions)
             self._tell(name, lambda logger: logger.end(figures, files))
+
+    def _tell_confusions(self, logger: Logger) -> None:
+        if (picture := confusions(self.folder)) is not None:
+            logger.picture("confusions", picture)
 
     def close(self, how: str) -> None:
         """Close the loggers: the run has "finished", was "stopped" or has "failed"."""

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from vitft.files import cannot_write, remove_unfinished
 from vitft.training.stop import Interrupted, stop_signals
 
+ATTEMPTS = 5  # to hold a lock that goes in that moment
 # What a file system without locks says.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
@@ -39,24 +40,8 @@ def held(place: Path, lock: Path) -> Iterator[None]:
         ValueError: another process holds it, or it was removed meanwhile.
         OSError: nothing can be written there.
     """
-    held_by, before = FileLock(lock), _number(lock)
-    busy = ValueError(
-        f"another run writes to {place} now; wait for its end or choose another --out"
-    )
-    try:
-        held_by.acquire(timeout=0)
-    except Timeout:
-        if _number(lock) is None:  # nor could it be made
-            missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            raise cannot_write(place, missing) from None
-        raise busy from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise cannot_write(place, error) from error
-    ours = _number(lock) if held_by.is_locked else None
-    if held_by.is_locked and before not in (None, ours):  # what we hold went with another run
-        held_by.release()
-        raise busy
+    held_by = FileLock(lock)
+    ours = _acquired(held_by, place, lock)
     try:
         yield
         if ours is not None and not lock.exists():
@@ -70,7 +55,37 @@ def held(place: Path, lock: Path) -> Iterator[None]:
             raise Interrupted(received[0])
 
 
-def _number(path: Path) -> int | None:
+def _acquired(held_by: FileLock, place: Path, lock: Path) -> int | None:
+    """Acquire a lock, and return the number of its file; None on a file system without locks.
+
+    Raises:
+        ValueError: another process holds it.
+        OSError: nothing can be written there.
+    """
+    busy = ValueError(
+        f"another run writes to {place} now; wait for its end or choose another --out"
+    )
+    for _ in range(ATTEMPTS):
+        before = _inode(lock)
+        try:
+            held_by.acquire(timeout=0)
+        except Timeout:
+            if _inode(lock) is None:  # nor could it be made
+                missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+                raise cannot_write(place, missing) from None
+            raise busy from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise cannot_write(place, error) from error
+        if not held_by.is_locked:
+            return None
+        if before in (None, ours := _inode(lock)):
+            return ours
+        held_by.release()  # that file went with the run that held it; try the new one
+    raise busy
+
+
+def _inode(path: Path) -> int | None:
     """Return the number of the file that has this name, None where there is none."""
     try:
         return path.stat().st_ino

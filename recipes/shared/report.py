@@ -52,9 +52,12 @@ def keep_findings(
 
 
 def _changes(updates: Iterable[Update]) -> Iterator[Change]:
-    """Yield how much of each layer's weight has changed; the head is new, so it is left out."""
+    """Yield how much of each layer's weight has changed; the head is new, so it is left out.
+
+    So is a weight of zeros, of which nothing is a share.
+    """
     for name, weight, update in updates:
-        if name != "head":
+        if name != "head" and weight.any():
             rank = adapters.effective_rank(update) if update.ndim == 2 else None
             yield Change(name, (update.norm() / weight.norm()).item(), rank)
 

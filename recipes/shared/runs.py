@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from recipes.shared.options import TrainOptions
 from recipes.shared.places import check_writable, held
@@ -143,6 +143,8 @@ def check_same(options: TrainOptions, folder: Path) -> None:
     for name, value in written(options).items():
         before = told.get(name, default[name])  # what an older version did not know
         unknown = name not in told and (before is None or before == ())  # the method's own
+        if name in ("data", "base"):  # which older versions did not tell from what ships
+            before, value = (str(place).removeprefix("./") for place in (before, value))
         if name not in MAY_DIFFER and before != value and not unknown:
             raise ValueError(
                 f"the run in {folder} was started with {name} {before}, not {value}; "
@@ -188,7 +190,8 @@ def started(folder: Path, purpose: str) -> dict[str, Any]:
             f"there is no run to {purpose} in {folder}: it has no config.json"
         ) from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"the run in {folder} is broken: {error}") from error
+        hint = "; start again with --overwrite" * (purpose == "resume")
+        raise ValueError(f"the run in {folder} is broken: {error}{hint}") from error
 
 
 def recall(
@@ -206,8 +209,13 @@ def recall(
     """
     types = get_type_hints(options)
     known = types.keys() if names is None else types.keys() & names
-    return {
-        name: record_of(types[name], value, f"config.json: {name}")
-        for name, value in told.items()
-        if name in known and value is not None
-    }
+    given = {name: value for name, value in told.items() if name in known and value is not None}
+    for name, value in given.items():
+        if isinstance(value, float) and value.is_integer() and float not in _kinds(types[name]):
+            given[name] = int(value)  # epochs=2.0, from Python
+    return {k: record_of(types[k], value, f"config.json: {k}") for k, value in given.items()}
+
+
+def _kinds(kind: Any) -> tuple[Any, ...]:
+    """Return a type, or those of a union."""
+    return get_args(kind) or (kind,)

@@ -15,6 +15,7 @@ from recipes.shared.options import TrainOptions
 from recipes.shared.report import keep_findings, make_report
 from recipes.shared.splits import Splits, say
 from recipes.sharing.card import write_card
+from vitft.command.telling import complain
 from vitft.devices.memory import peak_bytes
 from vitft.devices.processes import is_first, n_processes
 from vitft.evaluation.evaluate import Evaluation, evaluate
@@ -104,7 +105,11 @@ def summarise(
 def _updates(model: VisionTransformer, facts: Mapping[str, Any]) -> Iterator[Update] | None:
     """Return what fine-tuning has added to the base's weights, None after pretraining."""
     if facts.get("adapter") == "full":
-        return adapters.differences(model, load_model(facts["base"]))
+        try:
+            return adapters.differences(model, load_model(facts["base"]))
+        except (OSError, ValueError) as error:  # it is gone, which is no reason to fail now
+            complain(f"the report does not show what has changed of the base: {error}")
+            return None
     return adapters.updates(model) if "adapter" in facts else None
 
 

@@ -195,7 +195,10 @@ def test_an_adapter_for_another_base_is_refused(
         (["--adapter=lora", "--epochs=0"], "epochs=0 is not positive"),
         (["--adapter=lora", "--preset=none"], "unknown preset 'none'"),
         (["--adapter=lora", "--limit=-1"], "limit=-1 is not positive"),
-        (["--adapter=lora", f"--rank={10**40}"], "--rank 1e+40 is no number to compute with"),
+        (
+            ["--adapter=lora", f"--rank={10**400}"],
+            "--rank 10000000... is no number to",
+        ),
         (["--adapter=lora", f"--rank={2**62}"], "out of memory; try"),
         (["--adapter=lora", "--alpha=1e300"], "--alpha 1e+300 is no number to compute with"),
         (["--adapter=lora", "--rank-pattern=wq=1", f"--alpha-pattern=wq={10**40}"], "no number to"),

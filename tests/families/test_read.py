@@ -74,7 +74,7 @@ def test_classes_come_along(tmp_path: Path) -> None:
 
 
 def test_names_that_stand_twice_come_along_and_go_back(vitft: Run, tmp_path: Path) -> None:
-    labels = {"0": "crane", "1": "bee", "2": "crane"}  # as in ImageNet: a bird and a machine
+    labels = {"0": "crane", "1": "bee", "2": "crane"}  # twice, as in ImageNet: a bird and a machine
     hf_model("vit of classes", tmp_path / "source", id2label=labels, label2id={})
     vitft("convert", tmp_path / "source", "--out", tmp_path / "base.safetensors")
     assert load_model(tmp_path / "base.safetensors").classes == ("crane", "bee", "crane (2)")
@@ -91,8 +91,9 @@ def test_names_that_stand_twice_come_along_and_go_back(vitft: Run, tmp_path: Pat
         ({"num_attention_heads": True}, "num_attention_heads: Expected int"),
         ({"hidden_act": {"a": 1}}, "hidden_act: Expected str"),
         ({"image_size": [32, 48]}, r"images of \[32, 48\] pixels are not covered; square ones are"),
-        ({"id2label": {"first": "ant"}}, "id2label has a key that is no number"),
+        ({"id2label": {"first": "ant"}}, "a key of id2label is no number"),
         ({"pretrained_cfg": 3}, "pretrained_cfg: Expected"),
+        ({"model_type": "segformer", "num_attention_heads": [1, 2]}, "'segformer' is not covered"),
     ],
 )
 def test_an_odd_entry_is_named(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
@@ -101,6 +102,14 @@ def test_an_odd_entry_is_named(changes: dict[str, Any], told: str, tmp_path: Pat
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(ValueError, match=told):
         load_model(tmp_path)
+
+
+def test_classes_may_be_called_by_numbers(tmp_path: Path) -> None:
+    hf_model("vit of classes", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    odd = {"id2label": {"0": 7, "1": 8.5, "2": True}, "an unread entry": float("inf")}
+    (tmp_path / "config.json").write_text(json.dumps(config | odd))
+    assert load_model(tmp_path).classes == ("7", "8.5", "True")
 
 
 def test_null_counts_as_left_out(tmp_path: Path) -> None:

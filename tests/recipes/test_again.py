@@ -99,6 +99,9 @@ def test_folders_called_as_what_ships_are_known_as_folders(
         assert (facts["data"], facts["base"]) == ("./shapes", "./cifar10")
     vitft("finetune", *flags, "--resume", "--epochs=2")
     assert "which is not on the hub" in Path("run/README.md").read_text()
+    config = json.loads(Path("run/config.json").read_text()) | {"data": "shapes", "base": "cifar10"}
+    Path("run/config.json").write_text(json.dumps(config | {"epochs": 2.0}))  # of an older version
+    vitft("finetune", "--resume", "--epochs=3", "--out=run")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import adapters
-from recipes.serve import named
+from recipes.serve import listening, named
 from recipes.serving.app import Limits, make_app
 from recipes.serving.desk import Desk
 from recipes.serving.jobs import Busy, Job
@@ -282,7 +282,14 @@ def test_where_nobody_can_listen_is_told(vitft: Run, base: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         told = vitft("serve", "--base", base, "--port", port, code=2).stderr
-    assert f"cannot listen at 127.0.0.1, port {port}: Address already in use; choose" in told
+    assert f"cannot listen at 127.0.0.1, port {port}: Address already in use" in told
+    with listening("localhost", 0) as found, socket.create_connection(found[0].getsockname()[:2]):
+        port = found[0].getsockname()[1]
+        assert {one.getsockname()[1] for one in found} == {port}
+        with pytest.raises(ValueError, match="already in use"), listening("localhost", port):
+            pass
+    told = vitft("serve", "--base", base, "--host=a..b", "--token=x", code=2).stderr
+    assert "cannot listen at a..b, port 8000: " in told
     told = vitft("serve", "--base", base, "--port=99999", code=2).stderr
     assert "--port 99999 is not in 0..65535" in told
     told = vitft("serve", "--base", base, "--max-waiting=0", code=2).stderr
@@ -309,4 +316,4 @@ def test_the_command_serves_until_it_is_stopped(base: Path, folders: dict[str, s
         sent = httpx.post(f"{url}predict", files=files(picture()), data={"top": 1}, timeout=20)
         assert sent.json()["images"][0]["answers"].keys() == {"colours", "two", "base"}
         process.send_signal(signal.SIGINT)
-        process.wait(20)
+        assert process.wait(20) == 0

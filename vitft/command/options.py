@@ -160,7 +160,8 @@ def check_numbers(options: Any) -> None:
         for number in value.values() if isinstance(value, Mapping) else [value]:
             whole = isinstance(number, int) and abs(number) > MAX_WHOLE
             if whole or (isinstance(number, float) and not abs(number) <= MAX_FLOAT):
-                raise ValueError(f"{flag_of(field)} {number:.3g} is no number to compute with")
+                shown = f"{str(number)[:8]}..." if whole else f"{number:g}"
+                raise ValueError(f"{flag_of(field)} {shown} is no number to compute with")
 
 
 def comma_separated(value: str) -> tuple[str, ...]:

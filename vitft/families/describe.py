@@ -31,14 +31,15 @@ def told_names(config: Mapping[str, Any]) -> Sequence[str]:
     """Return the class names that a config tells, as they stand there; () where it has none.
 
     Raises:
-        ValueError: those of transformers have no numbers.
+        ValueError: a key of id2label is no number.
     """
     labels = config.get("id2label") or {}
     if not all(key.isdecimal() for key in labels):
-        raise ValueError("id2label has a key that is no number")
+        raise ValueError("a key of id2label is no number")
     pretrained = config.get("pretrained_cfg") or {}
     names = [labels[key] for key in sorted(labels, key=int)]
-    return names or config.get("label_names") or pretrained.get("label_names") or ()
+    names = names or config.get("label_names") or pretrained.get("label_names") or []
+    return [str(name) for name in (names.values() if isinstance(names, dict) else names)]
 
 
 def class_names(config: Mapping[str, Any], n_classes: int) -> tuple[str, ...]:
@@ -49,7 +50,8 @@ def class_names(config: Mapping[str, Any], n_classes: int) -> tuple[str, ...]:
     names = told_names(config)
     if len(names) != n_classes:
         return ()
-    found = [name if name not in names[:i] else f"{name} ({i})" for i, name in enumerate(names)]
+    first = {name: i for i, name in reversed([*enumerate(names)])}
+    found = [name if first[name] == i else f"{name} ({i})" for i, name in enumerate(names)]
     return tuple(found) if len(set(found)) == n_classes else ()
 
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vitft.families.huggingface import KINDS
 from vitft.families.told import Config, Index, OpenClip, Processor, checked
 from vitft.files import read_json
 from vitft.records import record_of
@@ -54,6 +55,7 @@ def read_source(path: Path) -> Source:
     files = weight_files(path) if path.is_dir() else [path]
     tensors: dict[str, Tensor] = {}
     digest = hashlib.sha256()
+    written = _written(folder / "config.json") if described else {}
     for file in files:
         tensors |= read_tensors(file)
         with file.open("rb") as stream:
@@ -61,10 +63,10 @@ def read_source(path: Path) -> Source:
     return Source(
         name=path.name,
         tensors=tensors,
-        config=_said(folder / "config.json", Config) if described else {},
+        config=_covered(written, str(folder / "config.json")),
         preprocessing=_said(folder / "preprocessor_config.json", Processor) if described else {},
         open_clip=_said(folder / "open_clip_config.json", OpenClip) if described else {},
-        written=_written(folder / "config.json") if described else {},
+        written=written,
         licence=_licence(folder / "README.md") if described else None,
         checksum=digest.hexdigest()[:16],
     )
@@ -138,13 +140,21 @@ def _licence(card: Path) -> str | None:
     return found[1].strip("\"'") if found else None
 
 
+def _covered(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a config without nulls, checked unless its model is one that is not covered anyway."""
+    kind = config.get("model_type")
+    return config if isinstance(kind, str) and kind not in KINDS else checked(config, Config, where)
+
+
 def _said(path: Path, kind: type[Any]) -> dict[str, Any]:
     """Return what a file says, without nulls; see `checked`."""
     return checked(_written(path), kind, str(path))
 
 
 def _written(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
     try:
-        return record_of(dict[str, Any], read_json(path), str(path)) if path.is_file() else {}
+        return record_of(dict[str, Any], read_json(path), path.name, finite=False)
     except ValueError as error:
         raise ValueError(f"{path} is broken: {error}") from error

@@ -13,6 +13,8 @@ from vitft.records import record_of
 
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 Numbers = tuple[float, ...]
+Name = str | int | float | bool  # of a class
+Names = list[Name] | dict[str, Name]
 Side = Positive | list[Positive]  # of images; or height and width
 
 
@@ -38,7 +40,7 @@ class PretrainedCfg:
     crop_mode: str | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
-    label_names: list[str] | None = None
+    label_names: Names | None = None
     license: str | None = None
 
 
@@ -57,12 +59,12 @@ class Config(VisionConfig):
 
     model_type: str | None = None
     vision_config: VisionConfig | None = None
-    id2label: dict[str, str] | None = None
+    id2label: dict[str, Name] | None = None
     license: str | None = None
     architecture: str | None = None
     architectures: list[str] | None = None
     global_pool: str | None = None
-    label_names: list[str] | None = None
+    label_names: Names | None = None
     model_args: ModelArgs | None = None
     pretrained_cfg: PretrainedCfg | None = None
 
