@@ -213,7 +213,10 @@ def recall(
     for name, value in given.items():
         if isinstance(value, float) and value.is_integer() and float not in _kinds(types[name]):
             given[name] = int(value)  # epochs=2.0, from Python
-    return {k: record_of(types[k], value, f"config.json: {k}") for k, value in given.items()}
+        found = record_of(types[name], given[name], f"config.json: {name}")
+        if isinstance(found, tuple):  # all else as it stands: 16 is not to become 16.0
+            given[name] = found
+    return given
 
 
 def _kinds(kind: Any) -> tuple[Any, ...]:

@@ -124,3 +124,21 @@ def test_a_run_that_does_not_name_its_base_is_not_done_again(
     told = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(told | {"base": None}))
     assert "is broken: config.json lacks base" in vitft("rerun", out, code=2).stderr
+
+
+def test_what_goes_on_leaves_the_same_files(
+    vitft: Run, base: Path, folder: Path, tmp_path: Path
+) -> None:
+    flags = ["--adapter=lora", "--base", base, "--data", folder, "--epochs=2", "--alpha=4"]
+    for name in ("whole", "again"):
+        vitft("finetune", *flags, "--out", tmp_path / name)
+    (tmp_path / "again" / "adapter_model.safetensors").unlink()
+    vitft("finetune", "--resume", "--out", tmp_path / "again")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    for options in ([], ["--alpha=16"]):  # of the default, a whole number
+        out = tmp_path / f"default {len(options)}"
+        vitft("finetune", *flags[:-1], *options, "--out", out)
+        before = (out / "adapter_model.safetensors").read_bytes()
+        vitft("finetune", "--resume", "--out", out)
+        assert (out / "adapter_model.safetensors").read_bytes() == before
