@@ -96,7 +96,9 @@ def test_a_state_changed_since_is_refused(tmp_path: Path) -> None:
     save_state(path, made, optimizers(made), random_state(CPU), {"epoch": 3}, {})
     load_state(path, made, optimizers(made), CPU)
     tensors, progress = read_tensors(path)
+    no_checksum = {"epoch": 2, "best": None}  # of no version
     for others in (
+        (tensors, no_checksum),
         (tensors, progress | {"epoch": 2}),
         (tensors | {"model.0.bias": tensors["model.0.bias"] + 1}, progress),
     ):

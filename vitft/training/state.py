@@ -66,8 +66,9 @@ def load_state(
         ValueError: the file is broken or belongs to another model.
     """
     tensors, progress = read_tensors(path)
-    expected = progress.pop(CHECKSUM, None)  # which version 0.1 did not write
-    if expected not in (None, _checksum(tensors, progress)):
+    expected = progress.pop(CHECKSUM, None)
+    is_old = expected is None and "best" not in progress  # version 0.1 wrote neither
+    if not is_old and expected != _checksum(tensors, progress):
         raise ValueError(
             f"{path} has been changed since it was saved; start again with --overwrite"
         )
