@@ -22,6 +22,7 @@ from torch import Tensor
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 Record = TypeVar("Record")
+Names = list[str] | str | None
 READS = 5  # of a folder that is written meanwhile
 PREFIX = "base_model.model."
 CHOOSING = ("target_modules", "exclude_modules", "layers_pattern")  # beside LAYERS, by names
@@ -37,9 +38,6 @@ FREE = frozenset(
         "task_type",
     }
 )
-
-
-Names = list[str] | str | None
 
 
 @dataclass(frozen=True)

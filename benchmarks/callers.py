@@ -22,7 +22,7 @@ from recipes.serving.app import Limits, make_app
 from recipes.serving.desk import Desk
 
 BOUNDARY = "------------a1b2c3"
-PATIENCE = 0.3
+PATIENCE = 0.3  # seconds
 FIELDS = {"adapters": "a,base", "top": "3", "attention": "true"}
 
 

@@ -15,7 +15,6 @@ import torch
 from recipes.finetune import finetune
 from recipes.pretrain import PretrainOptions, pretrain
 from recipes.shared.finetuning import FinetuneOptions
-from recipes.shared.options import TrainOptions
 from recipes.shared.runs import recall, started
 from vitft.command import options as cli
 from vitft.command.options import option
@@ -49,12 +48,14 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
     before = _summary(folder)
     out = options.out or f"{folder}-again"
     told = started(folder, PURPOSE)
-    kind: type[TrainOptions] = FinetuneOptions if "adapter" in told else PretrainOptions
+    kind = FinetuneOptions if "adapter" in told else PretrainOptions
     given = recall(told, kind) | {"out": out, "overwrite": options.overwrite, "log": ()}
     if lacks := [f.name for f in fields(kind) if f.default is MISSING and f.name not in given]:
         raise ValueError(f"the run in {folder} is broken: config.json lacks {lacks[0]}")
-    again = kind(**given)
-    after = pretrain(again) if isinstance(again, PretrainOptions) else finetune(**given).summary
+    if kind is PretrainOptions:
+        after = pretrain(PretrainOptions(**given))
+    else:
+        after = finetune(**given).summary
     name = before.get("file", "model.safetensors")
     weights = [read_tensors(Path(place, name))[0] for place in (folder, out)]
     if weights[0].keys() != weights[1].keys():

@@ -28,7 +28,7 @@ def describe(source: Source) -> tuple[str, dict[str, Any]]:
 
 
 def told_names(config: Mapping[str, Any]) -> Sequence[str]:
-    """Return the class names that a config tells, as they stand there; () where it has none.
+    """Return the class names that a config tells, if any, as they stand there.
 
     Raises:
         ValueError: a key of id2label is no number.

@@ -141,7 +141,7 @@ def _licence(card: Path) -> str | None:
 
 
 def _covered(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return a config without nulls, checked unless its model is one that is not covered anyway."""
+    """Return a config as `checked` does; that of a model that is not covered as it stands."""
     kind = config.get("model_type")
     return config if isinstance(kind, str) and kind not in KINDS else checked(config, Config, where)
 

@@ -160,8 +160,7 @@ class Run:
         )
         try:
             found = record_of(Progress, progress, "its progress", finite=False)
-            self.updates.steps.restart(found.step)
-        except (ValueError, RuntimeError) as error:
+        except ValueError as error:
             raise ValueError(f"{path} is broken ({error}); start again with --overwrite") from error
         if found.belongs != self.belongs:
             raise ValueError(
@@ -173,6 +172,7 @@ class Run:
         self.epoch, self.step, self.seconds = found.epoch, found.step, found.seconds
         self.history, self.best.row = found.history, found.best
         self.frozen, self.skipped = found.frozen, found.skipped
+        self.updates.steps.restart(self.step)
 
     def order(self) -> Tensor:
         """Return the indices still to come in this epoch, drawn by seed and epoch."""
