@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -66,15 +67,40 @@ def tiny() -> VisionTransformer:
     return model
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw no picture in reports: they take most of the time of a tiny run.
+DRAWING = {name: getattr(Figure, name) for name in ("add_axes", "savefig", "subplots")}
+BLANK = {
+    "add_axes": MagicMock(),
+    "savefig": lambda _, file, **__: file.write("<svg></svg>"),
+    "subplots": MagicMock(),
+}
 
-    Tests of reports, documents and logs draw them, and so do runs in other processes.
+
+@contextmanager
+def drawing(how: dict[str, Any]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, method in how.items():
+            patch.setattr(Figure, name, method)
+        yield
+
+
+def drawn() -> AbstractContextManager[None]:
+    """Draw the pictures of reports: without it a test draws none, since they take most of the time
+    of a tiny run. What runs in another process draws them anyway.
     """
-    name = str(request.path.relative_to(Path(__file__).parent))
-    if not any(part in name for part in ("report", "docs", "logs")):
-        monkeypatch.setattr(Figure, "savefig", lambda _, file, **__: file.write("<svg></svg>"))
+    return drawing(DRAWING)
+
+
+@pytest.fixture
+def draws() -> Iterator[None]:
+    """Draw the pictures of reports, for one test."""
+    with drawn():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _undrawn() -> Iterator[None]:
+    with drawing(BLANK):
+        yield
 
 
 def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> None:
@@ -97,27 +123,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def command_line(arguments: Sequence[object], out: TextIO, err: TextIO) -> Any:
+    """Run the command line in this process, since importing torch takes long; return its status."""
+    handler, argv = signal.getsignal(signal.SIGTERM), sys.argv
+    sys.argv = ["vitft", *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
+            main()
+    finally:
+        sys.argv = argv
+        signal.signal(signal.SIGTERM, handler)
+    return stop.value.code
+
+
 @pytest.fixture(scope="session")
 def vitft() -> Run:
-    """Return a function that runs the command line, in this process: importing torch takes long."""
+    """Return a function that runs the command line and expects its status."""
 
     def run(*arguments: object, code: int = 0) -> "subprocess.CompletedProcess[str]":
-        handler, argv = signal.getsignal(signal.SIGTERM), sys.argv
-        sys.argv = ["vitft", *map(str, arguments)]
-        try:
-            with (
-                redirect_stdout(StringIO()) as out,
-                redirect_stderr(StringIO()) as err,
-                pytest.raises(SystemExit) as stop,
-            ):
-                main()
-        finally:
-            sys.argv = argv
-            signal.signal(signal.SIGTERM, handler)
-        done = subprocess.CompletedProcess(
-            arguments, stop.value.code, out.getvalue(), err.getvalue()
-        )
-        assert done.returncode == code, done.stderr
+        out, err = StringIO(), StringIO()
+        status = command_line(arguments, out, err)
+        done = subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+        assert status == code, done.stderr
         return done
 
     return run

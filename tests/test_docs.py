@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 
 import adapters
-from tests.conftest import Run, slow
+from tests.conftest import Run, drawn, slow
 from tests.families.sources import hf_model
 from vitft import load_model, save_model
 from vitft.command.help import COMMANDS
@@ -111,7 +112,8 @@ def test_the_python_runs(document: Path, desk: Path, base: Path, adapter: Path) 
     short = SHORT.get(document.stem, {})
     assert all(old in document.read_text() for old in short)
     namespace: dict[str, object] = {"__name__": document.stem}
-    with patch.dict(adapters.METHODS), patch.dict(FAMILIES), patch.dict(KINDS):
+    pictures = drawn() if "savefig" in document.read_text() else nullcontext()
+    with patch.dict(adapters.METHODS), patch.dict(FAMILIES), patch.dict(KINDS), pictures:
         for line, code in blocks(document, "python"):
             for old, new in short.items():
                 code = code.replace(old, new)

@@ -113,7 +113,7 @@ def test_copies_and_pickles_of_an_adapted_model_are_independent(kind: str) -> No
                 assert own[key] is parameter
 
 
-@pytest.mark.parametrize("kind", KINDS if ALL else some([*METHODS], 3))
+@pytest.mark.parametrize("kind", KINDS if ALL else some([*METHODS], 5))
 def test_compiled_in_place_equals_eager_with_adapters_on_off_and_on(kind: str) -> None:
     model = adapted(kind)
     keys, on, off = list(model.state_dict()), model(X), toy()(X)
@@ -127,7 +127,7 @@ def test_compiled_in_place_equals_eager_with_adapters_on_off_and_on(kind: str) -
     assert list(model.state_dict()) == keys
 
 
-@pytest.mark.parametrize("kind", KINDS if ALL else some([*METHODS], 3))
+@pytest.mark.parametrize("kind", KINDS if ALL else some([*METHODS], 5))
 def test_a_compiled_model_can_be_adapted(kind: str) -> None:
     model, expected = toy().eval(), adapted(kind)
     model.compile(backend="eager")

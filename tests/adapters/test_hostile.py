@@ -17,7 +17,7 @@ from tests.conftest import TINY, some
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 
-SOME = some([*METHODS], 4)
+SOME = some([*METHODS], 6)
 
 ODD: list[Any] = [
     *(True, False, None, -1, 0, 3, 2.5, 10**30, float("inf"), float("nan")),

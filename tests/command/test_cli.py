@@ -49,7 +49,7 @@ def adapter(vitft: Run, folder: Path, base: Path) -> Path:
 
 
 def test_a_reader_that_has_seen_enough_is_no_mistake() -> None:
-    command = [sys.executable, "-m", "vitft", "inspect", "cifar10"]
+    command = [sys.executable, "-m", "vitft", "data"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()

@@ -1,5 +1,6 @@
 """Folders that PEFT saved on another library's model, on the converted base."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import adapters
-from tests.conftest import Run
+from tests.conftest import Run, some
 from tests.families.sources import hf_model, save, timm_model
 from vitft import VisionTransformer, load_model
 
@@ -100,19 +101,17 @@ def ours(source: Path, folder: Path, config: adapters.AdapterConfig) -> VisionTr
     return model
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        adapters.LoRAConfig(rank=2, alpha=7),
-        adapters.LoRAConfig(rank=3, use_rslora=True, rank_pattern={"wv": 1, "blocks.1.*": 2}),
-        adapters.LoRAConfig(rank=2, targets=("wq", "wv", "w2"), init="pissa"),
-        adapters.DoRAConfig(rank=2, targets=("wq", "wv", "w1")),
-        adapters.VeRAConfig(rank=4),
-    ],
-)
-@pytest.mark.parametrize(
-    "name", ["vit of classes", "dinov2", "dinov2 registers", "dinov2 giant", "ijepa", "timm"]
-)
+SOURCES = ["vit of classes", "dinov2", "dinov2 registers", "dinov2 giant", "ijepa", "timm"]
+CONFIGS = [
+    adapters.LoRAConfig(rank=2, alpha=7),
+    adapters.LoRAConfig(rank=3, use_rslora=True, rank_pattern={"wv": 1, "blocks.1.*": 2}),
+    adapters.LoRAConfig(rank=2, targets=("wq", "wv", "w2"), init="pissa"),
+    adapters.DoRAConfig(rank=2, targets=("wq", "wv", "w1")),
+    adapters.VeRAConfig(rank=4),
+]
+
+
+@pytest.mark.parametrize(("name", "config"), some([*product(SOURCES, CONFIGS)], 4))
 def test_our_adapter_goes_to_peft_on_the_sources_model(
     name: str, config: adapters.AdapterConfig, vitft: Run, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import adapters
-from tests.conftest import Run
+from tests.conftest import Run, slow
 from tests.families.sources import hf_model
 from vitft import load_model
 
@@ -22,7 +22,7 @@ def trained(vitft: Run, folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return model
 
 
-@pytest.mark.parametrize("kind", ["hf", "onnx", "peft-hf"])
+@pytest.mark.parametrize("kind", ["hf", pytest.param("onnx", marks=slow), "peft-hf"])
 def test_it_is_exported_with_its_head(
     kind: str, vitft: Run, trained: list[object], tmp_path: Path
 ) -> None:

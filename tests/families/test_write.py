@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import adapters
 import recipes.export
-from tests.conftest import Run, some
+from tests.conftest import Run, slow, some
 from tests.families.sources import HF, TIMM, hf_model, timm_model
 from vitft import VisionTransformer, load_model, save_model
 from vitft.families.check import load
@@ -99,7 +99,7 @@ def test_16_bits_are_kept_only_where_they_are_exact(vitft: Run, tmp_path: Path) 
     assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == "float32"
 
 
-@pytest.mark.parametrize("kind", ["hf", "onnx"])
+@pytest.mark.parametrize("kind", ["hf", pytest.param("onnx", marks=slow)])
 def test_what_does_not_agree_leaves_nothing_behind(
     kind: str, vitft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +163,7 @@ ONNX = [
 ]
 
 
-@pytest.mark.parametrize(("library", "name", "size"), some(ONNX, 3))
+@pytest.mark.parametrize(("library", "name", "size"), some(ONNX, 5))
 @torch.no_grad()
 def test_onnx_gives_logits_or_the_features_of_a_base_without_a_head(
     library: str, name: str, size: int, vitft: Run, tmp_path: Path

@@ -17,7 +17,7 @@ from PIL import Image
 from recipes.shared.finetuning import FinetuneOptions
 from recipes.shared.logs import augmented, logged
 from recipes.shared.runs import start_run
-from tests.conftest import TINY, Run, summary
+from tests.conftest import TINY, Run, drawn, summary
 from vitft import VisionTransformer, ViTConfig
 from vitft.command.telling import telling
 from vitft.pictures.augment import Augmentation
@@ -80,7 +80,8 @@ def failed_as(crashed: Path) -> str:
 
 @pytest.fixture(scope="module")
 def resumed(vitft: Run, crashed: Path, failed_as: str) -> Path:
-    vitft("finetune", "--resume", "--out", crashed)
+    with drawn():
+        vitft("finetune", "--resume", "--out", crashed)
     return crashed
 
 
@@ -193,6 +194,7 @@ def test_another_run_in_its_place_starts_a_new_log(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+@pytest.mark.usefixtures("draws")
 def test_a_sweep_logs_every_run_in_its_folder(
     vitft: Run, base: Path, folder: Path, tmp_path: Path
 ) -> None:

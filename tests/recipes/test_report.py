@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Run
+from tests.conftest import TINY_FLAGS, Run, drawn
 
 
 @pytest.fixture(scope="module")
 def runs(vitft: Run, base: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a finished run of each kind."""
     out = tmp_path_factory.mktemp("runs")
-    common = ["--base", base, "--data", folder, "--epochs=1", "--out"]
-    vitft("finetune", "--adapter=lora", *common, out / "lora")
-    vitft("sweep", "--adapter=lora", "--rank=1,2", *common, out / "sweep")
-    shutil.copytree(base.parent, out / "base")
+    common = ["--data", folder, "--epochs=1", "--out"]
+    with drawn():
+        vitft("pretrain", *TINY_FLAGS, *common, out / "base")
+        vitft("finetune", "--adapter=lora", "--base", base, *common, out / "lora")
+        vitft("sweep", "--adapter=lora", "--rank=1,2", "--base", base, *common, out / "sweep")
     return out
 
 
@@ -27,6 +28,7 @@ def lora(runs: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(runs / "lora", tmp_path / "lora"))
 
 
+@pytest.mark.usefixtures("draws")
 def test_pages_are_made_again_to_the_byte(vitft: Run, runs: Path) -> None:
     pages = [runs / name / "report.html" for name in ("base", "lora", "sweep")]
     before = [page.read_bytes() for page in pages]

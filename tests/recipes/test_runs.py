@@ -36,30 +36,30 @@ def wait_for_step(state: Path, process: "subprocess.Popen[str]") -> None:
     raise AssertionError(f"no step was saved: {process.communicate()[1]}")
 
 
-KILLED = ["--data=shapes", "--limit=320", "--epochs=2", "--batch-size=8", "--dropout=0.1"]
-KILLED += ["--save-seconds=1e-9", "--val-fraction=0.02", *TINY_FLAGS]
+KILLED = ["--epochs=3", "--batch-size=4", "--dropout=0.1", "--save-seconds=1e-9", *TINY_FLAGS]
 
 
 @pytest.fixture(scope="module")
-def whole(vitft: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(vitft: Run, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run that nobody interrupted."""
     out = tmp_path_factory.mktemp("killed") / "whole"
-    vitft("pretrain", *KILLED, "--out", out)
+    vitft("pretrain", *KILLED, "--data", folder, "--out", out)
     return out
 
 
 @pytest.mark.parametrize(("number", "code"), some([(signal.SIGKILL, -9), (signal.SIGTERM, 130)], 2))
 def test_a_killed_run_resumes_bit_for_bit(
-    vitft: Run, whole: Path, tmp_path: Path, number: int, code: int
+    vitft: Run, folder: Path, whole: Path, tmp_path: Path, number: int, code: int
 ) -> None:
-    process = start("pretrain", *KILLED, "--out", tmp_path)
+    flags = [*KILLED, "--data", folder, "--out", tmp_path]
+    process = start("pretrain", *flags)
     wait_for_step(tmp_path / "state.safetensors", process)
     process.send_signal(number)
     told = process.communicate()[1]
     assert process.returncode == code, told
     assert not (tmp_path / "model.safetensors").exists()
     assert code == -9 or "the same command with --resume goes on" in told
-    vitft("pretrain", *KILLED, "--out", tmp_path, "--resume")
+    vitft("pretrain", *flags, "--resume")
     model, expected = (folder / "model.safetensors" for folder in (tmp_path, whole))
     assert model.read_bytes() == expected.read_bytes()
     assert summary(tmp_path)["test_loss"] == summary(whole)["test_loss"]

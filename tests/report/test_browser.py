@@ -15,7 +15,7 @@ import uvicorn
 
 from recipes.serving.app import Limits, make_app
 from recipes.serving.desk import Desk
-from tests.conftest import Run, paint
+from tests.conftest import Run, drawn, paint
 from vitft import load_model
 
 COLOURS = {"red": (210, 30, 40), "green": (20, 210, 40), "blue": (20, 30, 210)}
@@ -108,15 +108,16 @@ def pages(
     for i, colour in enumerate(("red", "green", "blue")):
         size, name = (300, 400), f"a photograph with a very long name, number {i}.jpg"
         paint(wrong / "test" / ("green", "blue", "red")[i] / name, COLOURS[colour], size)
-    common = ["--base", base, "--data", wrong, "--epochs=1", "--out"]
-    vitft("finetune", "--adapter=lora", *common, out / "lora")
-    vitft(
-        "finetune", "--adapter=vpt", "--data", folder, *common[:2], "--epochs=1", "--out", out / "v"
-    )
-    vitft("sweep", "--adapter=lora", "--rank=1,2", "--lr=1e-3,1e-2", *common, out / "sweep")
-    vitft("compare", base.parent, out / "lora", out / "v", "--out", out / "compare.html")
+    shutil.copytree(base.parent, out / "base")
+    common = ["--base", base, "--epochs=1", "--data", wrong, "--out"]
+    with drawn():
+        vitft("report", out / "base")
+        vitft("finetune", "--adapter=lora", *common, out / "lora")
+        vitft("finetune", "--adapter=vpt", *common[:3], "--data", folder, "--out", out / "v")
+        vitft("sweep", "--adapter=lora", "--rank=1,2", "--lr=1e-3,1e-2", *common, out / "sweep")
+        vitft("compare", base.parent, out / "lora", out / "v", "--out", out / "compare.html")
     return {
-        "pretrain": base.parent / "report.html",
+        "pretrain": out / "base" / "report.html",
         "finetune": out / "lora" / "report.html",
         "no weight": out / "v" / "report.html",
         "sweep": out / "sweep" / "report.html",

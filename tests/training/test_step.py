@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adapters
-from tests.conftest import TINY
+from tests.conftest import TINY, some
 from vitft import VisionTransformer, ViTConfig
 from vitft.evaluation.evaluate import evaluate, suitable_batch
 from vitft.files import read_tensors
@@ -183,7 +183,7 @@ class DropPath(nn.Module):
 RANDOM = [nn.Dropout(0.1), nn.Dropout1d(0.1), nn.AlphaDropout(0.1), nn.RReLU(), DropPath()]
 
 
-@pytest.mark.parametrize("module", RANDOM, ids=lambda module: type(module).__name__)
+@pytest.mark.parametrize("module", some(RANDOM, 4), ids=lambda module: type(module).__name__)
 def test_any_random_module_gives_one_result_with_any_number_of_threads(
     tmp_path: Path, module: nn.Module
 ) -> None:

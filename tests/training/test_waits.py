@@ -24,7 +24,7 @@ from vitft.training.run import Run
 from vitft.training.step import Step
 
 AWAY = torch.device("meta")
-METHODS = some([*adapters.METHODS], 3)
+METHODS = some([*adapters.METHODS], 5)
 AUGMENTATIONS = [
     Augmentation(flip=True, shift=1, min_area=0.5, trivial=True, mixup=0.3, cutmix=0.3),
     Augmentation(rand=True, erase=0.5),
