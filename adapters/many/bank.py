@@ -93,17 +93,25 @@ class Bank(nn.Module):
 
         Args:
             images: what the base takes.
-            ids: (B,) slots, integers.
+            ids: (B,) slots, int64 or int32.
 
         Raises:
-            ValueError: on a CPU, which need not be waited for: an id that is no slot.
+            ValueError: not an integer for each image; on a CPU, which need not be waited for, an id
+                that is no slot.
         """
-        known = torch.compiler.is_compiling() or ids.device.type != "cpu" or not len(ids)
-        if not known and not 0 <= int(ids.min()) <= int(ids.max()) < self.n_slots:
-            raise ValueError(f"ids={ids.tolist()} are not all in 0 <= id < {self.n_slots}")
+        if not torch.compiler.is_compiling():
+            self._check(ids, len(images))
         self.ids.rows = ids
         logits: Tensor = self.model(images)
         return logits
+
+    def _check(self, ids: Tensor, n: int) -> None:
+        """Raise a ValueError for ids that do not name a slot for each of n images."""
+        if ids.shape != (n,) or ids.dtype not in (torch.int32, torch.int64):
+            given = f"{tuple(ids.shape)} of {ids.dtype}"
+            raise ValueError(f"ids are {given}; give an int64 for each of the {n} images")
+        if ids.device.type == "cpu" and n and not 0 <= ids.min() <= ids.max() < self.n_slots:
+            raise ValueError(f"ids={ids.tolist()} are not all in 0 <= id < {self.n_slots}")
 
     def load(self, slot: int, folder: str | os.PathLike[str]) -> None:
         """Put a saved adapter into a slot, or another into its place; nothing is recompiled.

@@ -29,6 +29,12 @@ def test_ids_that_are_no_slots_are_refused_on_a_cpu(tmp_path: Path) -> None:
     for ids in ([0, 2], [-1, 0], [5, 0]):
         with refused(f"ids={ids} are not all in 0 <= id < 2"):
             bank(X, torch.tensor(ids))
+    for given in (torch.tensor([1]), torch.tensor([[0], [1]]), torch.ones(2), torch.ones(2).bool()):
+        told = (
+            f"ids are {tuple(given.shape)} of {given.dtype}; give an int64 for each of the 2 images"
+        )
+        with refused(told):
+            bank(X, given)
     assert bank(X, torch.tensor([0, 1])).shape == (2, 3)
     assert bank(X[:0], torch.arange(0)).shape == (0, 3)
 
