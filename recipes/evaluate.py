@@ -81,7 +81,9 @@ def run(options: EvaluateOptions) -> None:
     data = open_data(options, model, learn=False)
     split, images = measured_split(data)
     labels_for(model, data.classes, images)
-    images = held(images, options, device)
+    images = held(images, device, skip_broken=options.skip_broken)
+    if not len(images):
+        raise ValueError(f"{data.name} has no readable image in its {split} split")
     bf16 = pick_bf16(options.precision, device)
     result = evaluate(
         model, images, task=TASKS[model.labels](), bf16=bf16, batch_size=options.batch_size

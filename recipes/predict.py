@@ -15,6 +15,7 @@ from torch import Tensor
 from recipes.shared.classifier import Classes, Classifier, best_of, expand
 from recipes.shared.model import ModelOptions
 from recipes.shared.places import output
+from recipes.shared.splits import held
 from vitft.bars import progress_bar
 from vitft.command import options as cli
 from vitft.command.options import option
@@ -49,7 +50,9 @@ class PredictOptions(ModelOptions):
     csv: bool = option(False, "Print CSV: image, adapter, rank, class, probability.")
     json: bool = option(False, "Print JSON.")
     out: str | None = option(None, "Write to this file instead: .csv, .json or text.")
-    skip_broken: bool = option(False, "Exit with status 0 even if images are broken.")
+    skip_broken: bool = option(
+        False, "Exit with status 0 even if images are broken, and leave them out of --knn."
+    )
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
 
 
@@ -70,7 +73,7 @@ def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | Valu
     classifier = Classifier(options.base, options.adapter, device=options.device)
     answer, classes = classifier.answer, classifier.all_classes
     if options.knn is not None:
-        neighbour = Neighbours(classifier, options.knn)
+        neighbour = Neighbours(classifier, options.knn, skip_broken=options.skip_broken)
         answer, classes = neighbour.answer, [neighbour.classes]
     for read in classifier.read_each(options.image):
         whole = [image for _, image in read if isinstance(image, Tensor)]
@@ -86,12 +89,15 @@ def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | Valu
 class Neighbours:
     """Classification by the labels of the nearest features (k-NN, arXiv:1805.01978)."""
 
-    def __init__(self, classifier: Classifier, data: str) -> None:
+    def __init__(self, classifier: Classifier, data: str, *, skip_broken: bool) -> None:
         self.classifier = classifier
         found = load_data(data, classifier.fit, learn=False)
-        self.classes, images = found.classes, found.train
         if found.several:
             raise ValueError(f"--knn needs images of one label each, and {data} has several")
+        images = held(found.train, torch.device("cpu"), skip_broken=skip_broken)
+        if not len(images):
+            raise ValueError(f"{data} has no readable image to train on, so --knn has none to find")
+        self.classes = found.classes
         self.features = torch.cat([classifier.embed(x) for x in _all(images, classifier)])
         self.targets = SingleLabel().targets(images.labels, len(self.classes))
 
@@ -103,7 +109,7 @@ class Neighbours:
 
 def _all(images: Images, classifier: Classifier) -> Iterator[Tensor]:
     order, cpu = torch.arange(len(images)), torch.device("cpu")
-    for batch, _ in images.to(cpu).batches(order.split(classifier.batch_size), cpu):
+    for batch, _ in images.batches(order.split(classifier.batch_size), cpu):
         yield batch
 
 

@@ -60,13 +60,13 @@ def open_data(options: DataOptions, model: VisionTransformer, *, learn: bool = T
     return data
 
 
-def held(images: Images, options: DataOptions, device: torch.device) -> Images:
-    """Return the images on `device` if they fit; with --skip-broken without the broken ones.
+def held(images: Images, device: torch.device, *, skip_broken: bool) -> Images:
+    """Return the images on `device` if they fit; with `skip_broken` without the broken ones.
 
     Raises:
         ValueError: an image is broken; names the first ten.
     """
-    if not options.skip_broken:
+    if not skip_broken:
         return images.to(device)
     whole, broken = images.readable(device)
     if broken:
@@ -101,12 +101,16 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
         train = limit(train, options.limit, seed=options.seed)
     if options.min_area < 1:
         train = train.at(kept_side(data.fit.image_size, options.min_area))
-    train, validation, test = (held(x, options, device) for x in (train, validation, data.test))
-    if not len(train):
+    found = Splits(
+        *(held(x, device, skip_broken=options.skip_broken) for x in (train, validation, data.test))
+    )
+    if not len(found.train):
         raise ValueError(f"{data.name} has no readable image to train on")
+    if len(validation) and not len(found.validation):
+        raise ValueError(f"{data.name} has no readable image to validate with")
     if options.calibrate and not len(validation):
         raise ValueError("--calibrate needs validation images; leave out --val-fraction 0")
-    return Splits(train, validation, test)
+    return found
 
 
 def kept_side(image_size: int, min_area: float) -> int:

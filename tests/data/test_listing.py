@@ -1,6 +1,7 @@
 """Folders and tables as people have them: splits, what is passed over, what is held out."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,9 @@ def test_without_a_test_split_nothing_is_held_out_unless_asked_for(tmp_path: Pat
     fill(tmp_path, "train/a train/b val/a")
     assert sizes(load_data(str(tmp_path), Fit(8))) == (10, 5, 0)
     assert sizes(load_data(str(tmp_path), Fit(8), test_fraction=0.4)) == (6, 5, 4)
+    assert sizes(load_data(str(tmp_path / "val"), Fit(8), test_fraction=0.4)) == (3, 0, 2)
+    shutil.rmtree(tmp_path / "train")
+    assert sizes(load_data(str(tmp_path), Fit(8), test_fraction=0.4)) == (0, 5, 0)
     fill(tmp_path, "test/a")
     with pytest.raises(ValueError, match="has a test split, so --test-fraction has nothing to do"):
         load_data(str(tmp_path), Fit(8), test_fraction=0.4)

@@ -84,6 +84,30 @@ def test_broken_pictures_stop_a_run_once_or_are_left_out(
     assert (told["n_train"], told["n_test"]) == (58, 11)
 
 
+def test_a_split_without_a_readable_picture_is_named(
+    colours: Path, base: Path, vitft: Run, tmp_path: Path
+) -> None:
+    picture = tmp_path / "red.png"
+    paint(picture, (220, 30, 40))
+    flags = ["--base", base, "--skip-broken"]
+    train = ["finetune", *flags, *FLAGS, "--data", colours, "--out", tmp_path / "out"]
+    neighbours = ["predict", *flags, picture, "--knn", colours]
+    (colours / "train" / "red" / "003.png").write_bytes(b"\x89PNG no more")
+    told = vitft(*neighbours)
+    assert "1 broken picture is left out" in told.stderr
+    assert "red 100.0%" in told.stdout
+    shutil.copytree(colours / "test", colours / "val")
+    for split, command, what in (
+        ("val", train, "to validate with"),
+        ("test", ["evaluate", *flags, "--data", colours], "in its test split"),
+        ("train", train, "to train on"),
+        ("train", neighbours, "to train on"),
+    ):
+        for image in (colours / split).rglob("*.png"):
+            image.write_bytes(b"\x89PNG no more")
+        assert f"has no readable image {what}" in vitft(*command, code=2).stderr
+
+
 def test_a_class_without_test_images_is_trained_and_said(
     colours: Path, base: Path, vitft: Run, tmp_path: Path
 ) -> None:

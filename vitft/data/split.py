@@ -38,9 +38,8 @@ def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images
         taken = _choose([len(group) for group in order], wanted)
         for place, group in enumerate(order):
             (validation if place in taken else train).extend(group)
-    return images.subset(torch.tensor(sorted(train))), images.subset(
-        torch.tensor(sorted(validation)).long()
-    )
+    parts = [torch.tensor(sorted(part), dtype=torch.long) for part in (train, validation)]
+    return images.subset(parts[0]), images.subset(parts[1])
 
 
 def _choose(sizes: Sequence[int], wanted: float) -> set[int]:
