@@ -22,7 +22,7 @@ from adapters.record import (
     unwrapped,
 )
 from adapters.restore import eject
-from adapters.targets import named_modules
+from adapters.targets import named_modules, only
 from adapters.translate import translated
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -96,7 +96,7 @@ def load_adapter(
         inject(
             model,
             config,
-            trained,
+            [only(name) for name in trained],
             to_train=train,
             skip_trained=True,
             fingerprint=fingerprint,

@@ -59,6 +59,11 @@ def ends(name: str, wanted: str) -> bool:
     return name == wanted or name.endswith(f".{wanted}")
 
 
+def only(name: str) -> str:
+    """Return the regular expression for this module, and for none whose name ends like this."""
+    return f"^{re.escape(name)}$"
+
+
 def in_layers(
     found: Mapping[str, nn.Module], layers: Collection[int], names: Collection[str]
 ) -> dict[str, nn.Module]:

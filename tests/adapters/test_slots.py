@@ -140,6 +140,7 @@ def test_a_stack_starts_as_the_base_and_keeps_what_a_slot_lacks() -> None:
         ids.rows = torch.tensor([0, 2])
         torch.testing.assert_close(stack(x), base(x))
         torch.testing.assert_close(stack(x[:, :1]), base(x[:, :1]))
+        torch.testing.assert_close(stack(x[:, 0]), base(x[:, 0]))
         stack.fill(2, {"bias": torch.full((4,), 9.0)})
         torch.testing.assert_close(stack(x)[1], base(x)[1] - base.bias + 9)
         stack.fill(2, {})

@@ -42,6 +42,25 @@ def odd(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(("kind", "suffix"), [(np.uint16, "png"), (np.float32, "tiff")])
+def test_deep_pictures_are_told_apart(kind: type, suffix: str, tmp_path: Path) -> None:
+    def write(name: str, values: np.ndarray) -> None:
+        Image.fromarray(values).save(tmp_path / "a" / name)
+
+    (tmp_path / "a").mkdir()
+    for i in range(4):
+        grey = np.asarray(picture(i).convert("L"), dtype=np.float64)
+        deep = grey * 100 + 20_000 if kind is np.uint16 else grey / 255
+        write(f"{i}.{suffix}", deep.astype(kind))
+    write("eight.png", grey.astype(np.uint8))
+    write(f"plain.{suffix}", np.full((9, 9), 700, dtype=kind))
+    found = check(list_folder(tmp_path))
+    assert [path.name for path in found.plain] == [f"plain.{suffix}"]
+    assert [{path.name for path in pair.paths} for pair in found.near] == [
+        {f"3.{suffix}", "eight.png"}
+    ]
+
+
 def test_every_fault_is_found_in_one_run(odd: Path) -> None:
     found = check(list_folder(odd))
     assert found.counts == {

@@ -1,7 +1,9 @@
 """Folders and tables as people have them: splits, what is passed over, what is held out."""
 
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,22 @@ def test_parquet_is_read_as_other_tables(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "list.parquet")
     data = load_data(str(tmp_path / "list.parquet"), Fit(8))
     assert (data.classes, sizes(data)) == (("0", "1"), (8, 0, 2))
+
+
+def test_what_parquet_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "list.parquet").touch()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"^Parquet needs pyarrow; install vitft\[parquet\]$"):
+        load_data(str(tmp_path / "list.parquet"), Fit(8))
+
+
+@pytest.mark.parametrize("n", [2, 10, 11])
+def test_missing_files_are_counted_and_ten_are_named(n: int, tmp_path: Path) -> None:
+    names = [f"{i}.png" for i in range(n)]
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"{x},a\n" for x in names))
+    named = ", ".join(str(tmp_path / name) for name in names[:10]) + ", ..." * (n > 10)
+    with pytest.raises(ValueError, match=f": {n} of its files are missing: {re.escape(named)}$"):
+        load_data(str(tmp_path / "list.csv"), Fit(8))
 
 
 @pytest.mark.parametrize("name", ["list.parquet", "list.csv"])

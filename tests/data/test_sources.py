@@ -14,6 +14,7 @@ import torch
 from tests.conftest import paint
 from vitft.data.load import load_data
 from vitft.data.named import DATASETS, import_torchvision
+from vitft.data.sources import sources_of
 from vitft.pictures.cache import data_folder
 from vitft.pictures.preprocess import Fit
 
@@ -40,6 +41,12 @@ def test_tracks_are_read_from_file_names(tmp_path: Path) -> None:
         paint(tmp_path / "test" / "a" / f"{name}.png", (0, 0, 0))
     sources = load_data(str(tmp_path)).train.sources
     assert [source[-7:] for source in sources] == ["a/00001", "a/00001", "a/00002", "a/plain"]
+
+
+def test_a_file_that_the_pattern_does_not_match_is_its_own_source() -> None:
+    paths = [Path(name) for name in ("a/p1_x.png", "b/p1_y.png", "a/x.png", "b/x.png")]
+    found = sources_of(paths, [0, 1, 0, 1], r"(p\d+)_")
+    assert found == ["p1", "p1", str(paths[2]), str(paths[3])]
 
 
 def test_drawn_sets_need_no_files() -> None:

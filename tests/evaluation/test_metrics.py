@@ -9,6 +9,7 @@ from vitft.evaluation.metrics import (
     balanced_accuracy,
     calibration_error,
     macro_f1,
+    mean_average_precision,
     recalls,
     temperature,
 )
@@ -63,9 +64,34 @@ def test_the_temperature_undoes_logits_that_are_too_large() -> None:
         assert calibration_error((factor * logits / found).softmax(dim=1), labels) <= hot + 1e-3
 
 
+def test_the_temperature_stays_in_its_range() -> None:
+    probabilities = torch.tensor([[0.6, 0.4], [0.4, 0.6]])
+    assert temperature(probabilities, torch.tensor([0, 1])) == pytest.approx(1 / 20, rel=1e-4)
+    assert temperature(probabilities, torch.tensor([1, 0])) == pytest.approx(20, rel=1e-4)
+
+
 def test_an_evaluation_tells_them() -> None:
     one = Evaluation(F.one_hot(PREDICTED, 4).double(), LABELS, torch.zeros(7))
     assert one.figures["accuracy"] == one.accuracy == pytest.approx(5 / 7)
     assert one.figures["balanced_accuracy"] == balanced_accuracy(PREDICTED, LABELS, 4)
     assert one.figures["macro_f1"] == macro_f1(PREDICTED, LABELS, 4)
     assert one.figures["calibration_error"] == pytest.approx(2 / 7)
+
+
+def test_average_precision_is_the_mean_of_precision_at_each_hit() -> None:
+    labels = torch.tensor([1, 0, 1, 0, 1])[:, None]
+    probabilities = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])[:, None]
+    expected = (1 / 1 + 2 / 3 + 3 / 5) / 3
+    assert mean_average_precision(probabilities, labels) == pytest.approx(expected)
+    both = torch.cat([labels, torch.zeros_like(labels)], dim=1)  # a class that is never there
+    assert mean_average_precision(probabilities.expand(5, 2), both) == pytest.approx(expected)
+
+
+def test_average_precision_counts_equals_together() -> None:
+    probabilities, labels = torch.randint(0, 5, (60, 3)) / 4, torch.randint(0, 2, (60, 3))
+    found = []
+    for p, there in zip(probabilities.T, labels.T > 0, strict=True):
+        shares = [there[p >= x].double().mean() for x in p[there]]
+        found.append(torch.stack(shares).mean())
+    expected = torch.stack(found).mean().item()
+    assert mean_average_precision(probabilities, labels) == pytest.approx(expected)

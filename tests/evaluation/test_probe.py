@@ -13,7 +13,8 @@ import adapters
 from tests.conftest import TINY
 from tests.conftest import Run as Command
 from vitft import VisionTransformer, ViTConfig
-from vitft.evaluation.probe import regression
+from vitft.evaluation.evaluate import evaluate
+from vitft.evaluation.probe import fit_probe, regression
 from vitft.evaluation.task import SingleLabel
 from vitft.pictures.images import Images
 from vitft.training.loop import train
@@ -49,6 +50,20 @@ def test_a_constant_feature_does_no_harm() -> None:
     y = F.one_hot((x[:, 0] > 0).long(), 2).float()
     weight, bias = regression(x, y, SingleLabel())
     assert ((F.linear(x, weight, bias)).argmax(1) == y.argmax(1)).float().mean() > 0.9
+
+
+def test_the_probes_figure_is_that_of_its_head(tmp_path: Path) -> None:
+    model = VisionTransformer(ViTConfig(**TINY, dropout=0.0))
+    model.new_head("abc")
+    some = images(40).to(torch.device("cpu"))
+    some.labels = (torch.arange(40) % 8 > 0).long() * 2  # so uneven that the bias decides
+    found = fit_probe(model, some, some, SingleLabel(), folder=tmp_path)
+    with torch.no_grad():
+        for parameter, value in zip(model.head.parameters(), found.head, strict=True):
+            parameter.copy_(value)
+    assert found.figures["probe"] == evaluate(model, some).accuracy
+    model.head.bias.data.zero_()
+    assert found.figures["probe"] > evaluate(model, some).accuracy
 
 
 @pytest.mark.parametrize("cached", [0, 5])

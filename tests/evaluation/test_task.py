@@ -1,8 +1,10 @@
-"""One label an image: targets, losses, probabilities and what counts as right."""
+"""A task, of one label an image or several: targets, losses, probabilities, what is right."""
 
+import pytest
 import torch
+import torch.nn.functional as F
 
-from vitft.evaluation.task import SingleLabel
+from vitft.evaluation.task import SeveralLabels, SingleLabel
 
 
 def test_targets_are_one_hot_in_float32() -> None:
@@ -34,3 +36,23 @@ def test_an_image_is_right_where_its_largest_logit_is_its_largest_target() -> No
     logits = torch.tensor([[0.1, 0.9, 0.0], [0.1, 0.9, 0.0], [5.0, 1.0, 4.0]])
     targets = torch.tensor([[0.4, 0.6, 0.0], [0.6, 0.4, 0.0], [0.0, 0.0, 1.0]])
     assert SingleLabel().correct(logits, targets).tolist() == [True, False, False]
+
+
+def test_the_loss_of_several_labels_is_the_mean_over_classes() -> None:
+    logits, labels = torch.randn(5, 3).double(), torch.randint(0, 2, (5, 3))
+    task = SeveralLabels()
+    targets = task.targets(labels, 3).double()
+    for smoothing in (0.0, 0.2):
+        smooth = targets * (1 - smoothing) + smoothing * 0.5
+        expected = F.binary_cross_entropy(logits.sigmoid(), smooth, reduction="none").mean(dim=1)
+        torch.testing.assert_close(task.loss(logits, targets, smoothing=smoothing), expected)
+    torch.testing.assert_close(task.loss(logits, targets), task.loss(logits, targets, smoothing=0))
+    right = ((logits > 0).long() == labels).all(dim=1)
+    assert torch.equal(task.correct(logits, targets), right)
+    figures = task.figures(task.predict(logits), labels)
+    assert figures["accuracy"] == right.double().mean()
+    f1 = []
+    for k in range(3):
+        found, there = logits[:, k] > 0, labels[:, k] > 0
+        f1.append(2 * (found & there).sum().item() / (found.sum() + there.sum()).item())
+    assert figures["macro_f1"] == pytest.approx(sum(f1) / 3)

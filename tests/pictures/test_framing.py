@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 from tests.conftest import paint
 from vitft import VisionTransformer, load_model, save_model
 from vitft.data.load import load_data
-from vitft.pictures.decode import read_image
+from vitft.pictures.decode import heading, read_image
 from vitft.pictures.preprocess import Fit, Framing, Preprocessing
 
 
@@ -31,6 +31,24 @@ def test_what_is_transparent_is_white(mode: str) -> None:
     found = Fit(8)(image.convert(mode) if mode != "P" else image)
     assert found[:, :, :4].max() == 0
     assert found[:, :, 4:].min() == 255
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size"), [(1, (9, 5)), (4, (9, 5)), (5, (5, 9)), (8, (5, 9))]
+)
+def test_a_picture_on_its_side_is_as_large_as_it_is_shown(
+    orientation: int, size: tuple[int, int], tmp_path: Path
+) -> None:
+    image, exif = photograph(9, 5), Image.Exif()
+    exif[274] = orientation
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert heading(tmp_path / "a.jpg") == (size, False)
+
+
+def test_a_thin_picture_keeps_a_line() -> None:
+    grey = Image.fromarray(np.full((1, 400), 255, dtype=np.uint8))
+    found = Fit(8, 1, Framing(resize="pad", kernel="draft-bilinear"), fill=(0,))(grey)
+    assert (found[0] > 0).sum(dim=0).tolist() == [1] * 8
 
 
 @pytest.mark.parametrize("kernel", ["bicubic", "draft-bicubic", "draft-bilinear"])

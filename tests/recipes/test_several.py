@@ -5,15 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from tests.conftest import Run, summary
 from vitft import Classifier
 from vitft.data.load import load_data
 from vitft.data.split import split
-from vitft.evaluation.metrics import mean_average_precision
-from vitft.evaluation.task import SeveralLabels
 from vitft.pictures.preprocess import Fit
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
@@ -101,41 +98,3 @@ def test_one_label_and_several_are_not_mixed(table: Path, base: Path, vitft: Run
     image = table.parent / "0.png"
     told = vitft("predict", "--base", base, image, "--knn", table, code=2).stderr
     assert "--knn needs images of one label each" in told
-
-
-def test_the_loss_is_the_mean_over_classes() -> None:
-    logits, labels = torch.randn(5, 3).double(), torch.randint(0, 2, (5, 3))
-    task = SeveralLabels()
-    targets = task.targets(labels, 3).double()
-    for smoothing in (0.0, 0.2):
-        smooth = targets * (1 - smoothing) + smoothing * 0.5
-        expected = F.binary_cross_entropy(logits.sigmoid(), smooth, reduction="none").mean(dim=1)
-        torch.testing.assert_close(task.loss(logits, targets, smoothing=smoothing), expected)
-    right = ((logits > 0).long() == labels).all(dim=1)
-    assert torch.equal(task.correct(logits, targets), right)
-    figures = task.figures(task.predict(logits), labels)
-    assert figures["accuracy"] == right.double().mean()
-    f1 = []
-    for k in range(3):
-        found, there = logits[:, k] > 0, labels[:, k] > 0
-        f1.append(2 * (found & there).sum().item() / (found.sum() + there.sum()).item())
-    assert figures["macro_f1"] == pytest.approx(sum(f1) / 3)
-
-
-def test_average_precision_is_the_mean_of_precision_at_each_hit() -> None:
-    labels = torch.tensor([1, 0, 1, 0, 1])[:, None]
-    probabilities = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])[:, None]
-    expected = (1 / 1 + 2 / 3 + 3 / 5) / 3
-    assert mean_average_precision(probabilities, labels) == pytest.approx(expected)
-    both = torch.cat([labels, torch.zeros_like(labels)], dim=1)  # a class that is never there
-    assert mean_average_precision(probabilities.expand(5, 2), both) == pytest.approx(expected)
-
-
-def test_average_precision_counts_equals_together() -> None:
-    probabilities, labels = torch.randint(0, 5, (60, 3)) / 4, torch.randint(0, 2, (60, 3))
-    found = []
-    for p, there in zip(probabilities.T, labels.T > 0, strict=True):
-        shares = [there[p >= x].double().mean() for x in p[there]]
-        found.append(torch.stack(shares).mean())
-    expected = torch.stack(found).mean().item()
-    assert mean_average_precision(probabilities, labels) == pytest.approx(expected)

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vitft.data.listing import Listing
 from vitft.pictures.decode import read_image
+from vitft.pictures.preprocess import is_deep
 
 HASH_SIDE = 8  # of a perceptual hash, 64 bits
 NEAR = 4  # bits in which the hashes of nearly the same pictures differ at most
@@ -98,10 +100,8 @@ def look(path: Path) -> Look:
     def small(image: Image.Image) -> Tensor:
         sizes.append(image.size)
         image.draft("L", (8 * HASH_SIDE, 8 * HASH_SIDE))
-        grey = image.convert("L") if not image.mode.startswith(("I", "F")) else image.convert("F")
-        low, high = grey.getextrema()
-        bits = imagehash.phash(grey.convert("L"), HASH_SIDE).hash.flatten()
-        spread = float(high) - float(low)  # type: ignore[arg-type]
+        grey, spread = _grey(image)
+        bits = imagehash.phash(grey, HASH_SIDE).hash.flatten()
         return torch.tensor([spread, *(1.0 if bit else -1.0 for bit in bits)])
 
     try:
@@ -110,6 +110,21 @@ def look(path: Path) -> Look:
     except (ValueError, OSError) as error:
         return Look(digest=str(path), error=str(error))
     return Look(digest, sizes[0], torch.stack(bits), bool(spread < PLAIN))
+
+
+def _grey(image: Image.Image) -> tuple[Image.Image, float]:
+    """Return a picture in 256 grey levels, and how many lie between its darkest and brightest.
+
+    A deep one is spread over all of them, since its values may be of any range.
+    """
+    if not is_deep(image):
+        grey = image.convert("L")
+        low, high = grey.getextrema()
+        return grey, float(high) - float(low)  # type: ignore[arg-type]
+    values = np.nan_to_num(np.asarray(image.convert("F"), np.float64), posinf=0, neginf=0)
+    values -= values.min()
+    values *= 255 / (values.max() or 1)
+    return Image.fromarray(values.astype(np.uint8)), float(values.max())
 
 
 def near_pairs(bits: Sequence[Tensor], names: Sequence[int]) -> list[tuple[int, int]]:

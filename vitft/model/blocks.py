@@ -85,7 +85,7 @@ class FeedForward(nn.Module):
 class GatedFeedForward(nn.Module):
     """w2(act(w1 x) * w3 x) on each token (arXiv:2002.05202): (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, *, dim: int, hidden_dim: int, dropout: float, act: str = "silu") -> None:
+    def __init__(self, *, dim: int, hidden_dim: int, dropout: float, act: str) -> None:
         super().__init__()
         self.w1 = nn.Linear(dim, hidden_dim)
         self.w3 = nn.Linear(dim, hidden_dim)
