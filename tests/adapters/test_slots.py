@@ -132,7 +132,8 @@ def test_a_stack_starts_as_the_base_and_keeps_what_a_slot_lacks() -> None:
     nn.init.normal_(norm.bias)
     ids, x = Ids(), torch.randn(2, 3, 4).double()
     room = {"gain": torch.Size([4]), "bias": torch.Size([4])}
-    for base, kind in ((linear, StackedLinear), (norm, StackedNorm)):
+    bare = nn.Linear(4, 4, bias=False).double()
+    for base, kind in ((linear, StackedLinear), (bare, StackedLinear), (norm, StackedNorm)):
         stack = kind(base)
         own = {"in_gain": torch.Size([4])} if kind is StackedLinear else {}
         stack.add(ids, 3, room | own)
@@ -142,7 +143,8 @@ def test_a_stack_starts_as_the_base_and_keeps_what_a_slot_lacks() -> None:
         torch.testing.assert_close(stack(x[:, :1]), base(x[:, :1]))
         torch.testing.assert_close(stack(x[:, 0]), base(x[:, 0]))
         stack.fill(2, {"bias": torch.full((4,), 9.0)})
-        torch.testing.assert_close(stack(x)[1], base(x)[1] - base.bias + 9)
+        bias = 0 if base.bias is None else base.bias
+        torch.testing.assert_close(stack(x)[1], base(x)[1] - bias + 9)
         stack.fill(2, {})
         torch.testing.assert_close(stack(x), base(x))
         wide = torch.randn(2, 2, 3, 4).double()

@@ -56,6 +56,13 @@ def test_methods_ranks_and_targets_train_together() -> None:
         check(base, members(base, *STACKED[first : first + 4]))
 
 
+def test_a_shift_of_a_linear_without_bias_is_nothing_to_the_others() -> None:
+    base = toy()
+    for block in base.blocks:
+        block.attn.wq.bias = None
+    check(base, members(base, "ssf", "lora", "ssf"))
+
+
 def test_the_gradient_of_the_products_is_that_of_finite_differences() -> None:
     x, a, b = torch.randn(2, 6, 5), torch.randn(2, 3, 5), torch.randn(2, 4, 3)
     tensors = tuple(t.double().requires_grad_() for t in (x, a, b))

@@ -88,6 +88,14 @@ def test_a_class_without_test_images_is_said(tmp_path: Path) -> None:
     assert data.test.labels.tolist() == [1] * 5
 
 
+@pytest.mark.parametrize(("n", "more"), [(10, ""), (12, " and 2 more")])
+def test_ten_classes_without_a_test_image_are_named(n: int, more: str, tmp_path: Path) -> None:
+    names = [f"c{i:02}" for i in range(n)]
+    fill(tmp_path, " ".join(f"train/{name}" for name in [*names, "x"]) + " test/x", n=1)
+    (note,) = load_data(str(tmp_path), Fit(8)).notes
+    assert note == f"no test image of {', '.join(names[:10])}{more}"
+
+
 def test_images_are_known_by_content_where_their_names_tell_nothing(tmp_path: Path) -> None:
     for name, kind in (
         ("a", "JPEG"),
