@@ -216,7 +216,7 @@ class Run:
             self.updates.drop_gradients()
             self.skipped += 1
             return True
-        self.updates.steps.note(norm)
+        self.updates.steps.update(norm)
         if self.device.type == "cpu":
             self.check_steps()
         self.updates.step()
@@ -287,7 +287,7 @@ class Run:
         put(self.best.weights or self.average.values, self.trainable)
 
     def _validate(self) -> Evaluation:
-        with self.average.in_place():
+        with self.average.applied():
             return evaluate(
                 self.model, self.validation_inputs, task=self.plan.task, bf16=self.plan.bf16
             )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitft.devices.processes import is_first
 from vitft.devices.spread import copy_into, sharded_like, whole
 from vitft.files import read_metadata, read_tensors, write_tensors
+from vitft.optimizers.build import trainable_parameters
 from vitft.training.draws import random_state
 
 STATE, NEXT = "state.safetensors", "state.next.safetensors"
@@ -38,7 +39,9 @@ def save_state(
         progress: how far the run has come, as JSON can hold it.
         kept: for each of WEIGHTS what they are, by name.
     """
-    tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in _trained(model).items()}
+    tensors: dict[str, Tensor] = {
+        f"model.{name}": value for name, value in trainable_parameters(model).items()
+    }
     tensors |= {f"buffer.{name}": value for name, value in _buffers(model).items()}
     for kind in WEIGHTS:
         tensors |= {f"{kind}.{name}": value for name, value in kept.get(kind, {}).items()}
@@ -72,7 +75,7 @@ def load_state(
         raise ValueError(
             f"{path} has been changed since it was saved; start again with --overwrite"
         )
-    trained = _trained(model)
+    trained = trainable_parameters(model)
     saved = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
     if saved.keys() != trained.keys() or any(saved[k].shape != trained[k].shape for k in saved):
         raise ValueError(f"{path} belongs to another model; choose another --out")
@@ -141,10 +144,6 @@ def _load_optimizers(
             raise ValueError("the optimizer state of a parameter is incomplete")
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:

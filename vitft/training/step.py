@@ -133,7 +133,7 @@ class Step:
         self.learn(*chain(*prepared))
         for run in self.runs:
             if run not in self.failed:
-                run.average.note(run.epoch * run.steps_per_epoch + run.step)
+                run.average.update(run.epoch * run.steps_per_epoch + run.step)
         if not self.alone:  # goes on after what the base's dropout drew
             self.leaders[-1].draws = random_state(self.leaders[-1].device)
 
