@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vitft.devices.memory import room
+from vitft.devices.memory import max_set_bytes
 from vitft.devices.processes import add_up, merged, n_on_machine
 from vitft.devices.shares import own_slice
 
@@ -131,7 +131,7 @@ class Images:
     def to(self, device: torch.device, max_bytes: int | None = None) -> "Images":
         """Hold the images whole on `device` if they fit into `max_bytes`; else stay streamed.
 
-        By default they may take the `room` of the device.
+        By default they may take the `max_set_bytes` of the device.
 
         Raises:
             ValueError: images are broken; tells how many, and names the first ten.
@@ -169,7 +169,7 @@ class Images:
         if self.held is None and len(self):
             tried = (self._try(i, failures) for i in range(len(self)))
             first = next((image for image in tried if image is not None), None)
-            held, max_bytes = None, room(device) if max_bytes is None else max_bytes
+            held, max_bytes = None, max_set_bytes(device) if max_bytes is None else max_bytes
             if first is not None and len(self) * first.numel() <= max_bytes:
                 held = first.new_zeros(len(self), *first.shape)  # each image is held once
 

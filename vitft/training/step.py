@@ -19,7 +19,7 @@ from vitft.devices.graphs import Recorded
 from vitft.devices.memory import is_out_of_memory
 from vitft.devices.processes import n_processes
 from vitft.devices.shares import Rows
-from vitft.devices.spread import in_step, shared_step
+from vitft.devices.spread import data_parallel, shared_step
 from vitft.evaluation.evaluate import resample
 from vitft.evaluation.features import n_frozen
 from vitft.model.vit import VisionTransformer
@@ -105,7 +105,7 @@ class Step:
         models = [[runs[i].model for i in group] for group in self.groups]
         self.joints = [group[0] if self.alone else join(group) for group in models]
         self.prepare, self.learn, self.accumulate = prepare, self._learn, first.plan.accumulate
-        self.forward = in_step(Pass(first, self.stage))
+        self.forward = data_parallel(Pass(first, self.stage))
         if first.plan.compiled:
             self.prepare = torch.compile(prepare, dynamic=False)
         if first.plan.recorded:
