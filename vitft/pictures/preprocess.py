@@ -164,7 +164,7 @@ class Fit:
         return _on_white(image).convert(mode)
 
     def _scaled(self, image: Tensor, side: int, kernel: str) -> Tensor:
-        """Return an image (C, height, width) scaled for a square of this side, not yet cut or padded."""
+        """Return an image (C, height, width) scaled for a square of this side, before it is cut."""
         height, width = image.shape[1:]
         size = [side, side]
         if self.framing.resize != "squash":
