@@ -99,7 +99,7 @@ def train(
         except KeyboardInterrupt:
             usable = ""
             if run.history:
-                run.settle()
+                run.use_kept_weights()
                 logs.end(leave(run, splits, options, folder, save(run)))
                 usable = f"; epoch {run.kept['epoch']} is there to use"
             raise KeyboardInterrupt(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vitft.devices import memory
-from vitft.devices.memory import free_bytes, peak_bytes, room
+from vitft.devices.memory import free_bytes, max_set_bytes, peak_bytes
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_set_takes_a_quarter_of_what_is_free(group: Path) -> None:
     assert free_bytes(CPU) == 1000
-    assert room(CPU) == 250
+    assert max_set_bytes(CPU) == 250
 
 
 def test_all_processes_take_what_the_poorest_can(
@@ -37,7 +37,7 @@ def test_all_processes_take_what_the_poorest_can(
 
     monkeypatch.setattr(memory, "highest", highest)
     monkeypatch.setattr(memory, "n_on_machine", lambda: 2)
-    assert room(CPU) == 70
+    assert max_set_bytes(CPU) == 70
     assert asked == [[-125]]
 
 
@@ -63,4 +63,4 @@ def test_the_peak_is_what_was_once_taken() -> None:
 
 def test_a_gpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (800, 10_000))
-    assert room(torch.device("cuda", 1)) == 200
+    assert max_set_bytes(torch.device("cuda", 1)) == 200

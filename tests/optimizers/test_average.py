@@ -20,7 +20,7 @@ def test_it_is_the_moving_average_that_the_formula_tells() -> None:
     for t in range(1, 9):
         with torch.no_grad():
             parameter.normal_()
-        average.note(t)
+        average.update(t)
         decay = min(0.3, (1 + t) / (10 + t))
         w = parameter.detach().clone()
         expected = w if expected is None else decay * expected + (1 - decay) * w
@@ -31,7 +31,7 @@ def test_the_model_gets_its_own_weights_back() -> None:
     parameter = nn.Parameter(torch.ones(2))
     average = Average({"w": parameter}, decay=0.5)
     average.values = {"w": torch.full((2,), 7.0)}
-    with average.in_place():
+    with average.applied():
         assert parameter.tolist() == [7, 7]
     assert parameter.tolist() == [1, 1]
 

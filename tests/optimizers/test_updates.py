@@ -30,7 +30,7 @@ def test_the_first_step_that_is_not_finite_is_known(failing: int) -> None:
     steps.restart(2)
     assert steps.first_failed() is None
     for i in range(1, 6):
-        steps.note(torch.tensor(torch.inf if i in (failing, 5) else 1.0))
+        steps.update(torch.tensor(torch.inf if i in (failing, 5) else 1.0))
         assert steps.first_failed() == (2 + failing - 1 if i >= failing else None)
     steps.restart(0)
     assert steps.first_failed() is None  # a run that went back to a good state goes on
@@ -40,10 +40,10 @@ def test_restarting_counts_anew() -> None:
     steps = FiniteSteps(CPU)
     assert steps.start == 0
     for _ in range(3):
-        steps.note(torch.tensor(1.0))
+        steps.update(torch.tensor(1.0))
     steps.restart(7)
-    steps.note(torch.tensor(1.0))
-    steps.note(torch.tensor(torch.nan))
+    steps.update(torch.tensor(1.0))
+    steps.update(torch.tensor(torch.nan))
     assert steps.first_failed() == 8
 
 

@@ -10,7 +10,7 @@ from tests.conftest import paint
 from vitft.data.listing import FileImages
 from vitft.data.load import load_data
 from vitft.pictures import cache
-from vitft.pictures.cache import Kept, decoded_folder, kept
+from vitft.pictures.cache import CachedDecoder, cached, decoded_folder
 from vitft.pictures.images import Images
 from vitft.pictures.preprocess import Fit
 
@@ -32,7 +32,7 @@ def paths(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def counting(paths: list[Path], fit: Fit = fit) -> tuple[Kept, list[int]]:
+def counting(paths: list[Path], fit: Fit = fit) -> tuple[CachedDecoder, list[int]]:
     """Return a decoder that keeps, and the numbers of the images that it had to decode."""
     decoded: list[int] = []
     files = FileImages(paths, fit)
@@ -41,8 +41,8 @@ def counting(paths: list[Path], fit: Fit = fit) -> tuple[Kept, list[int]]:
         decoded.append(i)
         return files(i)
 
-    found = kept(decode, paths, fit)
-    assert isinstance(found, Kept)
+    found = cached(decode, paths, fit)
+    assert isinstance(found, CachedDecoder)
     return found, decoded
 
 
@@ -102,7 +102,7 @@ def test_without_a_folder_to_write_to_nothing_is_kept(
     (tmp_path / "file").touch()
     monkeypatch.setenv("VITFT_DATA", str(tmp_path / "file"))
     files = FileImages(paths, fit)
-    assert kept(files, paths, fit) is files
+    assert cached(files, paths, fit) is files
 
 
 def test_files_take_no_more_than_the_limit(
@@ -117,7 +117,7 @@ def test_files_take_no_more_than_the_limit(
         found.append(kept_images.path)
     assert [path.is_file() for path in found] == [False, True, True]
     files = FileImages(paths, Fit(256))
-    assert kept(files, paths, Fit(256)) is files  # larger than the limit
+    assert cached(files, paths, Fit(256)) is files  # larger than the limit
     assert found[-1].is_file()
 
 

@@ -26,7 +26,7 @@ def test_a_run_done_again_is_the_same_to_the_bit(
 ) -> None:
     torch.set_num_threads(threads)
     if streamed:
-        monkeypatch.setattr("vitft.pictures.images.room", lambda device: 0)
+        monkeypatch.setattr("vitft.pictures.images.max_set_bytes", lambda device: 0)
     flags = ["--adapter=lora", "--base", base, "--data", folder, "--dropout=0.1", *FLAGS]
     vitft("finetune", *flags, "--out", tmp_path / "run")
     done = vitft("rerun", tmp_path / "run")

@@ -112,7 +112,7 @@ def train_sharded(name: str, folder: Path) -> None:
     save_file(values, folder / f"result-{dist.get_rank()}.safetensors")
     again = new_run(name, folder, sharded=True)
     again.restore()
-    again.settle()
+    again.use_kept_weights()
     for key, value in run.trainable.items():
         assert torch.equal(whole(again.trainable[key]), whole(value)), key
     states = [state for o in again.updates.optimizers for state in o.state.values()]

@@ -175,7 +175,7 @@ def test_what_the_frozen_features_are_worth_is_told_first(
     done = vitft("finetune", *flags, "--shots=9", "--class-weights=balanced", "--sample=balanced")
     facts = summary(out)
     knn, probe = (facts[f"frozen_{name}_accuracy"] for name in ("knn", "probe"))
-    assert f"frozen features tell apart {knn:.2%} by nearest neighbours, {probe:.2%}" in done.stderr
+    assert f"frozen features: accuracy {knn:.2%} by nearest neighbours, {probe:.2%}" in done.stderr
     assert done.stderr.index("frozen features") < done.stderr.index("epoch ")
     assert facts["n_train"] == 27
     assert facts["kept_epoch"] == facts["epochs_done"] == 1

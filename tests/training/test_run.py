@@ -134,7 +134,7 @@ def test_a_gradient_that_is_not_finite_says_where_at_what_rate_and_what_to_try(
     run.epoch, run.step = 2, 1
     run.updates.steps.restart(1)
     for value in (1.0, torch.nan, 1.0):
-        run.updates.steps.note(torch.tensor(value))
+        run.updates.steps.update(torch.tensor(value))
     message = (
         "^the gradient is not finite at step 3 of 3 in epoch 3, at learning rate 0.5; "
         r"try a smaller --lr than 0\.5$"
@@ -183,7 +183,7 @@ def test_a_run_goes_back_to_all_of_its_progress(tmp_path: Path) -> None:
         assert getattr(other, name) == getattr(run, name)
     assert torch.equal(other.draws[0], run.draws[0])
     assert torch.equal(other.totals, run.totals)
-    other.updates.steps.note(torch.tensor(torch.nan))
+    other.updates.steps.update(torch.tensor(torch.nan))
     with pytest.raises(NotFinite, match="at step 2 of 3 in epoch 3"):
         other.check_finite()
 

@@ -18,7 +18,7 @@ from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
 from vitft.training.state import NEXT, finish_save
-from vitft.training.step import Step, add_gradients, passes
+from vitft.training.step import Step, add_gradients, group_runs
 
 CPU = torch.device("cpu")
 PLAN: dict[str, Any] = {"epochs": 2, "batch_size": 7, "lr": 1e-2, "weight_decay": 0.1}
@@ -186,11 +186,11 @@ def test_where_the_last_run_fails_at_the_end_of_an_epoch_training_does(
 def test_every_run_is_in_one_pass_and_passes_are_of_about_one_size(n: int, n_threads: int) -> None:
     torch.set_num_threads(n_threads)
     for batch_size in (1, 8, 64):
-        groups = passes(CPU, n, batch_size, whole=False)
+        groups = group_runs(CPU, n, batch_size, whole=False)
         assert [i for group in groups for i in group] == list(range(n))
         assert max(map(len, groups)) - min(map(len, groups)) <= 1
-        assert passes(CPU, n, batch_size, whole=True) == [range(n)]
-        assert passes(torch.device("meta"), n, batch_size, whole=False) == [range(n)]
+        assert group_runs(CPU, n, batch_size, whole=True) == [range(n)]
+        assert group_runs(torch.device("meta"), n, batch_size, whole=False) == [range(n)]
         if batch_size == 64:
             assert len(groups) == n
         if batch_size == 1:
@@ -206,8 +206,8 @@ def test_runs_of_one_seed_on_one_set_share_a_prepared_batch(tmp_path: Path) -> N
 
 
 REFUSED: list[tuple[Callable[[list[Run]], None], str]] = [
-    (lambda runs: setattr(runs[1], "step", 1), "stand at one step, on sets of equal size"),
-    (lambda runs: setattr(runs[1], "epoch", 1), "stand at one step, on sets of equal size"),
+    (lambda runs: setattr(runs[1], "step", 1), "must be at one step, on sets of equal size"),
+    (lambda runs: setattr(runs[1], "epoch", 1), "must be at one step, on sets of equal size"),
     (lambda runs: setattr(runs[1], "train", images(16)), "on sets of equal size"),
     (lambda runs: runs[1].model.new_head(("a", "b")), "other trainable parameters"),
 ]
@@ -227,7 +227,9 @@ def test_runs_that_stand_elsewhere_are_refused(
 def test_blocks_of_several_runs_are_not_computed_again(tmp_path: Path) -> None:
     group, data = Group(tmp_path, checkpoint_blocks=True), images(17)
     runs = group.runs("run", [data] * 2, [0, 1], [1e-2, 1e-2])
-    message = "^several runs train not compiled, recorded, with checkpoint_blocks or with patience$"
+    message = (
+        "^several runs cannot train compiled, recorded, with checkpoint_blocks or with patience$"
+    )
     with pytest.raises(ValueError, match=message):
         train(runs, group.join)
 
@@ -240,12 +242,12 @@ def test_runs_that_are_not_alike_are_refused_in_whole_sentences(tmp_path: Path) 
     with pytest.raises(ValueError, match="^2 runs need join, which makes one model of theirs$"):
         train(runs)
     runs[1].step = 1
-    message = "^runs that train together stand at one step, on sets of equal size$"
+    message = "^runs that train together must be at one step, on sets of equal size$"
     with pytest.raises(ValueError, match=message):
         train(runs, group.join)
     group.options = {"clip": 0.5}
     other = group.runs("other", [data], [0], [1e-2])
-    message = "^plans of runs that train together differ in lr and seed only$"
+    message = "^plans of runs that train together may differ in lr and seed only$"
     with pytest.raises(ValueError, match=message):
         train([runs[0], *other], group.join)
 

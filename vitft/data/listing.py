@@ -12,10 +12,10 @@ from torch import Tensor
 
 from vitft.data.sources import sources_of
 from vitft.data.split import split
-from vitft.pictures.cache import kept
+from vitft.pictures.cache import cached
 from vitft.pictures.decode import read_image
 from vitft.pictures.images import Images
-from vitft.pictures.measure import fit_to, shared, shorter_side
+from vitft.pictures.measure import fit_to, identical_files, shorter_side
 from vitft.pictures.preprocess import Fit
 
 SEPARATOR = "|"  # of several labels
@@ -148,7 +148,7 @@ class Listing:
 
     def _decoder(self, fit: Fit) -> Callable[[int], Tensor]:
         """Return index -> image, which is decoded once and kept."""
-        return kept(FileImages(self.paths, fit), self.paths, fit)
+        return cached(FileImages(self.paths, fit), self.paths, fit)
 
     def _sized(self, fit: Fit, side: int) -> Callable[[int], Tensor]:
         """Return index -> image of at most this side, if the pictures are as large."""
@@ -213,7 +213,7 @@ class Listing:
             more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
             lines.append(f"no test image of {', '.join(missing[:10])}{more}")
         unseen = [*parts["validation"].names, *parts["test"].names]
-        if twice := shared(unseen, parts["train"].names):
+        if twice := identical_files(unseen, parts["train"].names):
             lines.append(
                 f"{len(twice)} validation or test images are also in train, to the bit, so the "
                 "accuracy looks better than it is; vitft check lists them"

@@ -1,7 +1,8 @@
 """A batch computed in parts on a CPU, each part on separate cores.
 
-Where all cores share every operation, they wait for each other some thousand times a step, and send
-through memory what would stay in a core's cache. With one part per core, neither happens.
+Where all cores share every operation, they wait for each other thousands of times a step, and
+intermediate results travel through memory instead of staying in a core's cache. With one part per
+core, neither happens.
 """
 
 import math
@@ -16,11 +17,11 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-MIN_IMAGES, MAX_IMAGES = 8, 32  # in a part: fewer make slow products, more leave a core's cache
+MIN_IMAGES, MAX_IMAGES = 8, 32  # of a part: fewer multiply slowly, more exceed a core's cache
 
 
 def n_parts(device: torch.device, n_images: int) -> int:
-    """Return in how many parts to compute a batch of `n_images`: more than one on a CPU only."""
+    """Return in how many parts to compute a batch of `n_images`; 1 on any device but a CPU."""
     n_cores = torch.get_num_threads()
     if device.type != "cpu":
         return 1
@@ -30,9 +31,9 @@ def n_parts(device: torch.device, n_images: int) -> int:
 
 
 def each(function: Callable[..., T], parts: Iterable[tuple[Any, ...]]) -> Iterator[T]:
-    """Yield function(*part) for every part, in their order, computed side by side on the cores.
+    """Yield function(*part) for every part, in order; the parts are computed in parallel threads.
 
-    Autocast, no_grad and their like are a thread's own, so the function has to enter them itself.
+    Threads do not inherit autocast, no_grad and the like, so the function must enter them itself.
     """
     waiting, n_cores = deque(parts), torch.get_num_threads()
     n = min(len(waiting), n_cores)
@@ -52,7 +53,7 @@ def each(function: Callable[..., T], parts: Iterable[tuple[Any, ...]]) -> Iterat
 def in_parts(function: Callable[..., Tensor], *batch: Tensor) -> Tensor:
     """Return function(*batch) for tensors (B, ...), computed in parts on a CPU.
 
-    The function may draw no random numbers: their order side by side would be any.
+    The function must not draw random numbers: parallel parts would draw them in any order.
     """
     n = n_parts(batch[0].device, len(batch[0]))
     split = (x.tensor_split(n) for x in batch)
@@ -61,11 +62,11 @@ def in_parts(function: Callable[..., Tensor], *batch: Tensor) -> Tensor:
 
 @cache
 def _pool(n: int, n_cores: int) -> ThreadPoolExecutor:
-    """Return `n` threads with `n_cores` each."""
+    """Return a pool of `n` threads, each of which computes on `n_cores` cores."""
     before, started = torch.get_num_threads(), Barrier(n + 1)
 
     def start() -> None:
-        torch.get_num_threads()  # a thread's first look takes the process's number; then its own
+        torch.get_num_threads()  # the first call in a thread resets its number
         torch.set_num_threads(n_cores)
         started.wait()
 
@@ -73,5 +74,5 @@ def _pool(n: int, n_cores: int) -> ThreadPoolExecutor:
     for _ in range(n):
         pool.submit(start)
     started.wait()
-    torch.set_num_threads(before)  # it also sets what threads begin with that start later
+    torch.set_num_threads(before)  # `start` has changed the default of later threads, too
     return pool

@@ -1,21 +1,21 @@
-"""A training step on CUDA, recorded once for its inputs' shapes and replayed as one launch."""
+"""A training step on CUDA, recorded once for each shape of its inputs, replayed as one launch."""
 
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-WARM_UP = 3  # steps taken as written before one is recorded: they allocate, and choose kernels
+WARM_UP = 3  # eager steps before one is recorded: they allocate memory and choose kernels
 
 
 class Recorded:
-    """Takes a step as written a few times, then records it as a CUDA graph and replays that.
+    """Runs a step eagerly a few times, then records it as a CUDA graph and replays the graph.
 
-    Inputs of other shapes, such as a last, smaller batch, have a recording of their own.
-    The step must not synchronise, and may only read and write tensors whose addresses never change.
+    Inputs of other shapes, such as a last, smaller batch, get a separate recording. The step must
+    not synchronise, and may only read and write tensors whose addresses never change.
 
     Args:
-        step: what to do with the inputs.
+        step: computes with the inputs.
     """
 
     def __init__(self, step: Callable[..., None]) -> None:
@@ -25,7 +25,7 @@ class Recorded:
         self.recordings: dict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor]]] = {}
 
     def __call__(self, *inputs: Tensor) -> None:
-        """Take the step."""
+        """Take the step with these inputs, which are tensors on the GPU."""
         key = tuple((x.shape, x.dtype) for x in inputs)
         self.n_taken[key] = self.n_taken.get(key, 0) + 1
         if self.n_taken[key] <= WARM_UP:
@@ -37,14 +37,14 @@ class Recorded:
         if key not in self.recordings:
             self.recordings[key] = self._record(inputs)
         graph, held = self.recordings[key]
-        for place, x in zip(held, inputs, strict=True):
-            place.copy_(x)
+        for own_input, x in zip(held, inputs, strict=True):
+            own_input.copy_(x)
         graph.replay()
 
     def _record(self, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
         """Return the step as a graph, and the tensors that it reads its inputs from."""
         held, graph = [x.clone() for x in inputs], torch.cuda.CUDAGraph()
-        # of this thread alone: another one may be loading images
+        # capture this thread only, since another one may be loading images
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             self.step(*held)
         return graph, held

@@ -1,4 +1,4 @@
-"""Memory of a device: how much is free, how much a data set may take, peak, out of memory."""
+"""Memory of a device, in bytes: what is free, what a set of images may take, and the peak."""
 
 import sys
 from contextlib import suppress
@@ -10,8 +10,8 @@ import torch
 from vitft.devices.processes import highest, n_on_machine
 
 FULL = ("out of memory", "allocate memory", "Storage size calculation overflowed")  # torch's words
-SHARE = 4  # a set takes at most this part of what is free
-CONTROL_GROUP = Path("/sys/fs/cgroup")  # a container's
+SHARE = 4  # a set of images takes at most 1 / SHARE of the free memory
+CONTROL_GROUP = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
 
 
 def free_bytes(device: torch.device) -> int:
@@ -21,17 +21,18 @@ def free_bytes(device: torch.device) -> int:
     return min(psutil.virtual_memory().available, _left_to_container())
 
 
-def room(device: torch.device) -> int:
-    """Return how many bytes a set of images may take on a device; a larger one is streamed.
+def max_set_bytes(device: torch.device) -> int:
+    """Return how many bytes a set of images may take on a device; a larger set is streamed.
 
-    Three sets, one after the other, leave 42 % of what was free. It is the same on every process.
+    So training, validation and test set leave at least 42 % of the memory that was free. The result
+    is the same on every process.
     """
     own = free_bytes(device) // SHARE // (n_on_machine() if device.type == "cpu" else 1)
     return -highest([-own])[0]
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Return the most bytes that this process has had on a device; None where nobody counts."""
+    """Return the most bytes that this process has used on a device; None for the CPU on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
@@ -49,7 +50,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _left_to_container() -> int:
-    """Return what the limit of a container leaves; a very large number without a limit."""
+    """Return the bytes that a container's limit leaves; a very large number without a limit."""
     with suppress(OSError, ValueError):  # no such file, or "max"
         limit, used = (
             int((CONTROL_GROUP / name).read_text()) for name in ("memory.max", "memory.current")

@@ -1,6 +1,7 @@
-"""Several processes that train one model, as torchrun starts them: they meet and exchange.
+"""The processes that torchrun starts to train one model: how they join and exchange values.
 
-A process that is alone is the first of one, and has everything already.
+Without torchrun, the only process counts as the first of one, and every exchange returns its own
+value.
 """
 
 import os
@@ -28,7 +29,7 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Return whether this process is the one that writes files and talks."""
+    """Return whether this process is the one that writes files and messages."""
     return rank() == 0
 
 
@@ -48,15 +49,15 @@ def attempt() -> int:
 
 
 def launch_time() -> float:
-    """Return when torchrun, this process's parent, was started, in seconds since 1970."""
+    """Return when this process's parent, torchrun, was started, in seconds since 1970."""
     return psutil.Process(os.getppid()).create_time()
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that torchrun started, and leave them at the end.
+    """Join the process group of torchrun's processes, and leave it at the end.
 
-    Tensors of a CPU travel by gloo, those of a GPU by NCCL.
+    CPU tensors are exchanged by gloo, GPU tensors by NCCL.
     """
     if not started_by_torchrun() or n_processes() > 1:
         yield
@@ -64,26 +65,26 @@ def joined() -> Iterator[None]:
     from torch.distributed.rendezvous import rendezvous
 
     store, number, n = next(rendezvous("env://"))
-    # a dead process leaves its address in the store, so each attempt has names of its own there
+    # a dead process leaves its address in the store, so each attempt uses keys of its own
     store = dist.distributed_c10d.PrefixStore(f"vitft/{attempt()}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=n)
     yield
-    dist.barrier()  # not after an error: the others may never come to it
+    dist.barrier()  # not after an error, when the others may never reach it
     dist.destroy_process_group()
 
 
 def first_to_fail() -> bool:
-    """Return whether no other process has failed before this one, whose error is then enough."""
+    """Return whether this process is the first that failed, and so the one to report its error."""
     if n_processes() == 1:
         return True
-    with suppress(RuntimeError):  # the store went with the process that kept it
+    with suppress(RuntimeError):  # the process that keeps the store has ended
         return bool(dist.distributed_c10d._get_default_store().add(FAILURES, 1) == 1)
     return is_first()
 
 
 def local_device(device: torch.device) -> torch.device:
-    """Return the device of this process: of several GPUs its own."""
+    """Return the device of this process: with several GPUs, the one of its local rank."""
     if device.type != "cuda" or n_processes() == 1:
         return device
     own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -92,7 +93,7 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def from_first(value: T) -> T:
-    """Return the first process's value, which pickle can hold."""
+    """Return the first process's value on every process; it must be picklable."""
     if n_processes() == 1:
         return value
     values = [value]
@@ -101,29 +102,29 @@ def from_first(value: T) -> T:
 
 
 def merged(found: dict[int, T]) -> dict[int, T]:
-    """Return what all processes found, in the order of its numbers."""
-    parts: list[Any] = [found]
+    """Return the entries of all processes' dictionaries, sorted by key."""
+    every: list[Any] = [found]
     if n_processes() > 1:
-        parts = [None] * n_processes()
-        dist.all_gather_object(parts, found)
-    return dict(sorted(pair for part in parts for pair in part.items()))
+        every = [None] * n_processes()
+        dist.all_gather_object(every, found)
+    return dict(sorted(pair for one in every for pair in one.items()))
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     if n_processes() > 1:
         dist.barrier()
 
 
 def add_up(values: Tensor) -> Tensor:
-    """Add up, in place, what the processes have of a tensor, and return it."""
+    """Replace a tensor, in place, by its sum over the processes, and return it."""
     if n_processes() > 1:
         dist.all_reduce(values)
     return values
 
 
 def highest(values: list[int]) -> list[int]:
-    """Return the highest over the processes of each of some numbers; no GPU is waited for."""
+    """Return the maximum over the processes of each number, without waiting for a GPU."""
     if n_processes() == 1:
         return values
     found = torch.tensor(values)
@@ -132,7 +133,7 @@ def highest(values: list[int]) -> list[int]:
 
 
 def gathered(values: Tensor) -> Tensor:
-    """Return the rows of all processes (m, ...), those of the first one first, on each of them."""
+    """Return the rows (m, ...) of all processes, in the order of their ranks, on every process."""
     if n_processes() == 1:
         return values
     lengths: list[Any] = [None] * n_processes()

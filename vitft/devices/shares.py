@@ -1,8 +1,8 @@
 """A batch or a set of images in; this process's share of it, and its random numbers, out.
 
-Every process draws the same random numbers, for a whole batch, and keeps those of its own images.
-So an image gets the same ones however many processes there are, and one random state serves them
-all. Where there is one process, it has everything.
+Every process draws the random numbers of the whole batch and keeps those of its own images. So an
+image gets the same numbers however many processes there are, and all processes have the same random
+state. A single process has every image.
 """
 
 import math
@@ -20,13 +20,13 @@ from vitft.devices.processes import n_processes, rank
 
 @dataclass(frozen=True)
 class Rows:
-    """The images of a batch that this process has.
+    """Which images of a batch this process computes.
 
     Attributes:
         n: images in the whole batch.
-        here: which of them are here (b,); None for all.
-        count: whether they count. A process that has none computes one, since the others wait for
-            it, and leaves it out.
+        here: indices (b,) of this process's images in the batch; None for all.
+        count: whether they count. A process without an image computes one nevertheless, since the
+            others wait for it in collective operations, but must leave it out of sums.
     """
 
     n: int
@@ -37,8 +37,8 @@ class Rows:
     def of(cls, n: int) -> "Rows":
         """Return the share of this process in a batch of n images.
 
-        Image i and image n - 1 - i, which are mixed with each other, stay together, and reversing
-        the rows that are here exchanges them.
+        Images i and n - 1 - i, which MixUp and CutMix blend with each other, are on one process,
+        and reversing its rows exchanges them.
         """
         if n_processes() == 1:
             return cls(n)
@@ -48,38 +48,39 @@ class Rows:
         return cls(n, torch.cat([pairs, n - 1 - pairs]).unique())
 
     def __len__(self) -> int:
-        """Return how many images are here."""
+        """Return how many images this process has."""
         return self.n if self.here is None else len(self.here)
 
     @property
     def least(self) -> int:
-        """How many images any of the processes has at least."""
+        """The least number of images that a process has, one that does not count included."""
         return self.n if self.here is None else max(1, 2 * ((self.n + 1) // 2 // n_processes()) - 1)
 
     def split(self, n: int) -> list["Rows"]:
-        """Return the images that are here in n parts."""
+        """Return the rows of n parts of this process's images; n times itself where it has all."""
         if self.here is None:
             return [self] * n
         return [Rows(self.n, part, self.count) for part in self.here.tensor_split(n)]
 
     def chosen(self, batch: Tensor) -> Tensor:
-        """Return the rows (b, ...) of a whole batch (n, ...) that are here."""
+        """Return this process's rows (b, ...) of a whole batch (n, ...)."""
         return batch if self.here is None else batch[self.here.to(batch.device)]
 
     def uniform(self, low: float, high: float, *shape: int, device: torch.device) -> Tensor:
-        """Return random numbers (*shape, b) between `low` and `high`."""
+        """Return random numbers (*shape, b) in low..high for this process's images."""
         drawn = torch.empty(*shape, self.n, device=device).uniform_(low, high)
         return drawn if self.here is None else drawn[..., self.here.to(device)]
 
     def integers(self, high: int, device: torch.device) -> Tensor:
-        """Return random whole numbers (b,) below `high`."""
+        """Return random integers (b,) in 0..high - 1 for this process's images."""
         return self.chosen(torch.randint(high, (self.n,), device=device))
 
 
 class Dropout(TorchFunctionMode):
-    """Dropout as one process has it: drawn for the whole batch, for the rows that are here.
+    """A mode in which dropout draws for the whole batch and takes the rows of this process.
 
-    It reaches `torch.nn.functional.dropout`, and so `nn.Dropout`, of what has a row for each image.
+    So the result is that of one process. It changes `torch.nn.functional.dropout`, and with it
+    `nn.Dropout`, for inputs that have a row for each image.
     """
 
     def __init__(self, rows: Rows) -> None:
@@ -89,7 +90,7 @@ class Dropout(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Call a function, dropout in its own way."""
+        """Call a function; dropout is replaced."""
         kwargs = kwargs or {}
         return (self._dropout if func is F.dropout else func)(*args, **kwargs)
 
@@ -103,15 +104,15 @@ class Dropout(TorchFunctionMode):
 
 
 def own_slice(n: int) -> slice:
-    """Return which of n things, all alike, this process does."""
+    """Return which of n equal pieces of work this process does."""
     return slice(n * rank() // n_processes(), n * (rank() + 1) // n_processes())
 
 
 def own_batches(n: int, batch_size: int) -> list[Tensor]:
-    """Return the indices of the batches in which this process sees its `own_slice` of n images.
+    """Return the batches, as indices (b,), of this process's `own_slice` of n images.
 
-    Every process gets equally many batches, since they may have to wait for each other in each. One
-    whose slice is empty gets image 0.
+    Every process gets the same number of batches, since processes may wait for each other in each.
+    One whose slice is empty gets image 0.
     """
     if not n:
         return []

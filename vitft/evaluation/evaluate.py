@@ -1,4 +1,4 @@
-"""A model and labelled images in; the probabilities of its classes, accuracy and loss out."""
+"""A model and labelled images in; probabilities, accuracy and loss out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from vitft.evaluation.task import SingleLabel, Task
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.images import Images
 
-MAX_BATCH = 500  # images of an evaluation's batch
+MAX_BATCH = 500  # images of a batch in evaluation
 MAX_NUMBERS = 2**26  # in the widest activation of a batch: 256 MB in float32
 
 
@@ -61,9 +61,15 @@ def compute(
     last: int | None = None,
     bf16: bool = False,
 ) -> Tensor:
-    """Return logits, or the input of stage `last`, for the input of stage `stage`, no gradient.
+    """Return the output of the stages stage..last - 1 for a batch, without gradients.
 
-    Stage 0 takes pixels, uint8 (B, C, height, width); a later one the features before it.
+    Args:
+        model: the model, in the mode that it is to compute in.
+        batch: the input of stage `stage`: pixels, uint8 (B, C, height, width), for stage 0, else
+            features.
+        stage: the first stage to compute.
+        last: the stage before which to end; None for all, which gives logits (B, n_classes).
+        bf16: compute in bfloat16.
     """
 
     def part(x: Tensor) -> Tensor:
@@ -83,14 +89,17 @@ def evaluate(
     bf16: bool = False,
     batch_size: int | None = None,
 ) -> Evaluation:
-    """Return the model's predictions, in evaluation mode, for every image at its present size.
+    """Return the model's predictions, in evaluation mode, for every image.
+
+    Images are scaled to the size that the model takes now. Several processes share the images, and
+    each of them gets all predictions.
 
     Args:
-        model: the model; every module of it is left in the mode that it was in.
-        images: as pixels, or as the features of its first stages.
-        task: what the model learned.
+        model: the model; every module is left in the mode that it was in.
+        images: pixels, or features of the model's first stages.
+        task: turns logits into probabilities, losses and metrics.
         bf16: compute in bfloat16.
-        batch_size: images at a time; by default as many as suit their size.
+        batch_size: images at a time; by default see `suitable_batch`.
     """
     batch_size = batch_size or suitable_batch(model)
     parts, device = own_batches(len(images), batch_size), next(model.parameters()).device
@@ -109,14 +118,14 @@ def evaluate(
 
 
 def suitable_batch(model: VisionTransformer) -> int:
-    """Return how many images to evaluate at a time, by the size of the model's activations."""
+    """Return how many images to evaluate at a time, as limited by the size of activations."""
     n_tokens = (model.image_size // model.config.patch_size) ** 2
     return max(1, min(MAX_BATCH, MAX_NUMBERS // (n_tokens * model.config.hidden_dim)))
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode, and every module of it back into its own mode after."""
+    """Put the model into evaluation mode; afterwards every module has its earlier mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

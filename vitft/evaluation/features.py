@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitft.bars import progress_bar
-from vitft.devices.memory import room
+from vitft.devices.memory import max_set_bytes
 from vitft.devices.processes import add_up
 from vitft.devices.shares import own_batches, own_slice
 from vitft.evaluation.evaluate import compute, evaluating, suitable_batch
@@ -21,9 +21,9 @@ from vitft.training.draws import first_varying_stage
 
 
 def n_frozen(model: VisionTransformer) -> int:
-    """Return how many of the first stages compute in training what they compute in evaluation.
+    """Return how many of the first stages are frozen, so that their output never changes.
 
-    They have no parameter that trains, draw no random numbers and change no buffer.
+    They have no trainable parameter, draw no random numbers and change no buffer.
     """
     n_blocks = len(model.blocks)
     stage = {"norm.": n_blocks + 1, "map_pool.": n_blocks + 1, "head.": n_blocks + 2}
@@ -34,12 +34,12 @@ def n_frozen(model: VisionTransformer) -> int:
 
 
 def feature_bytes(model: VisionTransformer, n_stages: int) -> int:
-    """Return the bytes that the first `n_stages` make of an image, in float32."""
+    """Return the bytes that the output of the first `n_stages` takes for an image, in float32."""
     with torch.device("meta"):
-        like, size = VisionTransformer(model.config), model.image_size
-        like.resize(size)
+        same, size = VisionTransformer(model.config), model.image_size
+        same.resize(size)
         images = torch.empty(1, model.config.n_channels, size, size)
-        return 4 * like.run(images, last=n_stages).numel()
+        return 4 * same.run(images, last=n_stages).numel()
 
 
 def extract(
@@ -54,11 +54,18 @@ def extract(
 ) -> Images:
     """Return `images` with the output of the first `n_stages` in place of pixels.
 
-    A set of over `max_bytes`, by default the `room` of the device, lies in a memory-mapped file in
-    `folder`. The file has no name any more, so its space is freed with the tensor.
+    Args:
+        model: any mode; it computes in evaluation mode.
+        images: pixels, or the output of fewer of the model's stages.
+        n_stages: how many of the model's first stages to compute.
+        folder: for a memory-mapped file, where the features take more than `max_bytes`. The file
+            is unlinked at once, so its space is freed with the tensor.
+        bf16: compute in bfloat16.
+        batch_size: images at a time; by default see `suitable_batch`.
+        max_bytes: of memory that the features may take; by default the device's `max_set_bytes`.
 
     Raises:
-        OSError: that file cannot be written.
+        OSError: the file cannot be written.
     """
     device, own = model.head.weight.device, own_slice(len(images))
     done = own.start
@@ -86,10 +93,11 @@ def extract(
 def _allocate(shape: tuple[int, ...], like: Tensor, folder: Path, max_bytes: int | None) -> Tensor:
     """Return a tensor of zeros, in memory on the device of `like` where it fits, else in a file."""
     size = torch.Size(shape).numel()
-    if size * like.element_size() <= (room(like.device) if max_bytes is None else max_bytes):
+    n_bytes = size * like.element_size()
+    if n_bytes <= (max_set_bytes(like.device) if max_bytes is None else max_bytes):
         return like.new_zeros(shape)
     with tempfile.NamedTemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):  # where the disk is full, now rather than by a signal
-            os.posix_fallocate(file.fileno(), 0, size * like.element_size())
+        if hasattr(os, "posix_fallocate"):  # a full disk is then an error here, not a SIGBUS later
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
         mapped = torch.from_file(file.name, shared=True, size=size, dtype=like.dtype)
     return mapped.view(shape)

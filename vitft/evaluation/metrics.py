@@ -4,24 +4,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BINS = 15  # of probabilities, for the calibration error
+BINS = 15  # of the predicted probability, for the calibration error
 
 
 def recalls(predicted: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """Return the share of each class's images that are found (n_classes,); NaN without images."""
+    """Return the recall of each class (n_classes,), NaN without images; both arguments are (n,)."""
     right = labels[predicted == labels].bincount(minlength=n_classes)
     return right.double() / labels.bincount(minlength=n_classes)
 
 
 def balanced_accuracy(predicted: Tensor, labels: Tensor, n_classes: int) -> float:
-    """Return the mean recall of the classes that have images."""
+    """Return the mean recall of the classes that have images; both arguments are (n,)."""
     return recalls(predicted, labels, n_classes).nanmean().item()
 
 
 def macro_f1(predicted: Tensor, labels: Tensor, n_classes: int) -> float:
-    """Return the mean F1 of the classes that have images or are predicted.
+    """Return the mean F1 score of the classes that have images or are predicted.
 
-    F1 is 2 right / (predicted + there).
+    A class's F1 is 2 TP / (number predicted + number of its images); both arguments are (n,).
     """
     right = labels[predicted == labels].bincount(minlength=n_classes).double()
     both = predicted.bincount(minlength=n_classes) + labels.bincount(minlength=n_classes)
@@ -29,10 +29,10 @@ def macro_f1(predicted: Tensor, labels: Tensor, n_classes: int) -> float:
 
 
 def mean_average_precision(probabilities: Tensor, labels: Tensor) -> float:
-    """Return the mean over the classes of average precision; of classes that are there.
+    """Return the mean average precision over the classes that have images; NaN where none has.
 
-    That of a class is the mean, over its images, of the share of its images among those that are at
-    least as probable.
+    A class's average precision is the mean of the precision at each of its images: the share of the
+    class's images among all images whose probability is at least as high.
 
     Args:
         probabilities: (n, n_classes).
@@ -41,17 +41,17 @@ def mean_average_precision(probabilities: Tensor, labels: Tensor) -> float:
     found = []
     for p, there in zip(probabilities.T, labels.T > 0, strict=True):
         if there.any():
-            every, own = p.sort().values, p[there].sort().values
-            at_least = len(every) - torch.searchsorted(every, own)  # as probable as each of its own
-            right = len(own) - torch.searchsorted(own, own)
-            found.append((right.double() / at_least).mean())
+            every, right = p.sort().values, p[there].sort().values
+            n_every = len(every) - torch.searchsorted(every, right)  # images at least as probable
+            n_right = len(right) - torch.searchsorted(right, right)
+            found.append((n_right.double() / n_every).mean())
     return torch.stack(found).mean().item() if found else float("nan")
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     """Return the expected calibration error (arXiv:1706.04599, equation 3), in 0..1.
 
-    The mean distance of confidence from accuracy, over bins of equal width.
+    It is the mean, over images in bins of equal width, of |mean confidence - accuracy| of the bin.
 
     Args:
         probabilities: (n, n_classes).
@@ -64,12 +64,12 @@ def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
 
 
 def temperature(probabilities: Tensor, labels: Tensor) -> float:
-    """Return what to divide logits by, so that they are best calibrated (arXiv:1706.04599).
+    """Return the temperature that calibrates logits when they are divided by it (arXiv:1706.04599).
 
-    It has the least mean loss of these labels; found in 1/20 to 20 by golden section.
+    It minimises the mean cross-entropy; golden-section search finds it in 1/20..20.
 
     Args:
-        probabilities: (n, n_classes), of logits divided by 1.
+        probabilities: softmax (n, n_classes) of the logits before they are divided.
         labels: (n,).
     """
     logits = probabilities.double().clamp_min(1e-30).log()

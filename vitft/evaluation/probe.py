@@ -1,7 +1,7 @@
-"""A model and images in; the head of a linear probe, fitted to the features as they are, out.
+"""A model and images in; the head of a linear probe, fitted to the frozen features, out.
 
-A head that starts at random or at zero first spoils the features that it stands on: its early
-gradients are large and point anywhere (arXiv:2202.10054).
+Fine-tuning that starts from a random head or one of zeros distorts the features at first: the early
+gradients through such a head are large and point anywhere (arXiv:2202.10054).
 """
 
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ from vitft.evaluation.task import Task
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.images import Images
 
-DECAY = 0.1  # of the weights, which are those of features of variance 1
-MAX_STEPS = 200
-CHUNK = 1024  # features whose neighbours are looked for at a time
+DECAY = 0.1  # weight decay, for features of variance 1
+MAX_STEPS = 200  # of L-BFGS
+CHUNK = 1024  # images whose neighbours are searched at a time
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A head fitted to the features as they are, and how well the features tell classes apart.
+    """A head fitted to frozen features, and accuracies that say how good the features are.
 
     Attributes:
         head: weight (O, D) and bias (O,).
-        figures: accuracy on the validation images of nearest neighbours, "knn", and of the head,
-            "probe"; {} without such images.
+        figures: validation accuracy of nearest neighbours, "knn", and of the head, "probe"; {}
+            without validation images.
     """
 
     head: tuple[Tensor, Tensor]
@@ -47,11 +47,11 @@ def fit_probe(
     """Return a head that is fitted to the model's features, and the accuracy of these features.
 
     Args:
-        model: as it is; what it computes in evaluation counts.
-        images: pixels, or what the model's first stages make of them.
-        validation: the same to measure by; may be empty.
-        task: whose loss is minimised.
-        folder: for features too large for memory.
+        model: gives the features, in evaluation mode; it is not changed.
+        images: to fit the head to: pixels, or features of the model's first stages.
+        validation: likewise, to measure accuracy on; may be empty.
+        task: gives the loss to minimise.
+        folder: for features too large for memory, see `extract`.
         bf16: compute the features in bfloat16.
 
     Raises:
@@ -77,15 +77,16 @@ def fit_probe(
 
 
 def neighbours(x: Tensor, targets: Tensor, y: Tensor, k: int = 20) -> Tensor:
-    """Return the weighted votes (m, O) of the k nearest of x for each of y (arXiv:1805.01978).
+    """Return the weighted votes (m, O) of each y's k nearest neighbours in x (arXiv:1805.01978).
 
-    Near is a high cosine; a vote weighs exp(cosine / 0.07).
+    The nearest have the largest cosine similarity, and a vote's weight is proportional to
+    exp(cosine / 0.07).
 
     Args:
-        x: features (n, D).
-        targets: theirs (n, O).
-        y: features (m, D).
-        k: how many vote.
+        x: features (n, D) of known images.
+        targets: of x (n, O).
+        y: features (m, D) to classify.
+        k: number of neighbours that vote.
     """
     x, votes = F.normalize(x, dim=1), []
     for some in F.normalize(y, dim=1).split(CHUNK):
@@ -98,15 +99,15 @@ def neighbours(x: Tensor, targets: Tensor, y: Tensor, k: int = 20) -> Tensor:
 def regression(
     x: Tensor, targets: Tensor, task: Task, decay: float = DECAY
 ) -> tuple[Tensor, Tensor]:
-    """Return weight (O, D) and bias (O,) with the least mean loss + decay / 2 ||W||^2.
+    """Return the weight (O, D) and bias (O,) that minimise the mean loss + decay / 2 ||W||^2.
 
-    W is the weight for standardised features; L-BFGS finds it from zero.
+    W is the weight for standardised features; L-BFGS starts it from zero.
 
     Args:
         x: features (n, D).
         targets: (n, O).
-        task: tells the loss.
-        decay: see above.
+        task: gives the loss.
+        decay: the weight decay of the formula above.
     """
     std, mean = torch.std_mean(x, dim=0, correction=0)
     std = std.clamp_min(1e-6)

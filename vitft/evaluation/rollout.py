@@ -1,7 +1,7 @@
-"""A model and images in; how much each patch counts for the answer, by attention roll-out, out.
+"""A model and an image in; each patch's weight in the output, by attention roll-out, out.
 
-Abnar and Zuidema (2020), arXiv:2005.00928: of every block the mean of its heads' attention and of
-the identity, which stands for the way past the attention; and all blocks multiplied.
+Abnar and Zuidema (2020), arXiv:2005.00928: in every block, the mean of the heads' average attention
+and the identity, which stands for the residual connection; then the product over the blocks.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from vitft.evaluation.evaluate import evaluating, resample
 from vitft.model.blocks import Attention
 from vitft.model.vit import VisionTransformer
 
-MAX_TOKENS = 2048  # of an image: its table of attention takes 17 MB a block
+MAX_TOKENS = 2048  # of an image: its attention matrix then takes 17 MB a block
 
 
 def n_tokens(model: VisionTransformer) -> int:
@@ -25,15 +25,15 @@ def n_tokens(model: VisionTransformer) -> int:
 
 @torch.no_grad()
 def rollout(model: VisionTransformer, image: Tensor) -> Tensor:
-    """Return the weight of every patch (rows, columns) for what the head reads; they add up to 1.
+    """Return the weight (rows, columns) of every patch in what the head reads; the sum is 1.
 
-    The rows of the product that count are those of the tokens that the head reads: the class
-    token's, or the mean over the patches'. Weight that lies on other tokens (the class token
+    The product's rows that count are those of the tokens that the head reads: the class token's
+    row, or the mean of the patches' rows. Weight on tokens other than patches (the class token
     itself, registers, prompts) is left out.
 
     Args:
-        model: adapted or not, in any mode, which it is left in.
-        image: uint8 (C, height, width).
+        model: adapted or not, in any mode; the mode does not change.
+        image: pixels, uint8 (C, height, width).
 
     Raises:
         ValueError: the image has more than MAX_TOKENS tokens.
@@ -43,21 +43,21 @@ def rollout(model: VisionTransformer, image: Tensor) -> Tensor:
         raise ValueError(f"{n} tokens are more than {MAX_TOKENS}; take smaller images")
     device = model.head.weight.device
     x = resample(model.normalize(image[None].to(device)), model.image_size)
-    tables: list[Tensor] = []
-    with evaluating(model), _noted(model, tables):
+    maps: list[Tensor] = []
+    with evaluating(model), _recorded(model, maps):
         model.run(x, last=-1)
-    read = None if model.map_pool is None else tables.pop()[:, :n]
-    weights = _reads(model, n, device) if read is None else read  # (1, N)
-    for table in reversed(tables):
-        mixed = weights @ table[: weights.shape[1]]
+    pooled = None if model.map_pool is None else maps.pop()[:, :n]
+    weights = _read_weights(model, n, device) if pooled is None else pooled  # (1, n)
+    for attention in reversed(maps):
+        mixed = weights @ attention[: weights.shape[1]]
         mixed[:, : weights.shape[1]] += weights
-        weights = mixed[:, :n] / 2  # a prompt is new in each block: nothing lies before it
+        weights = mixed[:, :n] / 2  # each block has new prompts, which depend on no earlier token
     patches = weights[0, model.config.n_prefix :]
     return (patches / patches.sum()).view(n_rows, n_rows).cpu()
 
 
-def _reads(model: VisionTransformer, n: int, device: torch.device) -> Tensor:
-    """Return how much the head reads of each token (1, N) after the last block."""
+def _read_weights(model: VisionTransformer, n: int, device: torch.device) -> Tensor:
+    """Return the weight (1, n) of each token after the last block in what the head reads."""
     pooling, n_prefix = model.config.pooling, model.config.n_prefix
     first, mean = torch.zeros(2, 1, n, device=device)
     first[:, : 2 if pooling == "cls+dist" else 1] = 1
@@ -67,15 +67,15 @@ def _reads(model: VisionTransformer, n: int, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def _noted(model: VisionTransformer, tables: list[Tensor]) -> Iterator[None]:
-    """Note the attention (N, N) of every block, and (1, N) of a pooling that attends."""
+def _recorded(model: VisionTransformer, maps: list[Tensor]) -> Iterator[None]:
+    """Append to `maps` the attention (N, N) of every block, and (1, N) of attention pooling."""
 
     def note(attn: nn.Module, inputs: tuple[Any, ...]) -> None:
         assert isinstance(attn, Attention)
-        tables.append(_attention(attn, inputs[0], inputs[0]))
+        maps.append(_attention(attn, inputs[0], inputs[0]))
 
     def note_pooling(pool: Any, inputs: tuple[Any, ...]) -> None:
-        tables.append(_attention(pool.attn, pool.query, inputs[0]))
+        maps.append(_attention(pool.attn, pool.query, inputs[0]))
 
     attentions = [block.get_submodule("attn") for block in model.blocks]
     handles = [attn.register_forward_pre_hook(note) for attn in attentions]
@@ -89,7 +89,7 @@ def _noted(model: VisionTransformer, tables: list[Tensor]) -> Iterator[None]:
 
 
 def _attention(attn: Attention, queries: Tensor, x: Tensor) -> Tensor:
-    """Return softmax(q k^T / sqrt(K)), the mean over the heads: (n, N) for (1, n, D), (1, N, D)."""
+    """Return the heads' mean of softmax(q k^T / sqrt(K)), (n, N), for (1, n, D) and (1, N, D)."""
     q = attn.wq(queries).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)  # (1, H, n, K)
     k = attn.wk(x).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)  # (1, H, N, K)
     if attn.rope is not None:

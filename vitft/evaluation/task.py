@@ -1,4 +1,4 @@
-"""The task of a model: labels and logits in; targets, loss and predictions out."""
+"""A model's task, one label an image or several: labels and logits in; loss and metrics out."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -17,10 +17,10 @@ from vitft.evaluation.metrics import (
 
 
 class Task(Protocol):
-    """What training and evaluation ask of a task; logits are (B, n_classes)."""
+    """What training and evaluation need of a task; logits are (B, n_classes)."""
 
     def targets(self, labels: Tensor, n_classes: int) -> Tensor:
-        """Return targets (B, n_classes), which augmentation may mix, for labels (B, ...)."""
+        """Return float targets (B, n_classes) for labels (B, ...); augmentation may blend them."""
 
     def loss(self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
         """Return the loss of every image (B,)."""
@@ -29,7 +29,7 @@ class Task(Protocol):
         """Return probabilities (B, n_classes)."""
 
     def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return for every image whether it is predicted right (B,), bool."""
+        """Return bool (B,): whether each image is predicted right."""
 
     def figures(self, probabilities: Tensor, labels: Tensor) -> dict[str, float]:
         """Return the metrics of predictions (n, n_classes) for labels (n, ...), by name."""
@@ -41,11 +41,11 @@ def _tensor(values: tuple[float, ...], device: torch.device, dtype: torch.dtype)
 
 
 def balanced(labels: Tensor, n_classes: int) -> tuple[float, ...]:
-    """Return for each class n / (n_classes * its images), which gives all classes one weight.
+    """Return for each class n / (n_classes * its images): all classes then weigh the same.
 
     Args:
-        labels: of the training images (n,).
-        n_classes: a class without images gets 0.
+        labels: of the n training images (n,).
+        n_classes: number of classes; one without images gets 0.
     """
     counts = labels.cpu().bincount(minlength=n_classes).double()
     weights = len(labels) / (n_classes * counts.clamp_min(1))
@@ -57,7 +57,7 @@ class SingleLabel:
     """One label an image: cross-entropy over the classes, in nats.
 
     Attributes:
-        weights: what the loss of a class is multiplied by; () for 1 throughout.
+        weights: a factor on the loss of each class; () for 1 throughout.
     """
 
     weights: tuple[float, ...] = ()
@@ -76,7 +76,7 @@ class SingleLabel:
         return logits.softmax(dim=1)
 
     def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return for every image whether its most probable class is its target's (B,), bool."""
+        """Return bool (B,): whether each image's most probable class is its target's."""
         return logits.argmax(dim=1) == targets.argmax(dim=1)
 
     def figures(self, probabilities: Tensor, labels: Tensor) -> dict[str, float]:
@@ -92,32 +92,35 @@ class SingleLabel:
 
 @dataclass(frozen=True)
 class SeveralLabels:
-    """Any number of labels an image: for every class, whether it is there; in nats a class."""
+    """Any number of labels an image: binary cross-entropy of every class, in nats."""
 
     def targets(self, labels: Tensor, n_classes: int) -> Tensor:
         """Return labels (B, n_classes), of 0 and 1, in float32."""
         return labels.float()
 
     def loss(self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
-        """Return the mean binary cross-entropy of every image (B,), smoothed towards 1/2."""
+        """Return each image's mean binary cross-entropy (B,); targets are smoothed towards 1/2."""
         targets = targets * (1 - smoothing) + smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
 
     def predict(self, logits: Tensor) -> Tensor:
-        """Return the probability of every class (B, n_classes), each for itself."""
+        """Return the probability of every class (B, n_classes), independent of the others."""
         return logits.sigmoid()
 
     def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return for every image whether all its classes are predicted right (B,), bool."""
+        """Return bool (B,): whether all classes of each image are predicted right."""
         return ((logits > 0) == (targets > 0.5)).all(dim=1)
 
     def figures(self, probabilities: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return mean average precision; at a probability of 1/2 accuracy, of all, and macro F1."""
-        right, there = probabilities > 0.5, labels > 0
-        both = right.sum(dim=0) + there.sum(dim=0)
-        f1 = 2 * (right & there).sum(dim=0).double() / both
+        """Return mean average precision and, at a threshold of 1/2, accuracy and macro F1.
+
+        Accuracy is the share of images whose classes are all predicted right.
+        """
+        predicted, there = probabilities > 0.5, labels > 0
+        both = predicted.sum(dim=0) + there.sum(dim=0)
+        f1 = 2 * (predicted & there).sum(dim=0).double() / both
         return {
-            "accuracy": (right == there).all(dim=1).double().mean().item(),
+            "accuracy": (predicted == there).all(dim=1).double().mean().item(),
             "mean_average_precision": mean_average_precision(probabilities, labels),
             "macro_f1": f1.nanmean().item(),
         }

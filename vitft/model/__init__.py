@@ -1,1 +1,1 @@
-"""The Vision Transformer: config, patches, blocks, their start, and the file that holds them."""
+"""The Vision Transformer: its config, layers and initialisation, and the file that holds it."""

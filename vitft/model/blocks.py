@@ -12,7 +12,7 @@ from vitft.model.positions import AxialRope
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """Return x sigmoid(1.702 x), which OpenAI's CLIP has for a GELU (arXiv:1606.08415)."""
+    """Return x sigmoid(1.702 x), the approximate GELU of OpenAI's CLIP (arXiv:1606.08415)."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -24,14 +24,14 @@ ACTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-MAX_PLAIN = 512  # tokens: more make a table of scores that costs much memory
+MAX_PLAIN = 512  # tokens: with more, the N x N scores of plain attention cost too much memory
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return softmax(q k^T / sqrt(K)) v (B, H, n, K) for q (B, H, n, K) and k, v (B, H, N, K).
 
-    On a CPU in bfloat16 it is written plainly: the backward pass of torch 2.13's fused kernel takes
-    longer than both passes of this.
+    On a CPU in bfloat16 it is computed without the fused kernel: in torch 2.13 the backward pass of
+    that kernel alone takes longer than the forward and backward pass of the plain formula.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= MAX_PLAIN:
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
@@ -41,7 +41,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention (arXiv:1706.03762), four projections: (B, N, D) -> (B, N, D)."""
 
-    rope: AxialRope | None  # turns queries and keys; one for all blocks, so no child
+    rope: AxialRope | None  # shared by all blocks and registered in the model, so not a submodule
 
     def __init__(
         self, *, dim: int, n_heads: int, qkv_bias: bool = False, proj_bias: bool = False
@@ -52,15 +52,16 @@ class Attention(nn.Module):
         self.wk = nn.Linear(dim, dim, bias=qkv_bias)
         self.wv = nn.Linear(dim, dim, bias=qkv_bias)
         self.wo = nn.Linear(dim, dim, bias=proj_bias)
-        vars(self)["rope"] = None
+        vars(self)["rope"] = None  # past nn.Module.__setattr__, which would register a submodule
 
     def forward(self, x: Tensor, n: int | None = None) -> Tensor:
-        """Return softmax(q k^T / sqrt(K)) v of every head, side by side again, through `wo`.
+        """Return softmax(q k^T / sqrt(K)) v of every head, concatenated and projected by `wo`.
 
-        With `n`, for the first n tokens only: (B, n, D).
+        With `n`, only the first n tokens are queries: (B, n, D).
         """
-        first = x[:, :n].contiguous()  # else the product rounds otherwise with and without autograd
-        q = self.wq(first).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, n, K)
+        # a strided input would round differently with and without autograd
+        queries = x[:, :n].contiguous()
+        q = self.wq(queries).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, n, K)
         k = self.wk(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, N, K)
         v = self.wv(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, N, K)
         if self.rope is not None:
@@ -69,7 +70,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linears with a GELU between them, on each token: (B, N, D) -> (B, N, D)."""
+    """w2(act(w1 x)) on each token: (B, N, D) -> (B, N, D)."""
 
     def __init__(self, *, dim: int, hidden_dim: int, dropout: float, act: str = "gelu") -> None:
         super().__init__()
@@ -78,7 +79,7 @@ class FeedForward(nn.Module):
         self.dropout, self.act = nn.Dropout(dropout), ACTS[act]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens transformed, each on its own."""
+        """Return the transformed tokens (B, N, D)."""
         return self.dropout(self.w2(self.dropout(self.act(self.w1(x)))))
 
 
@@ -93,19 +94,19 @@ class GatedFeedForward(nn.Module):
         self.dropout, self.act = nn.Dropout(dropout), ACTS[act]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens transformed, each on its own."""
+        """Return the transformed tokens (B, N, D)."""
         return self.dropout(self.w2(self.dropout(self.act(self.w1(x)) * self.w3(x))))
 
 
 class LayerScale(nn.Module):
-    """A trained factor for each of a token's numbers (arXiv:2103.17239)."""
+    """A learned factor for each feature of a token (arXiv:2103.17239)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(dim))  # (D,)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return gamma x (..., D)."""
+        """Return gamma * x (..., D)."""
         return x * self.gamma
 
 
@@ -129,6 +130,6 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor, n: int | None = None) -> Tensor:
-        """Return x + attention, then that + feed-forward; with `n`, of the first n tokens only."""
+        """Return x + attention, then that + feed-forward; with `n`, the first n tokens only."""
         x = x[:, :n] + self.ls1(self.attn(self.norm1(x), n))
         return x + self.ls2(self.ffn(self.norm2(x)))

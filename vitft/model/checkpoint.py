@@ -1,4 +1,4 @@
-"""A base as one .safetensors file: its tensors; config, class names, preprocessing as metadata."""
+"""A base as one .safetensors file: tensors, and config, class names, preprocessing as metadata."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +18,7 @@ from vitft.records import record_of
 
 @dataclass(frozen=True)
 class _Metadata:
-    """What the metadata of a base tells."""
+    """What the metadata of a base file holds."""
 
     config: ViTConfig
     classes: tuple[str, ...]
@@ -32,10 +32,11 @@ BUNDLED = Path(__file__).parents[1] / "bases"
 def save_model(model: VisionTransformer, path: str | Path) -> None:
     """Write the model to `path`, whole or not at all.
 
-    One that FSDP2 shards is gathered: every process calls this, and the first one writes.
+    Parameters that FSDP2 has sharded are gathered: every process must call this, and the first one
+    writes.
 
     Raises:
-        ValueError: the model has adapters, whose tensors a plain base has no place for.
+        ValueError: the model has adapters, or its class names don't fit its head.
         OSError: the file cannot be written.
     """
     config = config_of(model)
@@ -66,7 +67,7 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
 
 
 def config_of(model: VisionTransformer) -> ViTConfig:
-    """Return the config that makes such a model, with the head that it has now."""
+    """Return the config that builds this model again, with its present head."""
     head = model.head
     return replace(model.config, n_classes=head.out_features, head_bias=head.bias is not None)
 
@@ -74,22 +75,22 @@ def config_of(model: VisionTransformer) -> ViTConfig:
 def load_model(source: str | Path) -> VisionTransformer:
     """Return the model in a file or folder, or the bundled base of that name.
 
-    It is in float32 and ready for evaluation. Another library's ViT is converted: a Hugging Face or
+    It is in float32 and in evaluation mode. Another library's ViT is converted: a Hugging Face or
     timm folder, or an original DINOv2, DINOv3, DINO, MAE or CLIP file. "hf:OWNER/NAME" and
     "timm:NAME" are fetched from the hub.
 
     Raises:
-        FileNotFoundError: neither a file, nor a folder, nor a bundled base.
-        ValueError: no safetensors, cut short, no vitft base, or a tensor missing, unexpected or
-            of another shape.
+        FileNotFoundError: the source is neither a file, nor a folder, nor a bundled base.
+        ValueError: the file is no complete safetensors file or no vitft base; a tensor is missing,
+            unexpected or has another shape; or another library's model is of no known family.
     """
-    from vitft.families.read import read_foreign  # which makes models, too
+    from vitft.families.read import read_foreign  # it imports this package, so not at the top
     from vitft.hub import fetched, is_name
 
     path = find_base(fetched(source))
     if path.is_dir() or is_foreign(path):
         model = read_foreign(path)
-        if is_name(source):  # its folder in the cache is called by a hash
+        if is_name(source):  # the folder in the hub's cache is named by a hash
             model.facts["source"] = str(source)
         return model
     tensors, metadata = read_tensors(path)
@@ -125,11 +126,13 @@ def load_model(source: str | Path) -> VisionTransformer:
 
 
 def find_base(name: str | Path) -> Path:
-    """Return the path of a base: `name` where it is a file or a library's folder, a run's file, or
-    the bundled base of that name.
+    """Return the path of a base.
+
+    That is `name` itself where it is a file or another library's folder, else the model.safetensors
+    in the folder `name`, else the bundled base of that name.
 
     Raises:
-        FileNotFoundError: neither; lists the bundled bases.
+        FileNotFoundError: there is none of these; lists the bundled bases.
     """
     bundled = BUNDLED / f"{name}.safetensors"
     if Path(name).is_dir() and is_library_folder(Path(name)):
@@ -162,7 +165,11 @@ def is_known_backbone(source: str | Path) -> bool:
 
 
 def is_library_folder(folder: Path) -> bool:
-    """Return whether a folder is another library's: its config.json names a kind of model."""
+    """Return whether a folder holds another library's model.
+
+    Its config.json names a model type or architecture; without a config.json, it has a .pth file or
+    open_clip's weights.
+    """
     config = folder / "config.json"
     if (folder / "adapter_config.json").is_file():
         return False
@@ -182,7 +189,7 @@ def is_foreign(path: Path) -> bool:
         with safe_open(path, framework="pt") as file:
             return "vitft" not in (file.metadata() or {})
     except (SafetensorError, OSError):
-        return False  # its reader says what is wrong
+        return False  # reading it as a vitft file then says what is wrong
 
 
 def _empty(config: ViTConfig) -> VisionTransformer:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 ACTS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
-# the values that an option may have; the first is the article's
+# the values that each option may have; the first is the default
 CHOICES = {
     "pooling": ("cls", "mean", "cls+mean", "cls+dist", "map"),
     "stem": ("linear", "conv"),
@@ -16,8 +16,7 @@ CHOICES = {
     "final_norm": ("before", "after", "none"),
 }
 
-
-MAX_SIZE = 10**7  # of any of a model's numbers; more is a damaged file
+MAX_SIZE = 10**7  # of any integer field: a larger one comes from a damaged file
 
 
 @dataclass(frozen=True)
@@ -38,29 +37,28 @@ class ViTConfig:
     n_classes: int = 10  # logits
     dropout: float = 0.2  # after the positions and in the feed-forward
     image_size: int = 32  # side of a square image, in pixels
-    # what the head reads: the class token, the mean of the patches, both, the class and the
-    # distillation token, or what attention with a trained query makes of all
+    # what the head reads: "cls" the class token, "mean" the mean of the patches, "cls+mean" both,
+    # "cls+dist" the class and distillation tokens, "map" attention of a learned query to all tokens
     pooling: str = "cls"
-    # what makes tokens of patches: "linear" the article's, "conv" three small convolutions
+    # what turns patches into tokens: "linear" as in the article, "conv" three small convolutions
     stem: str = "linear"
-    eps: float = 1e-5  # of the layer norms
+    eps: float = 1e-5  # added to the variance in the layer norms
     qkv_bias: bool = False  # wq, wk and wv have biases
     proj_bias: bool = False  # wo has a bias
-    patch_bias: bool = True  # the patches' linear has a bias
+    patch_bias: bool = True  # the linear patch embedding has a bias
     head_bias: bool = True  # the head has a bias
-    act: str = "gelu"  # between w1 and w2
+    act: str = "gelu"  # the activation between w1 and w2
     gated: bool = False  # w2(gate(w1 x) * w3 x) in place of w2(act(w1 x))
     gate: str = "silu"  # the activation of a gate
-    layer_scale: bool = False  # a trained factor for every number after attention and feed-forward
-    class_token: bool | None = None  # None: where the pooling reads it
+    layer_scale: bool = False  # a learned factor a feature, after attention and feed-forward
+    class_token: bool | None = None  # None: only where the pooling reads it
     dist_token: bool = False  # a distillation token beside it, as DeiT's (arXiv:2012.12877)
-    n_registers: int = 0  # trained tokens beside the patches, without positions (arXiv:2309.16588)
+    n_registers: int = 0  # learned tokens without positions, before the patches (arXiv:2309.16588)
     pos: str = "learned"  # position embedding
-    n_pos_prefix: int | None = None  # tokens before the patches that have a position; None: all
-    pos_resize: str = "bicubic-antialias"  # how positions become those of another image size
-    pos_offset: float = (
-        0.0  # added to the number of rows when positions are resized, as DINOv2 does
-    )
+    # tokens before the patches that have a position embedding; None: all but the registers
+    n_pos_prefix: int | None = None
+    pos_resize: str = "bicubic-antialias"  # interpolation of positions for another image size
+    pos_offset: float = 0.0  # added to the number of rows when positions are resized; DINOv2: 0.1
     rope_theta: float = 0.0  # base of rotary positions of rows and columns, as DINOv3's; 0: none
     pre_norm: bool = False  # a layer norm before the first block, as CLIP's
     final_norm: str = "before"  # the last layer norm: before the pooling, after it, or none
@@ -136,12 +134,15 @@ class ViTConfig:
 
     @property
     def n_features(self) -> int:
-        """Numbers that the head reads."""
+        """Length of the vector that the head reads: D, or 2 D where it reads two tokens."""
         return self.dim * (2 if "+" in self.pooling else 1)
 
 
 def _is_of(value: object, kind: Any) -> bool:
-    """Return whether a value is of a type; a truth value is no number, and a float is finite."""
+    """Return whether a value is of a type; unlike in Python, a bool is no int.
+
+    A float must be finite, and an int is accepted for it.
+    """
     if isinstance(value, bool):
         return kind in (bool, bool | None)
     if kind is float:

@@ -1,4 +1,4 @@
-"""How a base starts: a model in, the tensors that PyTorch's defaults leave to us set in place."""
+"""Initialisation of a new base: a model in, its weights set in place."""
 
 import math
 from collections.abc import Callable
@@ -11,23 +11,24 @@ from vitft.model.vit import VisionTransformer
 
 
 def article(model: VisionTransformer) -> None:
-    """Keep the tutorial's: class token and positions N(0, 1), the rest PyTorch's."""
+    """Keep the article's: class token and positions N(0, 1), the rest PyTorch's defaults."""
 
 
 @torch.no_grad()
 def small(model: VisionTransformer) -> None:
-    """Class token and positions N(0, 0.02^2), usual for ViTs; the head is PyTorch's.
+    """Scale special tokens and positions to N(0, 0.02^2), usual for ViTs.
 
-    A head of zeros, usual too, would hold the blocks back: they get no gradient before it moves.
+    The head keeps PyTorch's default. A head of zeros is usual too, but gives the blocks no gradient
+    in the first step.
     """
-    for start in (model.pos_embedding, model.cls_token, model.dist_token, model.registers):
-        if start is not None:
-            start.mul_(0.02)
+    for parameter in (model.pos_embedding, model.cls_token, model.dist_token, model.registers):
+        if parameter is not None:
+            parameter.mul_(0.02)
 
 
 @torch.no_grad()
 def sincos(model: VisionTransformer) -> None:
-    """As `small`, with positions that start as sines and cosines of row and column."""
+    """Do as `small`, and set the patches' positions to sines and cosines of row and column."""
     small(model)
     grid = sincos_positions(model.config.n_patches, model.config.dim)
     if model.pos_embedding is not None:
@@ -36,9 +37,10 @@ def sincos(model: VisionTransformer) -> None:
 
 @torch.no_grad()
 def mimetic(model: VisionTransformer) -> None:
-    """As `sincos`, with attention that starts like a trained one's (arXiv:2305.09828, section 3).
+    """Do as `sincos`, and start attention like a trained model's (arXiv:2305.09828, section 3).
 
-    Each head's Wq^T Wk is near 0.7 I, so that tokens attend to their likes, and Wo Wv near -0.4 I.
+    Each head's Wq^T Wk is near 0.7 I, so that a token attends to similar ones; Wo Wv is near
+    -0.4 I.
     """
     sincos(model)
     for block in model.blocks:
@@ -66,10 +68,10 @@ INITS: dict[str, Callable[[VisionTransformer], None]] = {
 
 
 def initialise(model: VisionTransformer, name: str) -> None:
-    """Set the start of a new model by name.
+    """Initialise a new model, in place, by the name of a method in INITS.
 
     Raises:
-        ValueError: unknown name, or a dim that sines and cosines of rows and columns do not fill.
+        ValueError: unknown name; or a dim not divisible by 4, for "sincos" and "mimetic".
     """
     if name not in INITS:
         raise ValueError(f"unknown init {name!r}; choose from {', '.join(INITS)}")
@@ -77,17 +79,17 @@ def initialise(model: VisionTransformer, name: str) -> None:
 
 
 def sincos_positions(n_patches: int, dim: int) -> Tensor:
-    """Return positions (N, D): sine and cosine of column and row at D / 4 frequencies each.
+    """Return MoCo v3's position embeddings (N, D) for a square grid (arXiv:2104.02057).
 
-    They are MoCo v3's (arXiv:2104.02057).
+    They are the sines and cosines of a patch's column and row, at D / 4 frequencies each.
 
     Raises:
         ValueError: `dim` is not divisible by 4.
     """
     if dim % 4:
         raise ValueError(f"{dim=} is not divisible by 4, which positions by sine and cosine need")
-    place = torch.arange(math.isqrt(n_patches), dtype=torch.float32)
-    angle = place[:, None] / 10_000 ** (torch.arange(dim // 4) / (dim // 4))  # (rows, D / 4)
+    index = torch.arange(math.isqrt(n_patches), dtype=torch.float32)  # of a row or column
+    angle = index[:, None] / 10_000 ** (torch.arange(dim // 4) / (dim // 4))  # (rows, D / 4)
     waves = torch.cat([angle.sin(), angle.cos()], dim=1)  # (rows, D / 2)
-    columns, rows = waves.expand(len(place), -1, -1), waves[:, None].expand(-1, len(place), -1)
+    columns, rows = waves.expand(len(index), -1, -1), waves[:, None].expand(-1, len(index), -1)
     return torch.cat([columns, rows], dim=2).flatten(0, 1)

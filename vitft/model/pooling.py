@@ -1,4 +1,4 @@
-"""All tokens in, what the head reads out."""
+"""All tokens (B, prefix + N, D) in; what the head reads, (B, D or 2 D), out."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,10 @@ from vitft.model.config import ViTConfig
 
 
 def reduce_tokens(x: Tensor, config: ViTConfig) -> Tensor:
-    """Return tokens (B, prefix + N, D) in one: (B, D), or (B, 2 D) where the head reads two."""
+    """Return one vector for the tokens (B, prefix + N, D) of an image, by the config's pooling.
+
+    It is (B, D), or (B, 2 D) for "cls+mean" and "cls+dist".
+    """
     if config.pooling == "cls":
         return x[:, 0]
     if config.pooling == "cls+dist":
@@ -18,7 +21,7 @@ def reduce_tokens(x: Tensor, config: ViTConfig) -> Tensor:
 
 
 class MapPooling(nn.Module):
-    """Attention of one trained query to all tokens: (B, N, D) -> (B, D) (arXiv:2303.15343)."""
+    """Attention of one learned query to all tokens: (B, N, D) -> (B, D) (arXiv:2303.15343)."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -29,7 +32,7 @@ class MapPooling(nn.Module):
         self.ffn = FeedForward(dim=dim, hidden_dim=config.hidden_dim, dropout=0.0, act=config.act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the query finds in the tokens."""
+        """Return the query's output after attention and feed-forward: (B, D)."""
         attn, query = self.attn, self.query.expand(x.shape[0], -1, -1)
         q = attn.wq(query).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)  # (B, H, 1, K)
         k = attn.wk(x).unflatten(-1, (attn.n_heads, -1)).transpose(1, 2)  # (B, H, N, K)

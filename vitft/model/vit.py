@@ -2,7 +2,7 @@
 
 Images are (B, C, height, width), logits (B, n_classes).
 Shapes, here and everywhere: `B` batch, `C` channels, `N` tokens, `D` dim, `H` heads, `K` head_dim,
-`O` out, `I` in, `R` rank.
+`O` out, `I` in, `R` rank. In "prefix + N", N counts the patches only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +29,11 @@ class VisionTransformer(nn.Module):
     Attributes:
         config: the sizes and options it was built from.
         classes: a name for each logit.
-        mean, std: per channel, for pixels in 0..1; what `normalize` uses.
+        mean, std: of each channel, for pixels in 0..1; `normalize` uses them.
         image_size: side of the images that `forward` takes now, in pixels; see `resize`.
-        framing: how a picture of any shape becomes such an image.
-        labels: of an image: "one", or "several", each with a probability of its own.
-        facts: what else its file tells: source, licence, how images are to be resized.
+        framing: how a picture of any shape becomes a square one.
+        labels: "one" label an image, or "several", each with its own probability.
+        facts: what else its file records, such as family, source and licence.
     """
 
     def __init__(self, config: ViTConfig = ViTConfig()) -> None:  # noqa: B008 (frozen)
@@ -64,14 +64,14 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.rope = AxialRope.of(config) if config.rope_theta else None
         for block in self.blocks:
-            vars(block.attn)["rope"] = self.rope  # one for all, so no child of theirs
+            vars(block.attn)["rope"] = self.rope  # not as a submodule, see `Attention`
         self.map_pool = MapPooling(config) if config.pooling == "map" else None
         none = config.final_norm == "none"
         self.norm: nn.Module = nn.Identity() if none else nn.LayerNorm(dim, config.eps)
         self.head = nn.Linear(config.n_features, config.n_classes, bias=config.head_bias)
 
     def new_head(self, classes: Sequence[str]) -> None:
-        """Put on a head of zeros for other classes, on the same device and in the same dtype."""
+        """Replace the head by one of zeros for these classes, on its device and in its dtype."""
         weight = self.head.weight
         self.head = nn.Linear(
             self.config.n_features, len(classes), device=weight.device, dtype=weight.dtype
@@ -82,13 +82,13 @@ class VisionTransformer(nn.Module):
 
     @property
     def has_head(self) -> bool:
-        """Whether the head tells classes apart: that of a base without classes holds zeros."""
+        """Whether the head has been trained: that of a base without classes holds zeros."""
         return bool(self.head.weight.any())
 
     def resize(self, image_size: int) -> None:
         """Take images of another size from now on.
 
-        The position embedding is interpolated, no parameter changes.
+        `positions` then interpolates the position embedding; no parameter changes.
 
         Raises:
             ValueError: `image_size` is not a positive multiple of the patch size.
@@ -106,15 +106,19 @@ class VisionTransformer(nn.Module):
     def translate(self, name: str) -> tuple[str, ...]:
         """Return our names for a module or tensor of the library that the base comes from.
 
-        They are () where there is none, or the base was not converted.
+        The result is () where we have none, or where the base was not converted.
         """
-        from vitft.families.rename import translate  # which only a converted base needs
+        from vitft.families.rename import translate  # only a converted base needs it
 
         return translate(name, str(self.facts.get("family")))
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What an image needs before the model, and how many labels it then has."""
+        """How an image file becomes the model's input, and whether it has one label or several.
+
+        Raises:
+            ValueError: when set, a value is outside its range or does not fit the model.
+        """
         normal = {"image_size": self.image_size, "mean": self.mean, "std": self.std}
         return normal | asdict(self.framing) | {"labels": self.labels}
 
@@ -145,7 +149,7 @@ class VisionTransformer(nn.Module):
         return self.pre_norm(self.dropout(x))
 
     def pool(self, x: Tensor) -> Tensor:
-        """Return what the head reads (B, D or 2 D) of the blocks' output (B, prefix + N, D)."""
+        """Return what the head reads, (B, D or 2 D), from the blocks' output (B, prefix + N, D)."""
         x = self.norm(x) if self.config.final_norm == "before" else x
         x = reduce_tokens(x, self.config) if self.map_pool is None else self.map_pool(x)
         return self.norm(x) if self.config.final_norm == "after" else x
@@ -154,7 +158,7 @@ class VisionTransformer(nn.Module):
         """Check that images have the shape that the model takes now.
 
         Raises:
-            ValueError: they have another one.
+            ValueError: they have another shape.
         """
         expected = (self.config.n_channels, self.image_size, self.image_size)
         if images.ndim != 4 or images.shape[1:] != expected:
@@ -165,7 +169,7 @@ class VisionTransformer(nn.Module):
             )
 
     def tokens(self, images: Tensor) -> Tensor:
-        """Return every token (B, prefix + N, D), after the final norm where that is before pooling.
+        """Return every token (B, prefix + N, D), after the final norm if it precedes the pooling.
 
         Args:
             images: normalised (B, C, height, width).
@@ -198,27 +202,27 @@ class VisionTransformer(nn.Module):
         return self.run(images)
 
     def stages(self) -> list[Callable[[Tensor], Tensor]]:
-        """Return the steps from images to logits: embed, every block, pool, head.
+        """Return the stages from images to logits: embed, every block, pool, head.
 
-        Where the head reads only the first tokens, the last block computes no other.
+        Where the head reads only the first tokens, the last block computes only these.
         """
         *blocks, last = self.blocks
         n_read = {"cls": 1, "cls+dist": 2}.get(self.config.pooling)
-        end = last if n_read is None else partial(last, n=n_read)
-        return [self.embed, *blocks, end, self.pool, self.head]
+        last_block = last if n_read is None else partial(last, n=n_read)
+        return [self.embed, *blocks, last_block, self.pool, self.head]
 
     def run(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-        """Return the output of the stages `first` to `last` - 1 for the input `x` of the first."""
+        """Return the output of the stages first..last - 1 for `x`, the input of stage `first`."""
         for stage in self.stages()[first:last]:
             x = stage(x)
         return x
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return images (B, C, height, width), 0..255, normalised, in the model's dtype."""
-        own = self.head.weight.dtype
-        wide = torch.promote_types(own, torch.float32)
-        mean, std = (  # made on the device, so that nothing is copied to it
+        """Return pixels (B, C, height, width) in 0..255, normalised, in the model's dtype."""
+        dtype = self.head.weight.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        mean, std = (  # created on the device, since a copy to it would wait for it
             torch.stack([images.new_full((1, 1), 255 * x, dtype=wide) for x in values])
             for values in (self.mean, self.std)
         )
-        return ((images - mean) / std).to(own)
+        return ((images - mean) / std).to(dtype)

@@ -1,1 +1,1 @@
-"""How gradients move weights."""
+"""Optimizers, learning rates and the average of weights: gradients in, moved weights out."""

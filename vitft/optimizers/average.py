@@ -1,4 +1,4 @@
-"""Weights after each step in; their moving average, which is validated and kept, out."""
+"""Weights after each step in; their moving average, which is validated and saved, out."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 class Average:
     """The exponential moving average of weights (Polyak and Juditsky, 1992).
 
-    Until it knows enough steps its decay is (1 + t) / (10 + t) after step t, so that it is not held
-    back by what training started from.
+    While (1 + t) / (10 + t) is less than `decay`, it is the decay after step t. So the average soon
+    forgets the weights that training started from.
 
     Args:
-        parameters: by name.
-        decay: share of the average that a step leaves; 0 for no average.
+        parameters: those that train, by name.
+        decay: share of the earlier average that remains after a step; 0 for no average.
 
     Attributes:
-        values: the average by name; {} without one, and before the first step.
+        values: the average by name; {} where there is none, and before the first step.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -26,8 +26,8 @@ class Average:
         self.values: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def note(self, t: int) -> None:
-        """Take notice of the weights after step `t`, from 0."""
+    def update(self, t: int) -> None:
+        """Move the average towards the weights after step `t`, counted from 0."""
         if not self.decay:
             return
         if not self.values:
@@ -37,8 +37,8 @@ class Average:
         torch._foreach_lerp_([*self.values.values()], weights, 1 - decay)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Give the model the average, where there is one, and its own weights back after."""
+    def applied(self) -> Iterator[None]:
+        """Let the parameters hold the average, where there is one; restore them afterwards."""
         kept = {name: self.parameters[name].detach().clone() for name in self.values}
         put(self.values, self.parameters)
         try:
@@ -49,6 +49,6 @@ class Average:
 
 @torch.no_grad()
 def put(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Give parameters the values, by name; both are whole, or sharded alike."""
+    """Copy the values into the parameters of these names; both are whole, or sharded alike."""
     for name, value in values.items():
         parameters[name].copy_(value)

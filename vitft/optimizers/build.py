@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name: trainable parameters, options in; updates out."""
+"""Optimizers and learning-rate schedules by name, and which parameters they are for."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitft.optimizers.muon import Muon
 
 OPTIMIZERS = ("adamw", "adam", "muon")
-NUMBERED = re.compile(r"\.\d+\.")  # in the name of what lies inside one of several blocks
+NUMBERED = re.compile(r"\.\d+\.")  # in the name of a parameter inside a numbered block
 BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 EMBEDDING = ("patch_embed.", "cls_token", "dist_token", "registers", "pos_embedding", "pre_norm.")
 SCHEDULES = ("cosine", "linear", "multistep", "constant")
@@ -28,16 +28,15 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Return the optimizers that together train every parameter that requires a gradient.
 
-    Weight decay is decoupled (arXiv:1711.05101) and for matrices and kernels, see `decays`. "muon"
-    is for the matrices inside numbered blocks and leaves the rest to AdamW. "adam" is the
-    article's: it has no weight decay.
+    Weight decay is decoupled (arXiv:1711.05101) and applies to matrices and kernels only, see
+    `decays`. "muon" trains the matrices inside numbered blocks with Muon and the rest with AdamW.
+    "adam" is the article's optimizer, without weight decay.
 
     Args:
-        lr_factors: what to multiply the learning rate of parameters by, by the module that they
-            stand in, "blocks.5" for all of that block, or by the last part of their
-            names, "lora_b" for all B.
-        layer_decay: what to multiply a block's rate by for every block behind it; see `distances`.
-        recorded: make learning rates tensors, which a recorded step reads anew.
+        lr_factors: factors on the learning rate. A key is a module's name, such as "blocks.5" for
+            all parameters in that block, or the last part of parameters' names, such as "lora_b".
+        layer_decay: factor on a block's learning rate for every block behind it; see `distances`.
+        recorded: hold learning rates in tensors, so that a replayed CUDA graph sees their changes.
 
     Raises:
         ValueError: unknown name, nothing to train, "adam" with weight decay, or "muon" without a
@@ -54,7 +53,7 @@ def build_optimizers(
         raise ValueError("optimizer muon is for the matrices of blocks, and none trains; use adamw")
     optimizers: list[torch.optim.Optimizer] = []
     for muon in (False, True):
-        own = [
+        chosen = [
             {
                 "params": parameters,
                 "lr": torch.tensor(lr, device=parameters[0].device) if recorded else lr,
@@ -64,18 +63,18 @@ def build_optimizers(
             for (for_muon, decay, factor), parameters in groups.items()
             if for_muon is muon
         ]
-        if own and muon:
-            optimizers.append(Muon(own, lr=lr))
-        elif own:
+        if chosen and muon:
+            optimizers.append(Muon(chosen, lr=lr))
+        elif chosen:
             kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-            optimizers.append(kind(own, lr=lr, fused=True, capturable=recorded))
+            optimizers.append(kind(chosen, lr=lr, fused=True, capturable=recorded))
     return optimizers
 
 
 def _groups(
     model: nn.Module, name: str, lr_factors: Mapping[str, float], layer_decay: float
 ) -> dict[tuple[bool, bool, float], list[nn.Parameter]]:
-    """Return the trainable parameters by: whether muon is for them, weight decay, the factor."""
+    """Return the trainable parameters by (for Muon?, with weight decay?, learning-rate factor)."""
     groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     behind = distances([key for key, _ in model.named_parameters()])
     for key, parameter, module in owned_parameters(model):
@@ -83,16 +82,17 @@ def _groups(
             last = key.rpartition(".")[2]
             decay = decays(module, last)
             muon = name == "muon" and decay and parameter.ndim == 2 and bool(NUMBERED.search(key))
-            within = [f for name, f in lr_factors.items() if key.startswith(f"{name}.")]
-            factor = lr_factors.get(last, 1.0) * math.prod(within) * layer_decay ** behind[key]
+            outer = [f for outer_name, f in lr_factors.items() if key.startswith(f"{outer_name}.")]
+            factor = lr_factors.get(last, 1.0) * math.prod(outer) * layer_decay ** behind[key]
             groups.setdefault((muon, decay, factor), []).append(parameter)
     return groups
 
 
 def distances(names: Sequence[str]) -> dict[str, int]:
-    """Return for each parameter how many layers stand behind it, as BEiT counts (arXiv:2106.08254).
+    """Return how many layers come after each parameter, as BEiT counts them (arXiv:2106.08254).
 
-    None stands behind the head and the last norm, one behind the last block, and so on.
+    It is 0 for the head and the last norm, 1 for the last block, and so on; the embedding has the
+    highest number.
     """
     numbers = {name: int(n[1]) for name in names if (n := BLOCK.search(name))}
     n_blocks = 1 + max(numbers.values(), default=-1)
@@ -104,6 +104,11 @@ def distances(names: Sequence[str]) -> dict[str, int]:
     }
 
 
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that require a gradient, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
     """Yield the name of every parameter, the parameter, and the module that holds it."""
     for key, parameter in model.named_parameters():
@@ -111,21 +116,21 @@ def owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.M
 
 
 def decays(module: nn.Module, name: str) -> bool:
-    """Return whether weight decay is for the parameter `name` of this module.
+    """Return whether weight decay applies to the parameter `name` of this module.
 
-    It is for matrices and kernels of any shape, a factor of rank 1 too. It spares biases, norms,
-    tokens and positions (1, N, D), and what a module counts among its `vectors`, such as (IA)^3's
-    factors, which PEFT stores as a column.
+    It applies to matrices and kernels of any shape, also to a factor of rank 1. It does not apply
+    to biases, norms, tokens and positions (1, N, D), nor to parameters that the module names in its
+    `vectors`, such as the factors of (IA)^3, which are stored as a column as in PEFT.
     """
     parameter = module.get_parameter(name)
     return parameter.ndim in (2, 4) and name not in getattr(module, "vectors", ())
 
 
 def lr_factor(schedule: str, progress: float, *, warmup: float) -> float:
-    """Return what to multiply the learning rate by at `progress` 0..1 through the run.
+    """Return the factor on the learning rate at `progress`, the share of the run that is done.
 
-    It rises linearly over the share `warmup`; then "cosine" and "linear" fall to 0, "multistep" is
-    the article's (a tenth after 80 and again after 130 of 150 epochs) and "constant" stays.
+    It rises linearly over the share `warmup`. Then "cosine" and "linear" fall to 0 and "constant"
+    stays; "multistep" is the article's: a tenth after 80 of 150 epochs, a hundredth after 130.
 
     Raises:
         ValueError: unknown schedule.
@@ -144,7 +149,7 @@ def lr_factor(schedule: str, progress: float, *, warmup: float) -> float:
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
-    """Give every parameter group the learning rate `lr` times its `lr_factor`."""
+    """Set the learning rate of every parameter group to `lr` times the group's `lr_factor`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             if isinstance(group["lr"], Tensor):

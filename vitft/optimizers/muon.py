@@ -1,4 +1,4 @@
-"""Muon: matrices and their gradients in, updates that turn every direction alike out.
+"""Muon: matrices and their gradients in; updates of equal size in every direction out.
 
 The update is the momentum's nearest semi-orthogonal matrix, found by Newton-Schulz iterations
 (K. Jordan et al., 2024), times 0.2 sqrt(larger side), so that AdamW's learning rates and weight
@@ -17,15 +17,15 @@ A, B, C = 3.4445, -4.7750, 2.0315  # x -> a x + b x^3 + c x^5 takes singular val
 class Muon(torch.optim.Optimizer):
     """Muon for matrices (O, I), with Nesterov momentum and decoupled weight decay.
 
-    torch.optim.Muon iterates one matrix after another, and in bfloat16, which CPUs without it in
-    hardware emulate. Here it is bfloat16 on CUDA and float32 elsewhere.
+    It differs from torch.optim.Muon in speed: that one iterates one matrix after another, and in
+    bfloat16 on CPUs too, where it is slow. Here it is bfloat16 on CUDA and float32 elsewhere.
 
     Args:
         params: the matrices, or groups of them.
         lr: the learning rate.
-        weight_decay: share of a matrix, times lr, that a step takes off.
-        momentum: share of the earlier gradients.
-        n_iterations: of Newton and Schulz.
+        weight_decay: a step multiplies a matrix by 1 - lr * weight_decay.
+        momentum: share of the earlier gradients in their running mean.
+        n_iterations: Newton-Schulz iterations.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Move every matrix that has a gradient; return what `closure`, if given, returns."""
+        """Update every matrix that has a gradient; return the loss of `closure`, if given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -53,7 +53,7 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape.setdefault(tuple(sorted(parameter.shape)), []).append(parameter)
             for shape, matrices in by_shape.items():
-                directions = [_wide(x) for x in self._directions(matrices, group["momentum"])]
+                directions = [_as_wide(x) for x in self._directions(matrices, group["momentum"])]
                 updates = orthogonalise(torch.stack(directions), group["n_iterations"])
                 updates *= -0.2 * group["lr"] * max(shape) ** 0.5
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
@@ -76,9 +76,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(x: Tensor, n_iterations: int) -> Tensor:
-    """Return matrices (n, rows, columns) with their singular values, all but tiny ones, near 1.
+    """Return matrices (n, rows, columns) whose singular values, except tiny ones, are near 1.
 
-    The columns are not fewer than the rows; five iterations bring values to between 0.7 and 1.2.
+    There must be at least as many columns as rows. Five iterations bring the values to 0.7..1.2.
     """
     dtype, x = x.dtype, x.bfloat16() if x.is_cuda else x
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
@@ -88,5 +88,6 @@ def orthogonalise(x: Tensor, n_iterations: int) -> Tensor:
     return x.to(dtype)
 
 
-def _wide(matrix: Tensor) -> Tensor:
+def _as_wide(matrix: Tensor) -> Tensor:
+    """Return the matrix, or its transpose where it has more rows than columns."""
     return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T

@@ -1,19 +1,19 @@
-"""Gradients in; moved parameters out, as long as every gradient is finite."""
+"""Gradients in, updated parameters out, as long as every gradient is finite."""
 
 import torch
 from torch import Tensor, nn
 
 from vitft.devices.spread import whole
-from vitft.optimizers.build import build_optimizers, set_lr
+from vitft.optimizers.build import build_optimizers, set_lr, trainable_parameters
 from vitft.training.plan import Plan
 
 
 class NotFinite(ValueError):
-    """A gradient, a loss or a weight is infinite or no number."""
+    """A gradient, a loss or a weight is infinite or NaN."""
 
 
 class FiniteSteps:
-    """Counts the steps up to the first whose gradient is not finite, on the device."""
+    """Counts, on the device, the steps before the first whose gradient is not finite."""
 
     def __init__(self, device: torch.device) -> None:
         self.finite = torch.ones((), dtype=torch.bool, device=device)
@@ -21,32 +21,32 @@ class FiniteSteps:
         self.start = 0
 
     def restart(self, step: int) -> None:
-        """Count from this step of an epoch on, where all is finite."""
+        """Count anew from this step of an epoch on; everything before it was finite."""
         self.start = step
         self.finite.fill_(True)
         self.count.zero_()
 
-    def note(self, norm: Tensor) -> None:
-        """Take notice of a step by its gradient's norm ()."""
+    def update(self, norm: Tensor) -> None:
+        """Count a step, given the norm () of its gradient."""
         self.finite &= norm.isfinite()
         self.count += self.finite
 
     def first_failed(self) -> int | None:
-        """Return the first step of the epoch that was not finite, or None; waits for the device."""
+        """Return the epoch's first step that was not finite, or None; this waits for the device."""
         return None if self.finite else self.start + int(self.count)
 
 
 class Updates:
-    """The parameters of a model that train, and the optimizers that move them.
+    """The trainable parameters of a model, and the optimizers that update them.
 
     Attributes:
-        parameters: by name.
-        steps: counts those that were finite.
-        reached: whether every parameter has had a gradient.
+        parameters: the trainable parameters, by name.
+        steps: counts the steps whose gradient was finite.
+        reached: whether every parameter is known to get a gradient.
     """
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
-        self.parameters = _trainable(model)
+        self.parameters = trainable_parameters(model)
         self.clip = plan.clip
         self.optimizers = build_optimizers(
             model,
@@ -61,10 +61,10 @@ class Updates:
         self.reached = False
 
     def norm(self) -> Tensor:
-        """Return the gradients' norm ().
+        """Return the norm () of all gradients together; `step` clips by it.
 
         Raises:
-            ValueError: the first time, where a parameter has no gradient: nothing computes with it.
+            ValueError: a trainable parameter has no gradient, as the model computes without it.
         """
         if not self.reached:
             self._check_reached()
@@ -73,7 +73,7 @@ class Updates:
         return whole(self._norm)
 
     def step(self) -> None:
-        """Clip the gradients by their `norm`, move the parameters and drop the gradients."""
+        """Clip the gradients by the last `norm`, update the parameters and drop the gradients."""
         if self.clip:
             parameters = self.parameters.values()
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, self._norm)
@@ -82,22 +82,23 @@ class Updates:
             optimizer.zero_grad()
 
     def drop_gradients(self) -> None:
-        """Drop gradients that no step will take, so that none is added to the next step's."""
+        """Drop the gradients without a step, so that they don't add to those of the next one."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
     def set_lr(self, lr: float) -> None:
-        """Give the optimizers a learning rate."""
+        """Set the learning rate, before each parameter group's factor."""
         set_lr(self.optimizers, lr)
 
     def check_same(self, model: nn.Module) -> None:
-        """Check that what trains is still what trained when the run was made.
+        """Check that the model still has the trainable parameters that it had at the start.
 
         Raises:
-            ValueError: it is not, since a head was put on or an adapter injected after that.
+            ValueError: a head was replaced or an adapter injected since.
         """
         before, now = (
-            {n: id(p) for n, p in ps.items()} for ps in (self.parameters, _trainable(model))
+            {n: id(p) for n, p in parameters.items()}
+            for parameters in (self.parameters, trainable_parameters(model))
         )
         if before != now:
             raise ValueError(
@@ -112,7 +113,3 @@ class Updates:
                 "model computes without them; leave them out of targets, or freeze them"
             )
         self.reached = True
-
-
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on their device: images in, images of the wanted size out.
+"""Augmentation of whole batches on their device: images and targets in, changed ones out.
 
 Images are (B, C, height, width), pixels 0..255 as floats.
 """
@@ -16,19 +16,19 @@ from vitft.pictures.changes import erased, rand_augment, trivial_augment
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training batch; the default is nothing.
+    """The random changes of a training batch; by default none.
 
     Raises:
         ValueError: a value outside its range.
     """
 
     flip: bool = False  # mirror half of the images
-    shift: int = 0  # move by up to so many pixels, edges reflected
-    min_area: float = 1.0  # cut out a rectangle of at least this share of the area
-    max_ratio: float = 10 / 9  # of its sides, either way
-    trivial: bool = False  # change each image in one way more, see `trivial_augment`
-    rand: bool = False  # or in two ways, see `rand_augment`
-    erase: float = 0.0  # share of images that lose a rectangle, see `erased`
+    shift: int = 0  # largest shift in pixels; edges are reflected
+    min_area: float = 1.0  # smallest share of the area that a random crop keeps; 1: no crop
+    max_ratio: float = 10 / 9  # largest ratio of a crop's sides, either way
+    trivial: bool = False  # TrivialAugment: one more change an image, see `trivial_augment`
+    rand: bool = False  # RandAugment: two more changes, see `rand_augment`
+    erase: float = 0.0  # share of images in which a rectangle is erased, see `erased`
     mixup: float = 0.0  # share of images blended with another (arXiv:1710.09412)
     cutmix: float = 0.0  # share of images that get a rectangle of another (arXiv:1905.04899)
 
@@ -57,13 +57,14 @@ class Augmentation:
         size: int | None = None,
         rows: Rows | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return images and target probabilities (B, n_classes), changed.
+        """Return images (B, C, size, size) and target probabilities (B, n_classes), changed.
 
         Args:
-            images: (B, C, height, width); larger than `size` where parts of them are to show more.
+            images: (B, C, height, width); may be larger than `size`, for sharper crops.
             targets: (B, n_classes).
-            size: side of the images that come out, where they are moved; by default as they are.
-            rows: which images of a batch they are; by default all.
+            size: side of the result, where images are flipped, shifted or cropped; by default they
+                keep their size.
+            rows: which images of the batch these are; by default all.
         """
         rows = rows or Rows(len(images))
         if self.flip or self.shift or self.min_area < 1:
@@ -79,7 +80,10 @@ class Augmentation:
         return images, targets
 
     def move(self, images: Tensor, rows: Rows, size: int | None = None) -> Tensor:
-        """Return each image cut, shifted and mirrored at random, in one resampling, see above."""
+        """Return each image cropped, shifted and flipped at random, all in one resampling.
+
+        Arguments and result are those of `__call__`.
+        """
         height, width = (size, size) if size else images.shape[-2:]
         n = len(images)
 
@@ -87,7 +91,7 @@ class Augmentation:
             return rows.uniform(low, high, device=images.device)
 
         area = rand(self.min_area, 1)
-        # no side exceeds the image's
+        # a ratio of at most 1 / area keeps both sides of the crop within the image
         widest = (-area.log()).clamp(max=math.log(self.max_ratio))
         ratio = (rand(-1, 1) * widest).exp()
         scale_x, scale_y = (area * ratio).sqrt(), (area / ratio).sqrt()
@@ -102,7 +106,7 @@ class Augmentation:
         return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
     def mix(self, images: Tensor, targets: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return images mixed with the batch in reverse, each by its own share, and the targets."""
+        """Return images and targets mixed with those of the reversed batch, by MixUp or CutMix."""
         height, width = images.shape[-2:]
         rand = rows.uniform(0, 1, 4, device=images.device)[..., None, None, None]
         share = rand[0]  # of the other image
@@ -111,9 +115,9 @@ class Augmentation:
         x = torch.arange(width, device=images.device) + 0.5 - rand[2] * width
         box = (y.abs() < half_height) & (x.abs() < half_width)  # (B, 1, height, width)
         box = box.to(images.dtype)
-        even = (rand[3] < self.mixup).to(images.dtype) * share
-        inside = ((rand[3] >= self.mixup) & (rand[3] < self.mixup + self.cutmix)) * box
-        blend = even + inside  # (B, 1, height, width)
+        mixup = (rand[3] < self.mixup).to(images.dtype) * share
+        cutmix = ((rand[3] >= self.mixup) & (rand[3] < self.mixup + self.cutmix)) * box
+        blend = mixup + cutmix  # (B, 1, height, width)
         share = blend.mean(dim=(1, 2, 3)).view(-1, 1)
         mixed = images + blend * (images.flip(0) - images)
         return mixed, targets + share * (targets.flip(0) - targets)

@@ -1,4 +1,4 @@
-"""The cache folder; and decoded images kept in it, so that the next run need not decode them."""
+"""The cache folder, and decoded images in it, which later runs need not decode again."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitft.pictures.preprocess import Fit
 
-MAX_KEPT = 20 * 2**30  # bytes of all files together
+MAX_KEPT = 20 * 2**30  # bytes of all cached images together
 N_CHECKSUM = 4  # bytes of a checksum
 
 
@@ -33,16 +33,16 @@ def decoded_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A decoder that keeps what it has decoded: called with i, it gives image i.
+class CachedDecoder:
+    """A decoder that caches its images in a file: called with i, it gives image i.
 
-    Row i of the file is a checksum and image i. A row that is not there yet, that cannot be read or
-    that is damaged is decoded again. The file is sparse: rows that nobody asked for take no space.
+    Row i of the file is a checksum and image i. An image whose row is missing, unreadable or
+    damaged is decoded again. The file is sparse: images that nobody asked for take no space.
 
     Attributes:
         decode: index -> uint8 of `shape`.
-        path: of the file; where it cannot be written, nothing is kept.
-        shape: of an image.
+        path: of the file; where it cannot be written, nothing is cached.
+        shape: (C, height, width) of every image.
     """
 
     decode: Callable[[int], Tensor]
@@ -63,7 +63,7 @@ class Kept:
 
     @property
     def n_bytes(self) -> int:
-        """Length of a row."""
+        """Bytes of a row."""
         return N_CHECKSUM + math.prod(self.shape)
 
     def _read(self, i: int) -> Tensor | None:
@@ -85,31 +85,31 @@ class Kept:
                 file.seek(i * self.n_bytes)
                 file.write(_checksum(pixels) + pixels)
         except OSError:
-            pass  # a full disk, say, costs the next run some time and nothing else
+            pass  # a full disk, say, only costs the next run some time
 
 
-def kept(
+def cached(
     decode: Callable[[int], Tensor], paths: Sequence[Path], fit: Fit
 ) -> Callable[[int], Tensor]:
-    """Return `decode`, with a file in `decoded_folder` for what it decodes.
+    """Return `decode` with a cache: a file in `decoded_folder`.
 
-    The file's name stands for the names, sizes and times of the pictures, for `fit`, and for the
-    versions of what decodes. The files used longest ago go where all take more than MAX_KEPT.
+    The file's name is a hash of the paths, sizes and times of the pictures, of `fit`, and of the
+    versions of Pillow and torch. Where all files together would take more than MAX_KEPT, those used
+    longest ago are removed. Where the folder cannot be written, or the disk is too full, `decode`
+    is returned without a cache.
 
     Args:
-        decode: index -> image, of `paths`.
+        decode: index -> image, uint8 (C, height, width), of `paths`.
         paths: of the pictures.
-        fit: what they go through.
-
-    Where that folder cannot be written, or lacks the room, `decode` comes back as it is.
+        fit: how they are preprocessed.
     """
     shape, folder = (fit.n_channels, fit.image_size, fit.image_size), decoded_folder()
-    found = Kept(decode, folder / f"{_key(paths, fit)}.images", shape)
+    found = CachedDecoder(decode, folder / f"{_key(paths, fit)}.images", shape)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not _make_room(found.path, len(paths) * found.n_bytes):
             return decode
-        found.path.touch(mode=0o600)  # the time of its last use
+        found.path.touch(mode=0o600)  # the file's time is that of its last use
     except OSError:
         return decode
     return found
@@ -121,7 +121,7 @@ def _key(paths: Sequence[Path], fit: Fit) -> str:
 
 
 def _state(path: Path) -> tuple[str, int, int]:
-    """Return a file's place, size and time of change; zeros where it is gone."""
+    """Return a file's path, size and time of change; zeros where it is gone."""
     try:
         status = path.stat()
     except OSError:
@@ -130,7 +130,7 @@ def _state(path: Path) -> tuple[str, int, int]:
 
 
 def _make_room(path: Path, n_bytes: int) -> bool:
-    """Return whether `n_bytes` may be kept at `path`; remove other files where it takes that."""
+    """Return whether `n_bytes` may be stored at `path`, after removing older files if necessary."""
     if n_bytes > min(MAX_KEPT, shutil.disk_usage(path.parent).free // 2):
         return False
     others = [other for other in path.parent.glob("*.images") if other != path]

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from vitft.devices.shares import Rows
 
-TRIES = 10  # at a rectangle that fits
+TRIES = 10  # rectangles drawn for an image, of which the first that fits is erased
 
 
 def trivial_augment(images: Tensor, rows: Rows) -> Tensor:
     """Return each image changed in one way, drawn with its strength (arXiv:2103.10158, table 1).
 
-    Of the paper's changes only the equalised histogram is left out; its ranges are the narrow ones.
+    The changes are the paper's, except equalize, with its narrow ranges of strength.
 
     Args:
         images: (B, C, height, width).
-        rows: which images of a batch they are.
+        rows: which images of the batch these are.
     """
     return changed(images, rows.uniform(-1, 1, device=images.device), rows)
 
@@ -29,15 +29,15 @@ def trivial_augment(images: Tensor, rows: Rows) -> Tensor:
 def rand_augment(
     images: Tensor, rows: Rows, n_changes: int = 2, magnitude: float = 9 / 30
 ) -> Tensor:
-    """Return each image changed in several ways, one after the other (arXiv:1909.13719).
+    """Return each image changed `n_changes` times, in ways that are drawn (arXiv:1909.13719).
 
     The changes are those of `trivial_augment`.
 
     Args:
         images: (B, C, height, width).
-        rows: which images of a batch they are.
-        n_changes: how many.
-        magnitude: of each, as a share of the largest; its sign is drawn.
+        rows: which images of the batch these are.
+        n_changes: changes of an image, one after the other.
+        magnitude: strength of a change, as a share of the largest; its sign is drawn.
     """
     for _ in range(n_changes):
         sign = rows.integers(2, images.device) * 2.0 - 1
@@ -46,7 +46,7 @@ def rand_augment(
 
 
 def changed(images: Tensor, strength: Tensor, rows: Rows) -> Tensor:
-    """Return each image changed in one way, which is drawn, by its strength (B,) in -1..1."""
+    """Return each image after one change, which is drawn, of the given strength (B,) in -1..1."""
     change = rows.integers(len(MOVES) + len(RECOLOURINGS) + 1, images.device)  # 0: none
     images = _moved(images, change, strength)
     for i, recolour in enumerate(RECOLOURINGS, start=len(MOVES) + 1):
@@ -56,12 +56,12 @@ def changed(images: Tensor, strength: Tensor, rows: Rows) -> Tensor:
     return images
 
 
-# the largest: shears, shifts in halves of an image, angle in radians
+# largest shears, shifts in halves of an image's side, and rotation in radians
 MOVES = {"shear x": 0.3, "shear y": 0.3, "x": 0.625, "y": 0.625, "turn": math.pi / 6}
 
 
 def _moved(images: Tensor, change: Tensor, strength: Tensor) -> Tensor:
-    """Return the images sheared, shifted or turned where that is their change."""
+    """Return the images, sheared, shifted or rotated where `change` (B,) says so."""
     shear_x, shear_y, x, y, angle = (
         limit * strength * (change == i) for i, limit in enumerate(MOVES.values(), start=1)
     )
@@ -72,12 +72,12 @@ def _moved(images: Tensor, change: Tensor, strength: Tensor) -> Tensor:
 
 
 def _away(reference: Tensor, images: Tensor, strength: Tensor) -> Tensor:
-    """Return the images drawn towards the reference, at -1, or away from it, at 1."""
+    """Return the images blended with a reference, at strength -1, or moved away from it, at 1."""
     return reference + (1 + 0.9 * strength) * (images - reference)
 
 
 def grey(images: Tensor) -> Tensor:
-    """Return the brightness that the eye sees, (B, 1, height, width), by ITU-R BT.601's weights."""
+    """Return the luma (B, 1, height, width) of images (B, C, height, width) by ITU-R BT.601."""
     if images.shape[1] != 3:
         return images.mean(dim=1, keepdim=True)
     red, green, blue = images.split(1, dim=1)
@@ -103,7 +103,7 @@ def _sharpness(images: Tensor, strength: Tensor) -> Tensor:
 
 def _posterize(images: Tensor, strength: Tensor) -> Tensor:
     step = 2 ** (4 * strength.abs()).round()  # 8 to 4 bits are left
-    return (images.round() / step).floor() * step  # resampling leaves 127.9998 of 128
+    return (images.round() / step).floor() * step  # rounded, as resampling makes 127.9998 of 128
 
 
 def _solarize(images: Tensor, strength: Tensor) -> Tensor:
@@ -113,24 +113,30 @@ def _solarize(images: Tensor, strength: Tensor) -> Tensor:
 def _autocontrast(images: Tensor, strength: Tensor) -> Tensor:
     darkest, brightest = (f(images, dim=(2, 3), keepdim=True) for f in (torch.amin, torch.amax))
     stretched = 255 * (images - darkest) / (brightest - darkest).clamp(min=1)
-    return torch.where(brightest > darkest, stretched, images)  # one colour stays
+    return torch.where(brightest > darkest, stretched, images)  # a constant channel stays
 
 
 RECOLOURINGS = (
-    *(_brightness, _colour, _contrast, _sharpness),
-    *(_posterize, _solarize, _autocontrast),
+    _brightness,
+    _colour,
+    _contrast,
+    _sharpness,
+    _posterize,
+    _solarize,
+    _autocontrast,
 )
 
 
 def erased(images: Tensor, share: float, rows: Rows) -> Tensor:
-    """Return images of which a share loses a rectangle to its mean colour (arXiv:1708.04896).
+    """Return images, a share of them with a rectangle of their mean colour (arXiv:1708.04896).
 
-    It has 2 to 33 % of the area, and sides within 3:10 and 10:3, as torchvision's RandomErasing.
+    As in torchvision's RandomErasing, the rectangle has 2 to 33 % of the area, and sides in a ratio
+    of 3:10 to 10:3.
 
     Args:
         images: (B, C, height, width).
-        share: of the images.
-        rows: which images of a batch they are.
+        share: probability that an image is changed.
+        rows: which images of the batch these are.
     """
     (height, width), device = images.shape[-2:], images.device
     area = rows.uniform(0.02, 0.33, TRIES, device=device) * height * width

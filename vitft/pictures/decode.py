@@ -1,4 +1,4 @@
-"""An image file in; its pixels through a function, or what its header tells, out."""
+"""An image file in; its preprocessed pixels, or its size and values, out."""
 
 import re
 import warnings
@@ -15,23 +15,34 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 from vitft.pictures.preprocess import is_deep
 
 Fitted = TypeVar("Fitted")
-# what Pillow raises of a broken file
+# what Pillow raises for a broken file
 UNREADABLE = (
-    *(UnidentifiedImageError, Image.DecompressionBombError, OverflowError, MemoryError),
-    *(OSError, RuntimeError, SyntaxError, ValueError),
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OverflowError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
 )
-PORTABLE = tuple(f"P{i}".encode() for i in range(1, 7))
-MAX_HEADER = 2**16  # bytes
+PORTABLE = tuple(f"P{i}".encode() for i in range(1, 7))  # how PBM, PGM and PPM files begin
+MAX_HEADER = 2**16  # bytes, of such a file
 SIZES = re.compile(rb"\s*\d+\s+\d+\s")
 COMMENT = re.compile(rb"#[^\n\r]*[\n\r]?")
 SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"}
 SUFFIXES |= {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-# what may be in a file whose name tells no image
+# formats to try for a file whose suffix is not an image's
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def _opened(path: str | Path | BytesIO) -> Image.Image:
-    """Return an image file, opened and not yet decoded, whatever its number of pixels."""
+    """Return an image file, opened but not decoded, whatever its number of pixels.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UNREADABLE: one of these errors, where the file is broken.
+    """
     has_heif()
     _quiet()
     _check_header(path)
@@ -39,17 +50,17 @@ def _opened(path: str | Path | BytesIO) -> Image.Image:
         return Image.open(path)
     except Image.DecompressionBombError:
         try:
-            return JpegImagePlugin.JpegImageFile(path)  # which may be decoded small
+            return JpegImagePlugin.JpegImageFile(path)  # which can be decoded at a smaller size
         except SyntaxError:
             pass
         raise
 
 
 def _check_header(path: str | Path | BytesIO) -> None:
-    """Check that the header of a PPM or PGM is short: Pillow reads it byte by byte.
+    """Check that the header of a PBM, PGM or PPM is short, since Pillow reads it byte by byte.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the header is longer than MAX_HEADER.
     """
     with nullcontext(path) if isinstance(path, BytesIO) else Path(path).open("rb") as file:
         is_portable = file.read(2) in PORTABLE
@@ -62,16 +73,16 @@ def _check_header(path: str | Path | BytesIO) -> None:
 def read_image(
     path: str | Path | BytesIO, fit: Callable[[Image.Image], Fitted], name: str | None = None
 ) -> Fitted:
-    """Return the image file at `path`, or what a file holds, through `fit`.
+    """Return what `fit` makes of an image file.
 
     Args:
         path: of the file, or its content.
-        fit: makes something of it, such as a tensor.
-        name: to call it by in an error.
+        fit: turns the opened image into something else, such as a tensor.
+        name: of the file in an error message; by default its path.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no image, or a broken one.
+        ValueError: the file is no image, or a broken one.
     """
     try:
         with _opened(path) as image:
@@ -85,7 +96,7 @@ def read_image(
 
 
 def is_image(path: Path) -> bool:
-    """Return whether a file's suffix, or where that tells nothing its content, is an image's."""
+    """Return whether a file is an image, by its suffix or else by its content."""
     suffix = path.suffix.lower()
     if suffix in SUFFIXES or (suffix in (".heic", ".heif") and has_heif()):
         return True
@@ -99,7 +110,7 @@ def is_image(path: Path) -> bool:
 
 @cache
 def _quiet() -> None:
-    """Let Pillow's warnings, of odd EXIF data, say, reach nobody: what is broken is an error."""
+    """Silence Pillow's warnings, such as of odd EXIF data: a broken file raises an error anyway."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -114,11 +125,11 @@ def has_heif() -> bool:
     return True
 
 
-def heading(path: Path) -> tuple[tuple[int, int], bool] | None:
-    """Return a picture's width and height, and whether it is deep; None where it is broken."""
+def read_header(path: Path) -> tuple[tuple[int, int], bool] | None:
+    """Return a picture's (width, height) and whether it `is_deep`; None where it is broken."""
     try:
         with _opened(path) as image:
-            turned = image.getexif().get(274, 1) >= 5  # on its side
+            turned = image.getexif().get(274, 1) >= 5  # orientations 5 to 8 lie on their side
             return image.size[::-1] if turned else image.size, is_deep(image)
     except UNREADABLE:
         return None

@@ -1,4 +1,4 @@
-"""Labelled images as uint8 (n, C, height, width): read, held or streamed, and batched."""
+"""Labelled images as uint8 (n, C, height, width), held in memory or streamed, and their batches."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vitft.devices.memory import room
+from vitft.devices.memory import max_set_bytes
 from vitft.devices.processes import add_up, merged, n_on_machine
 from vitft.devices.shares import own_slice
 
@@ -44,7 +44,7 @@ class _Decoded(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _leave_signals(_: int) -> None:
-    """Leave a stop to the main process, which saves its state and then ends its workers."""
+    """Ignore signals in a worker: the main process saves its state, then ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -54,16 +54,16 @@ class Images:
 
     Attributes:
         decode: index -> uint8 (C, height, width).
-        labels: class indices (n,); of several labels an image, 0 and 1 (n, n_classes).
-        sources: for each image what it was cut from (a video's track, say), or its own number.
-        names: what each image is called: its file, or its own number.
+        labels: class indices (n,); where an image may have several labels, 0 and 1 (n, n_classes).
+        sources: what each image was cut from, such as a video; else its number.
+        names: each image's file; else its number.
         are_files: whether the names are those of files.
-        sized: side in pixels -> a `decode` for squares of at most this side; None where images are
-            of one size.
+        sized: side in pixels -> a `decode` for squares of at most this side; None where images have
+            a fixed size.
         held: every image, uint8 (n, C, height, width), or features, float (n, ...); None where
             images are streamed.
-        stage: the stage of a model that takes them: 0 for pixels, n for the features that its first
-            n stages give.
+        stage: the stage of a model whose input they are: 0 for pixels, n for the output of its
+            first n stages.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Images:
         return len(self.labels)
 
     def strata(self) -> Tensor:
-        """Return a class for each image (n,): its own, or the rarest of its several."""
+        """Return a class for each image (n,): its label, or the rarest of its several labels."""
         labels = self.labels.cpu()
         if labels.ndim == 1:
             return labels
@@ -95,7 +95,7 @@ class Images:
         return torch.where(labels > 0, counts, len(labels) + 1).argmin(dim=1)
 
     def digest(self) -> str:
-        """Return a hash of the labels and sources, which change where images come or go."""
+        """Return a hash of labels and sources, which changes where images are added or removed."""
         text = json.dumps([self.labels.tolist(), self.sources])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -116,7 +116,7 @@ class Images:
         return subset
 
     def at(self, side: int) -> "Images":
-        """Return the images as squares of at most this side, where they may be of any; not held."""
+        """Return the images as squares of at most this side, or self where their size is fixed."""
         if self.sized is None:
             return self
         return Images(
@@ -129,12 +129,13 @@ class Images:
         )
 
     def to(self, device: torch.device, max_bytes: int | None = None) -> "Images":
-        """Hold the images whole on `device` if they fit into `max_bytes`; else stay streamed.
+        """Hold all images on `device` if they fit into `max_bytes`; else they stay streamed.
 
-        By default they may take the `room` of the device.
+        `max_bytes` is by default the device's `max_set_bytes`.
 
         Raises:
-            ValueError: images are broken; tells how many, and names the first ten.
+            ValueError: images are broken; says how many, and names the first ten. Streamed images
+                are not all looked at.
         """
         if broken := [*self._hold(device, max_bytes).values()]:
             raise ValueError(
@@ -148,7 +149,7 @@ class Images:
     def readable(
         self, device: torch.device, max_bytes: int | None = None
     ) -> tuple["Images", list[Exception]]:
-        """Return the images that are not broken, as `to` has them, and why the others are."""
+        """Return the images that are not broken, held as by `to`, and the errors of the others."""
         failures = self._hold(device, max_bytes, every=True)
         if not failures:
             return self, []
@@ -158,20 +159,20 @@ class Images:
     def _hold(
         self, device: torch.device, max_bytes: int | None, *, every: bool = False
     ) -> dict[int, Exception]:
-        """Hold the images if they fit; return those that are broken, and why.
+        """Hold the images if they fit; return the errors of broken ones, by number.
 
         Args:
             device: to hold them on.
-            max_bytes: what they may take; see `to`.
-            every: look at each image, also where they are not held.
+            max_bytes: see `to`.
+            every: decode each image, also where they do not fit.
         """
         failures: dict[int, Exception] = {}
         if self.held is None and len(self):
             tried = (self._try(i, failures) for i in range(len(self)))
             first = next((image for image in tried if image is not None), None)
-            held, max_bytes = None, room(device) if max_bytes is None else max_bytes
+            held, max_bytes = None, max_set_bytes(device) if max_bytes is None else max_bytes
             if first is not None and len(self) * first.numel() <= max_bytes:
-                held = first.new_zeros(len(self), *first.shape)  # each image is held once
+                held = first.new_zeros(len(self), *first.shape)  # to stack takes twice the memory
 
             def decode(i: int) -> None:
                 if (image := self._try(i, failures)) is not None and held is not None:
@@ -181,13 +182,14 @@ class Images:
                 with ThreadPoolExecutor(os.cpu_count()) as pool:
                     list(pool.map(decode, range(len(self))[own_slice(len(self))]))
                 failures = merged(failures)
-            self.held = None if held is None else add_up(held)  # each process has its own, and 0
+            # every process has decoded its slice and has zeros elsewhere
+            self.held = None if held is None else add_up(held)
         if self.held is not None:
             self.held, self.labels = self.held.to(device), self.labels.to(device)
         return failures
 
     def _try(self, i: int, failures: dict[int, Exception]) -> Tensor | None:
-        """Return image i, or None where it is broken; `failures` keeps why."""
+        """Return image i, or None where it is broken; its error then goes into `failures`."""
         try:
             return self.decode(i)
         except (ValueError, OSError) as error:
@@ -197,11 +199,14 @@ class Images:
     def batches(
         self, indices: Sequence[Tensor], device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images as held, or uint8 (B, C, height, width), and labels (B,), on `device`.
+        """Yield batches on `device`: images as held, or uint8 (B, C, height, width), and labels.
 
         Args:
             indices: of the images of every batch, (B,) each.
-            device: to bring them to.
+            device: of the result.
+
+        Raises:
+            ValueError: a streamed image is broken.
         """
         indices = [chosen for chosen in indices if len(chosen)]
         if not indices:
@@ -222,15 +227,15 @@ class Images:
             pin_memory=pin,
             prefetch_factor=4,
             worker_init_fn=_leave_signals,
-            generator=torch.Generator(),  # the global one is what training resumes with
+            generator=torch.Generator(),  # not the global one, whose state a run saves and restores
         )
         failure = None
         try:
             for images, labels in loader:
                 yield images.to(device, non_blocking=pin), labels.to(device, non_blocking=pin)
-        except (ValueError, OSError) as error:  # a worker's, whose whole traceback is its text
+        except (ValueError, OSError) as error:  # from a worker, with its traceback as the message
             last = str(error).strip().rpartition("\n")[2]
             failure = last.removeprefix(f"{type(error).__name__}: ")
-            error.with_traceback(None)  # which holds the loader, and so its workers
+            error.with_traceback(None)  # the traceback keeps the loader and its workers alive
         if failure is not None:
             raise ValueError(failure)

@@ -1,4 +1,4 @@
-"""Picture files in; what their shapes and values ask of the way to make squares of them, out."""
+"""Picture files in; how their sizes and values affect their preprocessing, and duplicates, out."""
 
 import hashlib
 import os
@@ -10,27 +10,28 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from vitft.pictures.decode import extremes, heading
+from vitft.pictures.decode import extremes, read_header
 from vitft.pictures.preprocess import Fit
 
 N_LOOKED_AT = 50  # files whose headers are read
-LITTLE = 4  # times as wide as what becomes of it: a picture that loses much
-UNEVEN = 0.1  # share of a picture that may be cut off without a word
+MUCH_LARGER = 4  # times the model's image size: the scaled picture loses much detail
+MUCH_CUT = 0.1  # share of a picture; a note says where more is cut off
 
 
 def fit_to(fit: Fit, paths: Sequence[Path], *, learn: bool) -> tuple[Fit, list[str]]:
-    """Return `fit` with the range of 16-bit and float pictures, and what a person should know.
+    """Return `fit` with the range of values of deep pictures, and notes for the user.
 
     Args:
-        fit: that of a model.
-        paths: of pictures; a broken one is passed over.
-        learn: whether they are to train on; if not, the range of `fit` stands.
+        fit: a model's preprocessing.
+        paths: of pictures; broken ones are ignored.
+        learn: whether to measure the range of 16-bit and float pictures, which are to train on;
+            else `fit` keeps its own.
     """
-    headings = _headings(paths)
-    if not headings:
+    headers = _headers(paths)
+    if not headers:
         return fit, []
-    notes = _shape_notes(fit, [size for size, _ in headings])
-    if learn and any(is_deep for _, is_deep in headings):
+    notes = _shape_notes(fit, [size for size, _ in headers])
+    if learn and any(is_deep for _, is_deep in headers):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = [pair for pair in pool.map(extremes, paths) if pair]
         low, high = min(a for a, _ in found), max(b for _, b in found)
@@ -42,27 +43,27 @@ def fit_to(fit: Fit, paths: Sequence[Path], *, learn: bool) -> tuple[Fit, list[s
 
 def shorter_side(paths: Sequence[Path]) -> int:
     """Return the median of the pictures' shorter sides, in pixels; 0 where all are broken."""
-    sides = [min(size) for size, _ in _headings(paths)]
+    sides = [min(size) for size, _ in _headers(paths)]
     return round(statistics.median(sides)) if sides else 0
 
 
-def _headings(paths: Sequence[Path]) -> list[tuple[tuple[int, int], bool]]:
-    """Return what the headers of some pictures tell."""
+def _headers(paths: Sequence[Path]) -> list[tuple[tuple[int, int], bool]]:
+    """Return what `read_header` gives for a sample of the pictures, without the broken ones."""
     some = paths[:: len(paths) // N_LOOKED_AT + 1]
-    return [found for path in some if (found := heading(path))]
+    return [found for path in some if (found := read_header(path))]
 
 
 def _shape_notes(fit: Fit, sizes: Sequence[tuple[int, int]]) -> list[str]:
-    """Return what becomes of pictures of these sizes, where they lose much."""
+    """Return notes on pictures of these (width, height) that lose much in preprocessing."""
     notes, side = [], fit.image_size
     width, height = (round(statistics.median(lengths)) for lengths in zip(*sizes, strict=True))
-    if min(width, height) >= LITTLE * side:
+    if min(width, height) >= MUCH_LARGER * side:
         notes.append(
             f"pictures of {width}x{height} become {side}x{side}: this model sees little of them; "
             "a larger --image-size, or a base for larger images, sees more"
         )
     lost = statistics.mean(1 - min(size) / max(size) for size in sizes)
-    if fit.framing.resize == "shortest" and lost > UNEVEN:
+    if fit.framing.resize == "shortest" and lost > MUCH_CUT:
         notes.append(
             f"{lost:.0%} of a picture is cut off at two of its sides; --resize pad or squash keeps "
             "it all"
@@ -70,8 +71,8 @@ def _shape_notes(fit: Fit, sizes: Sequence[tuple[int, int]]) -> list[str]:
     return notes
 
 
-def shared(some: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the files of `some` that are, to the bit, one of `others`, with that one.
+def identical_files(some: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
+    """Return each file of `some` that has the same content as one of `others`, with that one.
 
     Only files of equal length are read.
     """

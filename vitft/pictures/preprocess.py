@@ -1,7 +1,7 @@
-"""An image file in, uint8 (C, height, width) out: the one way from files to pixels.
+"""An opened image file in, uint8 (C, image_size, image_size) out: the one way to pixels.
 
-Validation, evaluation, prediction and every export take it, as `Framing` tells; it stands in the
-file of a base and of an adapter.
+Validation, evaluation, prediction and every export go this way. The options, `Preprocessing`, are
+saved in the file of a base and of an adapter.
 """
 
 import math
@@ -21,7 +21,7 @@ MODES = {1: "L", 3: "RGB"}  # of Pillow, by number of channels
 RESIZES = ("shortest", "squash", "pad")
 KERNELS = {"bicubic": "", "draft-bicubic": "bicubic", "draft-bilinear": "bilinear"}  # torch's names
 MAX_SIDE = 2**14  # of the images that a model takes, in pixels
-MAX_PIXELS = 178_956_970  # of a decoded image, as Pillow has it
+MAX_PIXELS = 178_956_970  # of a decoded image: above that Pillow raises an error
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,15 @@ class Framing:
         ValueError: a value outside its range.
     """
 
-    # shortest: its shorter side fills the square, and the rest is cut off; squash: both sides do;
-    # pad: its longer side does, and the rest is of the mean colour
+    # shortest: the shorter side is scaled to the square's, the rest of the longer one is cut off;
+    # squash: both sides are; pad: the longer side is, and the rest filled with the mean colour
     resize: str = "shortest"
-    crop: float = 1.0  # share of the resized picture's side that is kept, from the middle
-    # bicubic: Pillow's; draft-...: a JPEG is decoded small, but twice as large as needed at least,
-    # and torch resizes it, with antialiasing
+    crop: float = 1.0  # share of the scaled square's side that is kept, from the middle
+    # bicubic: Pillow resizes; draft-...: torch resizes, with antialiasing, and a JPEG is decoded at
+    # a reduced size, of at least twice the side needed
     kernel: str = "bicubic"
-    range: tuple[float, float] | None = None  # of the values of 16-bit and float pictures
+    # values of 16-bit and float pictures that become 0 and 255; None: see `_eight_bits`
+    range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("resize", RESIZES), ("kernel", tuple(KERNELS))):
@@ -53,16 +54,16 @@ class Framing:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Framing):
-    """What an image goes through before a model, as a file tells it.
+    """All that turns an image file into a model's input, as saved in a base or adapter.
 
     Raises:
         ValueError: a value outside its range.
     """
 
     image_size: int
-    mean: tuple[float, ...]  # of each channel, pixels in 0..1
-    std: tuple[float, ...]
-    labels: str = "one"  # of an image: one, or several
+    mean: tuple[float, ...]  # of each channel, for pixels in 0..1
+    std: tuple[float, ...]  # likewise
+    labels: str = "one"  # an image has one label, or several
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,17 +79,17 @@ class Preprocessing(Framing):
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Preprocessing":
-        """Return what a file's record tells; what it leaves out is as in version 0.1.
+        """Return the preprocessing of a file's record; what is missing there is as in version 0.1.
 
         Raises:
-            ValueError: it tells something else.
+            ValueError: a value is missing, has another type or is outside its range.
         """
         known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
         return record_of(cls, known, "preprocessing")
 
     @property
     def framing(self) -> Framing:
-        """How a picture becomes a square."""
+        """The options of `Framing` alone."""
         return Framing(**{name: getattr(self, name) for name in Framing.__dataclass_fields__})
 
 
@@ -102,17 +103,20 @@ class _Framed(Protocol):
 class Fit:
     """A picture in, uint8 (n_channels, image_size, image_size) out.
 
-    It is turned upright; what is transparent becomes white.
+    It is turned upright by its EXIF orientation; what is transparent becomes white.
+
+    Raises:
+        ValueError: `n_channels` is neither 1 nor 3.
     """
 
     image_size: int
     n_channels: int = 3
     framing: Framing = Framing()
-    fill: tuple[int, ...] = (128,)  # of what is padded, a value for each channel
+    fill: tuple[int, ...] = (128,)  # of padding, 0..255, for each channel or one for all
 
     @classmethod
     def of(cls, model: _Framed) -> "Fit":
-        """Return what a model's pictures go through."""
+        """Return the preprocessing of a model's pictures."""
         fill = tuple(round(255 * min(max(value, 0), 1)) for value in model.mean)
         return cls(model.image_size, len(model.mean), model.framing, fill)
 
@@ -124,10 +128,10 @@ class Fit:
             )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Return the picture as a tensor.
+        """Return the picture as uint8 (n_channels, image_size, image_size).
 
         Raises:
-            ValueError: it is too large to decode, or its values are of no known range.
+            ValueError: it is too large to decode, or its values have no known range.
         """
         side = round(self.image_size / self.framing.crop)
         kernel = KERNELS[self.framing.kernel]
@@ -143,11 +147,11 @@ class Fit:
 
         Args:
             image: opened, and not decoded yet.
-            side: of what will be made of it, in pixels.
-            draft: decode a JPEG small, but twice as large as `side` at least.
+            side: to which it will be scaled, in pixels.
+            draft: decode a JPEG at a reduced size, of at least twice `side`.
 
         Raises:
-            ValueError: it is too large to decode, or its values are of no known range.
+            ValueError: it is too large to decode, or its values have no known range.
         """
         mode = MODES[self.n_channels]
         if draft or image.width * image.height > MAX_PIXELS:
@@ -160,18 +164,18 @@ class Fit:
         return _on_white(image).convert(mode)
 
     def _scaled(self, image: Tensor, side: int, kernel: str) -> Tensor:
-        """Return an image (C, height, width) scaled for a square of this side."""
+        """Return an image (C, height, width) scaled for a square of this side, before it is cut."""
         height, width = image.shape[1:]
         size = [side, side]
         if self.framing.resize != "squash":
-            wanted = min if self.framing.resize == "shortest" else max
-            of = wanted(height, width)
-            size = [max(1, int(side * length / of)) for length in (height, width)]
+            pick = min if self.framing.resize == "shortest" else max
+            scaled_side = pick(height, width)  # the one that becomes `side`
+            size = [max(1, int(side * length / scaled_side)) for length in (height, width)]
         scaled = F.interpolate(image[None], size=size, mode=kernel, antialias=True)
         return scaled[0]
 
     def _padded(self, image: Tensor, side: int) -> Tensor:
-        """Return an image with the mean colour on both sides where it does not fill the square."""
+        """Return an image padded to a square of this side, on both sides, with `fill`."""
         height, width = (max(0, side - length) for length in image.shape[1:])
         if not height and not width:
             return image
@@ -182,13 +186,13 @@ class Fit:
         return padded
 
     def _cut(self, image: Tensor) -> Tensor:
-        """Return the middle of an image, contiguous."""
+        """Return the middle square of an image, of side `image_size`, contiguous."""
         top, left = (round((length - self.image_size) / 2) for length in image.shape[1:])
         size = self.image_size
         return image[:, top : top + size, left : left + size].contiguous()
 
     def _scaled_by_pillow(self, image: Image.Image, side: int) -> Image.Image:
-        """Return an image that fills a square of this side, by Pillow's bicubic kernel."""
+        """Return an image scaled, and padded or cut, to a square by Pillow's bicubic kernel."""
         kernel = Image.Resampling.BICUBIC
         if self.framing.resize == "squash":
             return image.resize((side, side), kernel)
@@ -198,6 +202,7 @@ class Fit:
         return ImageOps.fit(image, (side, side), kernel)
 
     def _fill(self) -> tuple[int, ...]:
+        """Return `fill` with a value for every channel."""
         return self.fill if len(self.fill) == self.n_channels else self.fill[:1] * self.n_channels
 
 
@@ -208,7 +213,7 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Return a picture as viewers show it: what is transparent on white."""
+    """Return a picture with white where it is transparent."""
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")
@@ -216,19 +221,20 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Return whether a picture has 16 or 32 bits a pixel, or floats."""
+    """Return whether a picture has one channel of 16 or 32 bits, or of floats."""
     return image.mode.startswith(("I", "F"))
 
 
 def _eight_bits(image: Image.Image, span: tuple[float, float] | None) -> Image.Image:
-    """Return a grey image of 16 or 32 bits or of floats, which Pillow would clip at 255, in 8 bits.
+    """Return a deep image, whose values Pillow would clip at 255, scaled to 8 bits.
 
     Args:
-        image: of mode I or F.
-        span: what becomes 0 and 255; by default that of 8 or 16 bits, or 0..1 of floats.
+        image: grey, of a mode that begins with I or F.
+        span: the values that become 0 and 255. By default 0..65535 where the mode or a value above
+            255 says 16 bits, 0..1 for floats up to 1, else 0..255.
 
     Raises:
-        ValueError: its values are neither in `span` nor in one of these.
+        ValueError: without `span`, a value is outside 0..65535; with it, one is not finite.
     """
     values = np.asarray(image, dtype=np.float64)
     low, high = float(values.min()), float(values.max())

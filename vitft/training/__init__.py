@@ -1,1 +1,1 @@
-"""A model, images and a plan in; a trained model and its metrics out."""
+"""Training: a model, images and a plan in; a trained model and its metrics out."""

@@ -1,4 +1,4 @@
-"""Epochs' validation figures in; the weights of the best epoch so far out."""
+"""Metrics and weights of every epoch in; those of the best epoch so far out."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +9,8 @@ from torch import Tensor
 class Best:
     """The best epoch by validation so far.
 
-    It has the highest accuracy, or mean average precision where images have several labels; of
-    several the lowest loss.
+    It has the highest accuracy, or mean average precision where images have several labels; among
+    equals, the lowest loss.
 
     Attributes:
         row: its row of metrics.jsonl; None before the first validation.
@@ -21,8 +21,13 @@ class Best:
         self.row: dict[str, Any] | None = None
         self.weights: dict[str, Tensor] = {}
 
-    def note(self, row: dict[str, Any], weights: Mapping[str, Tensor]) -> bool:
-        """Take notice of an epoch and keep `weights` if it is the best; return whether it is."""
+    def update(self, row: dict[str, Any], weights: Mapping[str, Tensor]) -> bool:
+        """Keep an epoch's row and a copy of `weights` if it is the best; return whether it is.
+
+        Args:
+            row: the epoch's row of metrics.jsonl.
+            weights: by name; {} where only the row is to be kept.
+        """
         if row["val_accuracy"] is None:
             return False
         if self.row is not None and _merit(row) <= _merit(self.row):

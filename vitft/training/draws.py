@@ -1,4 +1,4 @@
-"""The random numbers of a run: their state, and which stages of a model vary by them."""
+"""The random state of a run, and the first stage of a model that depends on it."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from vitft.model.vit import VisionTransformer
 
 
 def random_state(device: torch.device) -> list[Tensor]:
-    """Return the state of the random numbers drawn for `device`: the CPU's, and its own."""
+    """Return the state of the CPU's random generator and, behind it, that of another `device`."""
     own = {"cuda": lambda: torch.cuda.get_rng_state(device), "mps": torch.mps.get_rng_state}
     return [torch.get_rng_state(), *([own[device.type]()] if device.type in own else [])]
 
 
 def set_random_state(states: Sequence[Tensor], device: torch.device) -> None:
-    """Go on drawing from what `random_state` gave."""
+    """Restore the random state that `random_state` returned."""
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)
@@ -25,7 +25,7 @@ def set_random_state(states: Sequence[Tensor], device: torch.device) -> None:
 
 
 def seeded_state(seed: int, device: torch.device) -> list[Tensor]:
-    """Return the random state that `seed` starts; the present one stays what it is."""
+    """Return the random state after seeding with `seed`; the present state does not change."""
     before = random_state(device)
     try:
         torch.manual_seed(seed)
@@ -36,11 +36,13 @@ def seeded_state(seed: int, device: torch.device) -> list[Tensor]:
 
 @torch.no_grad()
 def first_varying_stage(model: VisionTransformer) -> int:
-    """Return the first stage that is not the same in every pass of training; their number if none.
+    """Return the first stage that draws random numbers or changes a buffer in training.
 
-    It draws random numbers, or changes a buffer, as batch norm does. Found by a pass of two black
-    images, so that it holds for any module: dropout of every kind, of paths and in attention, too.
-    The model and the random state stay what they are.
+    Dropout of any kind draws, and batch norm changes a buffer. A pass of two zero images finds the
+    stage, so any module is covered. Model and random state are restored afterwards.
+
+    Returns:
+        The stage's index; the number of stages where there is none.
     """
     device = model.head.weight.device
     before, buffers = random_state(device), [(b, b.clone()) for b in model.buffers()]

@@ -1,8 +1,8 @@
-"""What a run measures in; TensorBoard, Weights & Biases or MLflow as well, each where installed.
+"""A run's options and metrics in; the same in TensorBoard, Weights & Biases or MLflow out.
 
-A logger holds one run, in the run's folder unless the environment names another place. Where the
-run goes on, so does what the logger holds. No logger needs a network, unless the environment says
-where to.
+A logger logs one run, in the run's folder unless the environment names a server or another folder.
+Where a run is resumed, its log is continued. Without such environment variables no logger needs a
+network.
 """
 
 import json
@@ -17,57 +17,58 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-PROJECT = "vitft"  # what runs stand under where there are several projects
+PROJECT = "vitft"  # the project, or experiment, of the runs in a logger with several
 EVENTS = "events.out.tfevents.*"  # TensorBoard's files
-LONGEST, MOST = 500, 100  # characters of an option, and options at once, that MLflow takes
+MAX_CHARACTERS, MAX_PARAMS = 500, 100  # MLflow's limits: of a value, and of values in one call
 
 
 class Logger:
-    """What holds a run.
+    """The log of one run.
 
     Args:
         folder: of the run.
-        record: what `record` was before, where the run goes on; else {}.
-        epoch: finished epochs that the run goes on from.
+        record: the earlier logger's `record`, where the run is resumed; else {}.
+        epoch: finished epochs from which the run goes on.
 
     Attributes:
-        record: what must be known to go on, as JSON can hold it; `epoch` is the last one held.
+        record: what is needed to continue the log, as JSON; `epoch` is the last one logged.
+        is_new: whether there was no log of this run before.
     """
 
     def __init__(self, folder: Path, record: Mapping[str, Any], epoch: int) -> None:
         self.folder, self.record, self.is_new = folder, {"epoch": 0, **record}, not record
 
     def options(self, values: Mapping[str, Any]) -> None:
-        """Hold what the run was started with."""
+        """Log the options that the run was started with."""
         raise NotImplementedError
 
     def epoch(self, row: Mapping[str, float | None]) -> None:
-        """Hold a row of metrics.jsonl."""
+        """Log a row of metrics.jsonl."""
         number = int(row["epoch"] or 0)
         self.scalars({k: x for k, x in row.items() if x is not None and k != "epoch"}, number)
         self.record["epoch"] = number
 
     def scalars(self, figures: Mapping[str, float], epoch: int) -> None:
-        """Hold the figures of an epoch."""
+        """Log the metrics of an epoch."""
         raise NotImplementedError
 
     def picture(self, name: str, image: Tensor) -> None:
-        """Hold a picture, uint8 (3, height, width), as of the last epoch that is held."""
+        """Log a picture, uint8 (3, height, width), with the last epoch that was logged."""
         raise NotImplementedError
 
     def end(self, figures: Mapping[str, float], files: Sequence[Path]) -> None:
-        """Hold what the run ends with."""
+        """Log the metrics and files that the run ends with."""
         raise NotImplementedError
 
     def close(self, how: str) -> None:
-        """Write what is left: the run has "finished", was "stopped" or has "failed"."""
+        """Close the log; `how` the run ended is "finished", "stopped" or "failed"."""
         raise NotImplementedError
 
 
 class TensorBoard(Logger):
     """Writes event files into the run's folder.
 
-    A run that goes on tells the reader to forget the epochs that come again.
+    Where a resumed run repeats epochs, TensorBoard drops their earlier values.
     """
 
     def __init__(self, folder: Path, record: Mapping[str, Any], epoch: int) -> None:
@@ -78,36 +79,36 @@ class TensorBoard(Logger):
         self.writer = SummaryWriter(str(folder), purge_step=None if self.is_new else last + 1)
 
     def options(self, values: Mapping[str, Any]) -> None:
-        """Hold them as hyperparameters, beside which stand the accuracies of the end."""
+        """Log them as hyperparameters, which TensorBoard lists with the final accuracies."""
         plain = {name: value for name, value in _texts(values) if value != "null"}
         self._session(0, plain)
         self._session(1, plain)
 
     def scalars(self, figures: Mapping[str, float], epoch: int) -> None:
-        """Hold a scalar for each figure."""
+        """Log a scalar for each metric."""
         for name, value in figures.items():
             self.writer.add_scalar(name, value, epoch)
         self.writer.flush()
 
     def picture(self, name: str, image: Tensor) -> None:
-        """Hold it beside the figures of the epoch."""
+        """Log it with the metrics of the epoch."""
         self.writer.add_image(name, image, self.record["epoch"])
 
     def end(self, figures: Mapping[str, float], files: Sequence[Path]) -> None:
-        """Hold the figures behind the last epoch, and where the files are; it keeps none."""
+        """Log the metrics at the step after the last epoch, and the paths of the files."""
         step = self.record["epoch"] + 1
         for name, value in figures.items():
             self.writer.add_scalar(f"summary/{name}", value, step)
         self.writer.add_text("files", "  \n".join(str(path) for path in files), step)
 
     def close(self, how: str) -> None:
-        """Close the file."""
+        """Close the event file."""
         if how == "finished":
             self._session(2, {})
         self.writer.close()
 
     def _session(self, part: int, values: dict[str, Any]) -> None:
-        """Write what hyperparameters there are, that a session starts with them, or its end."""
+        """Write part 0, 1 or 2 of hparams: the experiment, a session's start, or its end."""
         from torch.utils.tensorboard.summary import hparams
 
         accuracies = dict.fromkeys(("summary/val_accuracy", "summary/test_accuracy"), 0.0)
@@ -115,10 +116,12 @@ class TensorBoard(Logger):
 
 
 class WeightsAndBiases(Logger):
-    """Holds a run as wandb does: in `wandb/` of the run's folder, to be synced, or on its server.
+    """Logs offline into `wandb/` of the run's folder, or to the server, as $WANDB_MODE says.
+
+    Without $WANDB_MODE it logs to the server where $WANDB_API_KEY is set.
 
     Raises:
-        ValueError: $WANDB_MODE says online, and there is no key.
+        ValueError: it is to log to the server, and there is no key.
     """
 
     def __init__(self, folder: Path, record: Mapping[str, Any], epoch: int) -> None:
@@ -143,27 +146,27 @@ class WeightsAndBiases(Logger):
         )
 
     def options(self, values: Mapping[str, Any]) -> None:
-        """Hold them as the config."""
+        """Log them as the config."""
         self.run.config.update(dict(values), allow_val_change=True)
 
     def scalars(self, figures: Mapping[str, float], epoch: int) -> None:
-        """Hold them at a step of that number."""
+        """Log them at the step of that number."""
         self.run.log(dict(figures), step=epoch)
 
     def picture(self, name: str, image: Tensor) -> None:
-        """Hold it beside the figures of the epoch."""
+        """Log it with the metrics of the epoch."""
         import wandb
 
         self.run.log({name: wandb.Image(_pillow(image))}, step=self.record["epoch"])
 
     def end(self, figures: Mapping[str, float], files: Sequence[Path]) -> None:
-        """Hold the figures as the summary, and the files as an artifact."""
+        """Log the metrics as the summary, and the files as an artifact."""
         import wandb
 
         self.run.summary.update({f"summary/{name}": value for name, value in figures.items()})
         artifact = wandb.Artifact(f"{PROJECT}-{self.record['run']}", type="model")
         for path in files:
-            artifact.add_file(str(path), policy="immutable")  # which copies nothing
+            artifact.add_file(str(path), policy="immutable")  # without a copy
         self.run.log_artifact(artifact)
 
     def close(self, how: str) -> None:
@@ -172,7 +175,7 @@ class WeightsAndBiases(Logger):
 
 
 class MLflow(Logger):
-    """Holds a run where $MLFLOW_TRACKING_URI says, or in `mlruns/` of the run's folder."""
+    """Logs to $MLFLOW_TRACKING_URI, or by default into `mlruns/` of the run's folder."""
 
     STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
@@ -182,14 +185,14 @@ class MLflow(Logger):
         from mlflow import MlflowClient
 
         super().__init__(folder, record, epoch)
-        place = os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlruns").resolve().as_uri()
-        self.client = MlflowClient(tracking_uri=place)
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlruns").resolve().as_uri()
+        self.client = MlflowClient(tracking_uri=uri)
         if self.is_new:
             self.record["run"] = self._new_run()
         self.run: str = self.record["run"]
         self.client.update_run(self.run, status="RUNNING")
-        held = self.client.get_metric_history(self.run, "train_loss")
-        self.record["epoch"] = max((metric.step for metric in held), default=0)
+        logged = self.client.get_metric_history(self.run, "train_loss")
+        self.record["epoch"] = max((metric.step for metric in logged), default=0)
 
     def _new_run(self) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
@@ -199,15 +202,15 @@ class MLflow(Logger):
         return str(run.info.run_id)
 
     def options(self, values: Mapping[str, Any]) -> None:
-        """Hold them as parameters."""
+        """Log them as parameters."""
         from mlflow.entities import Param
 
-        params = [Param(name, str(value)[:LONGEST]) for name, value in _texts(values)]
-        for i in range(0, len(params), MOST):
-            self.client.log_batch(self.run, params=params[i : i + MOST])
+        params = [Param(name, str(value)[:MAX_CHARACTERS]) for name, value in _texts(values)]
+        for i in range(0, len(params), MAX_PARAMS):
+            self.client.log_batch(self.run, params=params[i : i + MAX_PARAMS])
 
     def scalars(self, figures: Mapping[str, float], epoch: int) -> None:
-        """Hold them as metrics."""
+        """Log them as metrics."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -215,11 +218,11 @@ class MLflow(Logger):
         self.client.log_batch(self.run, metrics=metrics)
 
     def picture(self, name: str, image: Tensor) -> None:
-        """Hold it as an artifact."""
+        """Log it as an artifact."""
         self.client.log_image(self.run, _pillow(image), artifact_file=f"{name}.png")
 
     def end(self, figures: Mapping[str, float], files: Sequence[Path]) -> None:
-        """Hold the figures as metrics, and the files as artifacts."""
+        """Log the metrics under `summary/`, and the files as artifacts."""
         self.scalars({f"summary/{name}": value for name, value in figures.items()}, 0)
         for path in files:
             self.client.log_artifact(self.run, str(path))
@@ -237,7 +240,7 @@ LOGGERS: dict[str, type[Logger]] = {
 
 
 def check_loggers(names: Iterable[str]) -> None:
-    """Check that there are loggers of these names, and what they need.
+    """Check that there are loggers of these names, and that their packages are installed.
 
     Raises:
         ValueError: one is unknown, or its package is not installed.
@@ -246,12 +249,12 @@ def check_loggers(names: Iterable[str]) -> None:
         if name not in LOGGERS:
             raise ValueError(f"unknown log {name!r}; choose from {', '.join(LOGGERS)}")
         found = find_spec(name)
-        if found is None or found.origin is None:  # a folder that happens to be called so is none
+        if found is None or found.origin is None:  # a folder of that name is found without origin
             raise ValueError(f"--log {name} needs {name}; pip install 'vitft[{name}]'")
 
 
 def _texts(values: Mapping[str, Any]) -> list[tuple[str, float | str]]:
-    """Return every value as a number or text."""
+    """Return names and values; a value that is neither number nor text becomes JSON."""
     plain = (bool, int, float, str)
     return [(k, v if isinstance(v, plain) else json.dumps(v)) for k, v in values.items()]
 

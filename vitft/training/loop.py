@@ -1,8 +1,8 @@
 """The one training loop: runs in, one or several; trained models and their metrics out.
 
-The order of a run: the state is saved, frozen stages see the images once, the head starts from a
-linear probe where the plan says so; then come epochs of steps, each followed by a validation and a
-line of metrics.jsonl.
+The order of a run: its state is saved; the features of frozen stages are computed once, where the
+plan says so; the head starts from a linear probe, where the plan says so. Then come epochs of
+steps, each followed by a validation and a line of metrics.jsonl.
 """
 
 import logging
@@ -30,27 +30,27 @@ from vitft.training.run import Run
 from vitft.training.step import Join, Step
 from vitft.training.stop import Interrupted, stop_signals
 
-logger = logging.getLogger("vitft")  # which --verbose shows
-SHOW_SECONDS = 0.5  # between looks at the loss so far
+logger = logging.getLogger("vitft")  # shown with --verbose
+SHOW_SECONDS = 0.5  # between updates of the loss in the progress bar, which wait for the device
 
 
 def train(runs: Run | Sequence[Run], join: Join | None = None) -> dict[Run, str]:
     """Train to the end; return the runs that failed, with the reason.
 
-    One run fails by an error. Of several, a run that fails is left out while the others go on. The
-    models keep what they learned, and are otherwise left as they were: modes and image size. So is
-    the global random state.
+    The failure of a single run is an error. Of several, a run that fails is left out while the
+    others go on. Afterwards the models have their trained weights, but the modes and image size
+    that they had before; the global random state is restored, too.
 
     Args:
-        runs: one run, or several whose plans differ in learning rate and seed only, on sets of
-            equal size, at the same epoch and step.
-        join: for several, see `Step`.
+        runs: one run, or several whose plans differ in learning rates and seed only, on training
+            sets of equal size, at the same epoch and step.
+        join: makes one model of several runs' models, see `Step`; not needed for one run.
 
     Raises:
         Interrupted: after SIGINT or SIGTERM, with every state saved.
         ValueError: a trainable parameter gets no gradient, or the runs cannot train together.
-        NotFinite: a gradient, loss or weight of every run is not finite; the last good state
-            stays.
+        NotFinite: a gradient, loss or weight of every run is not finite; the last finite state
+            stays saved.
     """
     loop = Loop([runs] if isinstance(runs, Run) else runs, join)
     with _left_as_they_were(loop.runs):
@@ -59,7 +59,12 @@ def train(runs: Run | Sequence[Run], join: Join | None = None) -> dict[Run, str]
 
 
 class Loop:
-    """The runs that train, and what they share: a step, signals, a bar, a clock."""
+    """The runs that train, and what they share: a step, signals, a progress bar, a clock.
+
+    Attributes:
+        failed: the runs that failed, with the reason.
+        saved: when the states were last saved, by `time.perf_counter`.
+    """
 
     def __init__(self, runs: Sequence[Run], join: Join | None) -> None:
         self.runs, self.join = [*runs], join
@@ -83,13 +88,13 @@ class Loop:
                 self._finish_epoch()
             self._save()
             for run in self.step.runs:
-                run.settle()
+                run.use_kept_weights()
             (stopped,) = highest([sum(stop[:1])])
-            if stopped:  # during the last validation: nothing is lost, and nothing more is wanted
+            if stopped:  # during the last validation, when everything had been trained and saved
                 raise Interrupted(stopped)
 
     def _extract(self) -> None:
-        """Let the frozen stages see every set of images once."""
+        """Compute the features of the frozen stages, once for every set of images."""
         n = min(min(run.plan.n_cached, n_frozen(run.model)) for run in self.runs)
         extracted: dict[int, list[Images]] = {}
         for run in self.runs if n else ():
@@ -104,9 +109,10 @@ class Loop:
             run.inputs, run.validation_inputs = extracted[id(run.train)]
 
     def _start_heads(self) -> None:
-        """Give the heads the weights of a linear probe, one for all runs on a set of images.
+        """Give the heads the weights of a linear probe, one for all runs on the same images.
 
-        Runs that train together start from one function, since their adapters change nothing yet.
+        One is enough: runs that train together start from the same model, since a new adapter
+        changes nothing.
         """
         found: dict[int, Probe] = {}
         for run in self.runs:
@@ -123,10 +129,10 @@ class Loop:
                     run.model.head.parameters(), found[key].head, strict=True
                 ):
                     copy_into(parameter, value)
-            run.note_start()
+            run.validate_start()
 
     def _run_epoch(self, stop: list[int], bar: "tqdm[Any]") -> None:
-        """Take the steps that are left of an epoch; save by the clock, and when asked to stop."""
+        """Take the steps that are left of an epoch; save after `save_seconds`, and on a signal."""
         step, first, n = self.step, self.step.runs[0], len(self.step.runs)
         size = first.plan.image_size(first.epoch, first.image_size)
         for model in (*step.joints, *(run.model for run in step.runs)):
@@ -140,16 +146,16 @@ class Loop:
             now = time.perf_counter()
             for run in step.runs:
                 run.step += 1
-                run.seconds = (before + now - started) / n  # its share
+                run.seconds = (before + now - started) / n  # a step's time is shared by n runs
             bar.update(rows.n)
             if now - shown > max(SHOW_SECONDS, bar.mininterval):
                 shown = now
                 show(first, bar)
             is_due = is_first() and now - self.saved > first.plan.save_seconds > 0
-            stopped, due = highest([sum(stop[:1]), int(is_due)])  # on any process
+            stopped, due = highest([sum(stop[:1]), int(is_due)])  # by any process
             if stopped or due:
                 self._save()
-                started += self.saved - now
+                started += self.saved - now  # saving does not count as training time
             if stopped:
                 raise Interrupted(stopped)
         synchronize(first.device)
@@ -157,7 +163,7 @@ class Loop:
             run.seconds = (before + time.perf_counter() - started) / n
 
     def _finish_epoch(self) -> None:
-        """Finish every run's epoch; those that failed are left out of the next."""
+        """Finish every run's epoch; runs that failed are left out of the next one."""
         for run in self.step.runs:
             try:
                 if run in self.step.failed:
@@ -173,7 +179,11 @@ class Loop:
             self.step = self._make_step()
 
     def _save(self) -> None:
-        """Save every run; of several all or none, since they take their steps together."""
+        """Save every run that has not failed.
+
+        Several runs are saved all or none, since they must resume at the same step: each writes a
+        second file, which replaces the first only once all are written.
+        """
         self.step.share_draws()
         name = uuid.uuid4().hex if len(self.step.runs) > 1 else None
         for run in self.step.runs:
@@ -190,6 +200,11 @@ class Loop:
         self.saved = time.perf_counter()
 
     def _leave_out(self, run: Run, error: NotFinite) -> None:
+        """Note that a run has failed.
+
+        Raises:
+            NotFinite: it was the last one.
+        """
         if len(self.failed) + 1 == len(self.runs):
             raise error
         self.failed[run] = str(error)
@@ -199,14 +214,14 @@ class Loop:
         return Step(runs, self.join or (lambda models: models[0]))
 
     def _bar(self) -> "tqdm[Any]":
-        """Return a progress bar of a run's images."""
+        """Return a progress bar that counts a run's images."""
         run, n = self.runs[0], len(self.runs[0].train)
         done = run.epoch * n + run.step * run.plan.batch_size
         return progress_bar(run.plan.epochs * n, initial=done)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device, so that the clock tells what was computed."""
+    """Wait until the device has finished its work, so that the clock measures it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -215,9 +230,9 @@ def synchronize(device: torch.device) -> None:
 
 @contextmanager
 def _left_as_they_were(runs: Sequence[Run]) -> Iterator[None]:
-    """Give the runs' models their modes and size back, the runs their images, and the random state.
+    """Restore the models' modes and sizes, the runs' inputs and the random state afterwards.
 
-    Gradients that stand in the parameters before or, where a step broke off, after are dropped.
+    Gradients that the parameters have before are dropped, and so are those of an unfinished step.
     """
     draws = random_state(runs[0].device)
     modes = [(module, module.training) for run in runs for module in run.model.modules()]
@@ -248,7 +263,9 @@ def _check_alike(runs: Sequence[Run], join: Join | None) -> None:
     for run in runs:
         run.updates.check_same(run.model)
     if n_processes() > 1 and runs[0].plan.auto_accumulate:
-        raise ValueError("auto_batch is for one process; of several choose --accumulate yourself")
+        raise ValueError(
+            "auto_batch is for one process; with several, choose --accumulate yourself"
+        )
     if len(runs) == 1:
         return
     if n_processes() > 1:
@@ -258,15 +275,15 @@ def _check_alike(runs: Sequence[Run], join: Join | None) -> None:
     first = runs[0].plan
     if first.compiled or first.recorded or first.checkpoint_blocks or first.patience:
         raise ValueError(
-            "several runs train not compiled, recorded, with checkpoint_blocks or with patience"
+            "several runs cannot train compiled, recorded, with checkpoint_blocks or with patience"
         )
     for run in runs:
         same = replace(run.plan, lr=first.lr, seed=first.seed, lr_factors=first.lr_factors)
         if same != first:
-            raise ValueError("plans of runs that train together differ in lr and seed only")
+            raise ValueError("plans of runs that train together may differ in lr and seed only")
         if (run.epoch, run.step, len(run.train)) != (
             runs[0].epoch,
             runs[0].step,
             len(runs[0].train),
         ):
-            raise ValueError("runs that train together stand at one step, on sets of equal size")
+            raise ValueError("runs that train together must be at one step, on sets of equal size")

@@ -1,4 +1,4 @@
-"""How to train: every choice that the training loop follows, checked when it is made."""
+"""How to train: every option of the training loop, checked when the plan is made."""
 
 import math
 from collections.abc import Mapping
@@ -24,33 +24,33 @@ class Plan:
     task: Task = SingleLabel()
     epochs: int
     batch_size: int
-    auto_accumulate: bool = False  # accumulate more where a batch does not fit into memory
-    accumulate: int = 1  # compute a batch in so many parts, one after another: less memory
+    auto_accumulate: bool = False  # double `accumulate` where a batch does not fit into memory
+    accumulate: int = 1  # parts of a batch, whose gradients are accumulated: takes less memory
     lr: float
     weight_decay: float
     optimizer: str = "adamw"
-    # what to multiply the rate by, by a module or by the last part of parameters' names
+    # factors on the learning rate, by a module's name or the last part of parameters' names
     lr_factors: Mapping[str, float] = field(default_factory=dict)
-    layer_decay: float = 1.0  # what to multiply a block's rate by for every block behind it
+    layer_decay: float = 1.0  # factor on a block's learning rate for every block behind it
     schedule: str = "cosine"
     warmup: float = 0.05  # share of the run over which the learning rate rises
-    clip: float = 1.0  # largest norm of the gradient; 0: any
+    clip: float = 1.0  # largest norm of the gradient, above which it is scaled down; 0: any
     label_smoothing: float = 0.0
     probe_head: bool = False  # start from the head of a linear probe
-    sample: str = "all"  # of an epoch: every image once, or balanced: every class as often
-    keep: str = "last"  # whose weights the model has in the end: those of the best or last epoch
-    ema: float = 0.0  # decay of an average of the weights, which is kept in place of them; 0: none
-    on_nan: str = "stop"  # what a gradient that is not finite does: end the run, or skip its step
+    sample: str = "all"  # an epoch has each image once; "balanced": each class equally often
+    keep: str = "last"  # the epoch, "best" or "last", whose weights the model has in the end
+    ema: float = 0.0  # decay of a moving average of the weights, which replaces them; 0: none
+    on_nan: str = "stop"  # where a gradient is not finite: "stop" the run, or "skip" the step
     patience: int = 0  # end after so many epochs without a better validation; 0: never
-    sizes: tuple[tuple[int, float], ...] = ()  # (image size, share of the epochs), then in full
+    sizes: tuple[tuple[int, float], ...] = ()  # (image size, share of epochs); then the full size
     augmentation: Augmentation = Augmentation()
-    n_cached: int = 0  # compute so many first stages once, as far as they are frozen
-    checkpoint_blocks: bool = False  # compute blocks again in the backward pass: less memory
-    compiled: bool = False  # compile the model's stages and what augments
-    recorded: bool = False  # record a step and replay it, on CUDA
+    n_cached: int = 0  # compute the output of so many first stages once, where they are frozen
+    checkpoint_blocks: bool = False  # recompute blocks in the backward pass: takes less memory
+    compiled: bool = False  # compile the model's stages and the augmentation
+    recorded: bool = False  # record a step as a CUDA graph and replay it
     bf16: bool = False  # compute in bfloat16; the weights stay float32
     seed: int = 0
-    save_seconds: float = 60.0  # between saved states
+    save_seconds: float = 60.0  # between saved states; 0: save at the end or a stop only
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr", "accumulate"):
@@ -86,10 +86,10 @@ class Plan:
         lr_factor(self.schedule, 0, warmup=self.warmup)
 
     def image_size(self, epoch: int, full: int) -> int:
-        """Return the side of the images to train on in this epoch, where they are `full` pixels."""
+        """Return the side, in pixels, of the images to train on in an epoch; `full` by default."""
         done = 0.0
         for size, share in self.sizes:
             done += share * self.epochs
-            if epoch < min(round(done), self.epochs - 1):  # the last epoch is always in full
+            if epoch < min(round(done), self.epochs - 1):  # the last epoch always has full size
                 return size
         return full

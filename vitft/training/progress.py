@@ -1,4 +1,4 @@
-"""A run in training in; a line for the person who waits, out."""
+"""A run's metrics in; lines for the user who watches, out."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from vitft.training.run import Run
 
 
 def show(run: Run, bar: "tqdm[Any]") -> None:
-    """Show the epoch's loss and accuracy so far."""
+    """Show the epoch's loss and accuracy so far in the progress bar; waits for the device."""
     loss, accuracy, _ = (run.totals / run.totals[2]).tolist()
     bar.set_postfix_str(
         f"epoch {run.epoch + 1}/{run.plan.epochs}, loss {loss:.3f}, accuracy {accuracy:.1%}",
@@ -17,13 +17,13 @@ def show(run: Run, bar: "tqdm[Any]") -> None:
 
 
 def frozen_line(figures: dict[str, float]) -> str:
-    """Return what the base's features tell apart before anything trains, as a line."""
+    """Return the accuracies of the base's features before anything trains, as a line."""
     knn, probe = (f"{figures[name]:.2%}" for name in ("knn", "probe"))
-    return f"frozen features tell apart {knn} by nearest neighbours, {probe} by a linear probe"
+    return f"frozen features: accuracy {knn} by nearest neighbours, {probe} by a linear probe"
 
 
 def epoch_line(row: dict[str, Any]) -> str:
-    """Return an epoch's row of metrics.jsonl as a line for a person."""
+    """Return an epoch's row of metrics.jsonl as a line for the user."""
     validation = ""
     if row["val_loss"] is not None:
         validation = f"  validation {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.2%}"

@@ -1,6 +1,6 @@
-"""A training run: a model, its images, a plan and a folder in; what was measured out.
+"""A training run: a model, its images, a plan and a folder in; saved states and metrics out.
 
-A run knows how far it has come, saves that and goes back to it. `vitft.training.loop` steps it.
+A run holds its progress, saves it and restores it. `vitft.training.loop` takes its steps.
 """
 
 import json
@@ -32,12 +32,12 @@ from vitft.training.state import NEXT, STATE, load_state, save_state
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Row = dict[str, int | float | None]
-MAX_SKIPPED = 0.5  # share of an epoch's steps
+MAX_SKIPPED = 0.5  # share of an epoch's steps; an epoch that skips more is an error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a saved run has come; see the attributes of `Run`."""
+    """The progress of a saved run; see the attributes of `Run`."""
 
     epoch: Count
     step: Count
@@ -45,38 +45,38 @@ class Progress:
     history: list[Row]
     totals: tuple[float, float, float]
     belongs: list[str]
-    # what states of earlier versions lack
+    # states of earlier versions lack the following
     best: Row | None = None
     frozen: dict[str, float] = field(default_factory=dict)
     skipped: Count = 0
-    save: str | None = None  # its name, where it is one of several runs
+    save: str | None = None  # name that all runs saved together have in common; see `Run.save`
 
 
 class Run:
     """A model in training: its optimizers, its images and its progress.
 
     Args:
-        model: what trains, on its device; `train` in `vitft.training.loop` takes it from here.
+        model: the model to train, on its device.
         train, validation: images; `validation` may be empty.
         plan: how to train.
         folder: for the state and metrics.jsonl.
-        belongs: what else must be the same to go on, such as the base's fingerprint.
+        belongs: what else must be the same when the run is resumed, such as the base's fingerprint.
 
     Attributes:
-        image_size: side of the images in full, in pixels.
-        inputs, validation_inputs: what the model takes of them now: themselves, or features.
-        epoch, step: finished epochs, and steps taken in this one.
-        seconds: spent on this epoch's steps, without validation and saving.
-        skipped: steps of this epoch that were not taken, since their gradient was not finite.
-        feature_seconds: spent before the steps, on frozen stages and on the head's start.
-        history: a row an epoch, as in metrics.jsonl.
+        image_size: full side of the images, in pixels.
+        inputs, validation_inputs: the model's input now: the images, or features of them.
+        epoch, step: number of finished epochs, and of steps taken in the present one.
+        seconds: spent on the present epoch's steps, without validation and saving.
+        skipped: steps of the present epoch that were not taken, since the gradient was not finite.
+        feature_seconds: spent before the steps, on features and the linear probe.
+        history: a row for each finished epoch, as in metrics.jsonl.
         best: the best epoch so far.
-        average: of the weights, which is validated in place of them, where the plan says so.
-        temperature: what the head was divided by at the end, to be calibrated.
-        frozen: validation accuracy of the base's features as they are, by knn and probe.
-        draws: the random state to go on with.
-        totals: (3,) of this epoch: loss, right predictions, images; this process's share.
-        listeners: are told the row of every epoch that is finished.
+        average: moving average of the weights, which is validated in place of them if there is one.
+        temperature: by which the head was divided at the end, to calibrate it; set from outside.
+        frozen: validation accuracy of the base's features, by "knn" and "probe".
+        draws: the random state to continue from.
+        totals: (3,) of the present epoch and this process: loss, right predictions, images.
+        listeners: called with the row of every epoch that is finished.
 
     Raises:
         ValueError: the plan does not suit the device or the model.
@@ -117,11 +117,11 @@ class Run:
         Every process calls it, and the first one writes.
 
         Args:
-            name: of this save, where it is one of several runs; it then counts once all of them are
-                written and `confirm` is called.
+            name: common to several runs that are saved together. The state then goes into a second
+                file, until `confirm` is called once all are written.
 
         Raises:
-            NotFinite: a step, the loss or a weight is not; what was saved before stays.
+            NotFinite: a step, the loss or a weight is not finite; the earlier state stays.
             OSError: the folder cannot be written to.
         """
         add_up(self.totals)
@@ -141,18 +141,18 @@ class Run:
         path, optimizers = self.folder / (NEXT if name else STATE), self.updates.optimizers
         kept = {"best": self.best.weights, "average": self.average.values}
         save_state(path, self.model, optimizers, self.draws, asdict(progress), kept)
-        self.totals *= is_first()  # which now has those of all
+        self.totals *= is_first()  # the first process has the sums now, so that none counts twice
 
     def confirm(self) -> None:
-        """Let the save that has a name count."""
+        """Put the state that was saved under a name in place of the earlier one."""
         (self.folder / NEXT).replace(self.folder / STATE)
 
     def restore(self) -> None:
-        """Go back to the state that was saved last.
+        """Restore the state that was saved last.
 
         Raises:
             FileNotFoundError: nothing was saved.
-            ValueError: the saved state is broken or belongs to another model.
+            ValueError: the saved state is broken, or belongs to another model, base or data set.
         """
         path = self.folder / STATE
         progress, self.draws, kept = load_state(
@@ -175,7 +175,7 @@ class Run:
         self.updates.steps.restart(self.step)
 
     def order(self) -> Tensor:
-        """Return the indices still to come in this epoch, drawn by seed and epoch."""
+        """Return the indices of the epoch's remaining images, ordered by seed and epoch."""
         generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.epoch)
         if self.plan.sample == "balanced":
             labels = self.train.strata()
@@ -186,51 +186,51 @@ class Run:
         return order[self.step * self.plan.batch_size :]
 
     def shares(self) -> list[Rows]:
-        """Return what this process has of every batch still to come in this epoch."""
+        """Return this process's share of each remaining batch of the epoch."""
         n, size = len(self.train), self.plan.batch_size
         return [Rows.of(min(size, n - i)) for i in range(self.step * size, n, size)]
 
     def batches(self, shares: Sequence[Rows]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield these shares of the batches still to come: images as held, labels (b, ...)."""
+        """Yield these shares of the remaining batches: images as held (b, ...), labels (b, ...)."""
         order = self.order().split([rows.n for rows in shares])
         own = [rows.chosen(batch) for rows, batch in zip(shares, order, strict=True)]
         return self.inputs.batches(own, self.device)
 
     def lr(self, step: int) -> float:
-        """Return the learning rate of a step of this epoch."""
+        """Return the learning rate at a step of the present epoch."""
         progress = (self.epoch + (step + 0.5) / self.steps_per_epoch) / self.plan.epochs
         return self.plan.lr * lr_factor(self.plan.schedule, progress, warmup=self.plan.warmup)
 
     def update(self) -> bool:
-        """Clip the gradients that stand in the parameters and take a step with them.
+        """Clip the gradients of the parameters and take an optimizer step.
 
         Returns:
-            Whether the step was skipped, as the plan may say.
+            Whether the step was skipped: the gradient is not finite, and the plan skips such steps.
 
         Raises:
-            ValueError: a trainable parameter has no gradient: nothing computes with it.
-            NotFinite: on a CPU, which need not be waited for, before a parameter is changed.
+            ValueError: a trainable parameter has no gradient, as the model computes without it.
+            NotFinite: on a CPU, where the check costs no wait, before a parameter is changed.
         """
         norm = self.updates.norm()
         if self.plan.on_nan == "skip" and not norm.isfinite():
             self.updates.drop_gradients()
             self.skipped += 1
             return True
-        self.updates.steps.note(norm)
+        self.updates.steps.update(norm)
         if self.device.type == "cpu":
             self.check_steps()
         self.updates.step()
         return False
 
     def autocast(self) -> torch.autocast:
-        """Return the context to compute in: bfloat16, where the plan says so."""
+        """Return the context for the forward pass: bfloat16, where the plan says so."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.bf16)
 
     def check_finite(self) -> None:
         """Check that every step so far, the loss and the weights are finite; waits for the device.
 
         Raises:
-            NotFinite: one is not; says which, where, at what rate, and what to try.
+            NotFinite: one is not; says which, at which step and learning rate, and what to try.
         """
         self.check_steps()
         if not self.totals[0].isfinite():
@@ -245,24 +245,24 @@ class Run:
         """Check that the gradient of every step so far was finite; this waits for the device.
 
         Raises:
-            NotFinite: one was not; says which, at what rate, and what to try.
+            NotFinite: one was not; says at which step and learning rate, and what to try.
         """
         if (step := self.updates.steps.first_failed()) is not None:
             raise self._not_finite("the gradient is not finite at", step)
 
     @property
     def kept(self) -> dict[str, Any]:
-        """The row of metrics.jsonl of the epoch whose weights are kept; {} before the first."""
+        """The metrics.jsonl row of the epoch whose weights are kept; {} before the first epoch."""
         last = self.history[-1] if self.history else {}
         return self.best.row or last if self.plan.keep == "best" else last
 
     def is_done(self) -> bool:
-        """Return whether no epoch is left, or none is worth it: validation got no better."""
+        """Return whether no epoch is left, or validation has not improved for `patience` epochs."""
         since = self.epoch - (self.best.row["epoch"] if self.best.row else self.epoch)
         return self.epoch >= self.plan.epochs or 0 < self.plan.patience <= since
 
     def _not_finite(self, what: str, step: int) -> NotFinite:
-        """Return the error for what was found at a step of this epoch, from 0."""
+        """Return the error for what was found at a step of the present epoch, counted from 0."""
         tries = [f"a smaller --lr than {self.plan.lr:g}"]
         tries += [] if self.plan.clip else ["--clip 1"]
         tries += ["--precision fp32"] if self.plan.bf16 else []
@@ -271,23 +271,23 @@ class Run:
             f"learning rate {self.lr(step):.3g}; try {' or '.join(tries)}"
         )
 
-    def note_start(self) -> None:
-        """Count what the model starts from, where that has learned already, as epoch 0.
+    def validate_start(self) -> None:
+        """Validate a model whose head is fitted already, as epoch 0.
 
-        Where no epoch is better by validation, it is what is kept.
+        Where no later epoch is better and the plan keeps the best, these weights are kept.
         """
         if self.plan.keep == "best" and len(self.validation_inputs):
             result = self._validate()
             figures = {f"val_{name}": value for name, value in result.figures.items()}
             row = {"epoch": 0, "train_loss": None, "val_loss": result.loss, **figures}
-            self.best.note(row, self.trainable)
+            self.best.update(row, self.trainable)
 
-    def settle(self) -> None:
-        """Give the model the weights that are kept: of the best epoch, or the average now."""
+    def use_kept_weights(self) -> None:
+        """Give the model the weights to keep: of the best epoch, else the average, else its own."""
         put(self.best.weights or self.average.values, self.trainable)
 
     def _validate(self) -> Evaluation:
-        with self.average.in_place():
+        with self.average.applied():
             return evaluate(
                 self.model, self.validation_inputs, task=self.plan.task, bf16=self.plan.bf16
             )
@@ -303,9 +303,7 @@ class Run:
         if self.skipped > MAX_SKIPPED * self.steps_per_epoch:
             raise self._not_finite(f"{self.skipped} gradients are not finite up to", self.step - 1)
         loss, n_images = (self.totals[0] / self.totals[2]).item(), int(self.totals[2])
-        result = None
-        if len(self.validation_inputs):
-            result = self._validate()
+        result = self._validate() if len(self.validation_inputs) else None
         row = {
             "epoch": self.epoch + 1,
             "train_loss": loss,
@@ -319,7 +317,7 @@ class Run:
         }
         self.history.append(row)
         weights = self.average.values or self.trainable
-        self.best.note(row, weights if self.plan.keep == "best" else {})
+        self.best.update(row, weights if self.plan.keep == "best" else {})
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         if is_first():
             write_bytes(self.folder / "metrics.jsonl", lines.encode())

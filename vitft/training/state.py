@@ -1,4 +1,4 @@
-"""The state of a run as one file: tensors, optimizers, random state and progress."""
+"""The state of a run as one file: weights, optimizers, random state and progress."""
 
 import json
 import zlib
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from vitft.devices.processes import is_first
 from vitft.devices.spread import copy_into, sharded_like, whole
 from vitft.files import read_metadata, read_tensors, write_tensors
+from vitft.optimizers.build import trainable_parameters
 from vitft.training.draws import random_state
 
 STATE, NEXT = "state.safetensors", "state.next.safetensors"
 RANDOM = ("random.cpu", "random.cuda")
 CHECKSUM = "checksum"
-WEIGHTS = ("best", "average")  # kept beside those of the model
+WEIGHTS = ("best", "average")  # kinds of weights that are saved beside the model's present ones
 
 
 def save_state(
@@ -28,17 +29,19 @@ def save_state(
     progress: dict[str, Any],
     kept: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
-    """Write everything that training goes on from, whole or not at all.
+    """Write everything that is needed to resume training, whole or not at all.
 
     Args:
         path: the file.
-        model: its trained parameters and its buffers are saved; the rest comes from the base.
+        model: its trainable parameters and its buffers are saved; the rest comes from the base.
         optimizers: their state is saved, their options are not.
         draws: the random state, as `random_state` gives it.
-        progress: how far the run has come, as JSON can hold it.
-        kept: for each of WEIGHTS what they are, by name.
+        progress: the run's progress, as JSON.
+        kept: tensors by name, for each of WEIGHTS.
     """
-    tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in _trained(model).items()}
+    tensors: dict[str, Tensor] = {
+        f"model.{name}": value for name, value in trainable_parameters(model).items()
+    }
     tensors |= {f"buffer.{name}": value for name, value in _buffers(model).items()}
     for kind in WEIGHTS:
         tensors |= {f"{kind}.{name}": value for name, value in kept.get(kind, {}).items()}
@@ -46,7 +49,9 @@ def save_state(
         for j, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{j}.{name}": value for name, value in values.items()}
     tensors |= dict(zip(RANDOM, draws, strict=False))
-    tensors = {name: whole(value) for name, value in tensors.items()}  # by all, in one order
+    tensors = {
+        name: whole(value) for name, value in tensors.items()
+    }  # a collective: by every process, in one order
     if is_first():
         write_tensors(path, tensors, progress | {CHECKSUM: _checksum(tensors, progress)})
 
@@ -57,9 +62,11 @@ def load_state(
     optimizers: Sequence[torch.optim.Optimizer],
     device: torch.device,
 ) -> tuple[dict[str, Any], list[Tensor], dict[str, dict[str, Tensor]]]:
-    """Put back what `save_state` wrote; return progress, random state and the weights kept.
+    """Restore the model and optimizers that `save_state` wrote.
 
-    Where the run was on another kind of device, that of this device is taken as it is now.
+    Returns:
+        Progress, random state, and the tensors of each of WEIGHTS by name. Where the run was on
+        another kind of device, the random state of this device is its present one.
 
     Raises:
         FileNotFoundError: nothing was saved.
@@ -67,12 +74,12 @@ def load_state(
     """
     tensors, progress = read_tensors(path)
     expected = progress.pop(CHECKSUM, None)
-    is_old = expected is None and "best" not in progress  # version 0.1 wrote neither
+    is_old = expected is None and "best" not in progress  # version 0.1 wrote neither of them
     if not is_old and expected != _checksum(tensors, progress):
         raise ValueError(
             f"{path} has been changed since it was saved; start again with --overwrite"
         )
-    trained = _trained(model)
+    trained = trainable_parameters(model)
     saved = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
     if saved.keys() != trained.keys() or any(saved[k].shape != trained[k].shape for k in saved):
         raise ValueError(f"{path} belongs to another model; choose another --out")
@@ -101,10 +108,10 @@ def load_state(
 
 
 def finish_save(folders: Sequence[Path]) -> None:
-    """Finish a save of several runs that was killed when only some of them had their new STATE.
+    """Finish a save of several runs whose process was killed before all had their new STATE.
 
-    All of them then go on from one step, so they take their steps together as before. A NEXT of a
-    save that no STATE belongs to is of one that was killed earlier, and goes.
+    All of them then resume from one step. A NEXT whose save no STATE has was written by a process
+    that was killed before all were written: it is removed.
 
     Raises:
         ValueError: a file is broken.
@@ -119,7 +126,7 @@ def finish_save(folders: Sequence[Path]) -> None:
 
 
 def _checksum(tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> int:
-    """Return a checksum of what stands in a state."""
+    """Return a checksum of a state's tensors and progress."""
     found = zlib.crc32(json.dumps(progress, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         numbers = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
@@ -143,11 +150,7 @@ def _load_optimizers(
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in model.named_parameters() if value.requires_grad}
-
-
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Return what modules keep beside their parameters, such as batch norm's statistics."""
+    """Return what the state dict holds beside parameters, such as batch norm's statistics."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return {k: v for k, v in model.state_dict().items() if k not in parameters}

@@ -21,7 +21,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; the second one is not waited for."""
+    """Collect SIGINT and SIGTERM in a list; a second one raises KeyboardInterrupt at once."""
     received: list[int] = []
 
     def note(number: int, _: Any) -> None:
@@ -35,12 +35,12 @@ def stop_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def stop_at_once() -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the process: an import could swallow a KeyboardInterrupt."""
+    """Let SIGINT and SIGTERM end the process; some imports swallow a KeyboardInterrupt."""
 
     def leave(*_: Any) -> None:
         try:
             os.write(2, b"Stopped: interrupted\n")
-        finally:  # even if nobody reads it
+        finally:  # even if standard error is closed
             os._exit(130)
 
     with _handled_by(leave):
@@ -49,7 +49,7 @@ def stop_at_once() -> Iterator[None]:
 
 @contextmanager
 def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # signals are not ours there
+    if threading.current_thread() is not threading.main_thread():  # only it may handle signals
         yield
         return
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
