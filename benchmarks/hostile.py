@@ -31,6 +31,7 @@ from vitft.report.findings import Findings, Shown
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
+from vitft.training.saving import restore
 
 SECONDS = 10  # for one input
 TINY = ViTConfig(dim=16, hidden_dim=32, n_heads=2, n_layers=2, patch_size=4, image_size=8)
@@ -170,7 +171,7 @@ def use_state(folder: Path) -> str:
     if not EXPECTED:
         EXPECTED.update(expected_weights())
     run = new_run(folder)
-    run.restore()
+    restore(run)
     train(run)
     same = all(torch.equal(run.trainable[name], value) for name, value in EXPECTED.items())
     return "" if same else "other weights"

@@ -34,7 +34,8 @@ from vitft.files import read_json, write_bytes, write_json
 from vitft.model.checkpoint import load_model
 from vitft.report.comparison import OF_IMAGES, course, table, text_table
 from vitft.report.page import write_page
-from vitft.training.state import STATE, finish_save
+from vitft.training.saving import finish_save
+from vitft.training.state import STATE
 
 SWEEP = "sweep.json"  # what it found
 

@@ -25,6 +25,7 @@ from vitft.report.findings import FILE
 from vitft.training.loop import train as train_runs
 from vitft.training.plan import Plan
 from vitft.training.run import Run
+from vitft.training.saving import restore
 
 CLASS_WEIGHTS = ("equal", "balanced")
 
@@ -88,7 +89,7 @@ def train(
     plan = weighted(replace(plan, compiled=compiled), options, splits.train, len(model.classes))
     run = Run(model, splits.train, splits.validation, plan, folder, belongs)
     if options.resume:
-        run.restore()
+        restore(run)
     barrier()
     if is_first():  # only now, with everything checked by every process, an earlier run may go
         start_run(options, folder)

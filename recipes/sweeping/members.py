@@ -21,6 +21,7 @@ from vitft.optimizers.updates import NotFinite
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
+from vitft.training.saving import restore
 from vitft.training.state import STATE
 
 
@@ -58,7 +59,7 @@ def make_member(
     plan = weighted(plan, options, images.train, len(base.classes))
     run = Run(model, images.train, images.validation, plan, Path(options.out), [fingerprint])
     if options.resume:
-        run.restore()
+        restore(run)
     return Member(options, chosen, Path(options.out), images, run)
 
 

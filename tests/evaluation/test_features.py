@@ -13,7 +13,9 @@ from vitft import VisionTransformer, ViTConfig, save_model
 from vitft.evaluation.features import extract, feature_bytes, n_frozen
 from vitft.files import read_tensors
 from vitft.pictures.images import Images
+from vitft.training.epochs import finish_epoch
 from vitft.training.run import Run
+from vitft.training.saving import save
 
 N_STAGES = 5  # embed, two blocks, pool, head
 
@@ -129,16 +131,15 @@ def test_a_cached_run_goes_on_bit_for_bit_and_takes_no_validation_images(
     common = ["finetune", "--adapter=lora", "--layers=1", "--base", base, "--data", folder]
     common += ["--epochs=4", "--batch-size=8", "--val-fraction=0"]
     vitft(*common, "--out", tmp_path / "whole")
-    finish = Run.finish_epoch
 
     def stop(run: Run) -> dict[str, Any]:
-        row = finish(run)
+        row = finish_epoch(run)
         if run.epoch == 2:
-            run.save()
+            save(run)
             raise KeyboardInterrupt
         return row
 
-    monkeypatch.setattr(Run, "finish_epoch", stop)
+    monkeypatch.setattr("vitft.training.loop.finish_epoch", stop)
     assert "--resume goes on" in vitft(*common, "--out", tmp_path / "cut", code=130).stderr
     monkeypatch.undo()
     vitft(*common, "--out", tmp_path / "cut", "--resume", "--cache-features")

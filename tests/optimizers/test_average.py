@@ -11,6 +11,7 @@ from vitft.evaluation.evaluate import evaluate
 from vitft.optimizers.average import Average
 from vitft.training.loop import train
 from vitft.training.run import Run
+from vitft.training.saving import restore
 
 
 def test_it_is_the_moving_average_that_the_formula_tells() -> None:
@@ -71,7 +72,7 @@ def test_it_survives_a_stop(tmp_path: Path) -> None:
     first.is_done = lambda: first.epoch >= 1  # type: ignore[method-assign]
     train(first)
     again = new_run(tmp_path / "parts", ema=0.9, keep="last")
-    again.restore()
+    restore(again)
     assert again.epoch == 1
     train(again)
     for name, value in weights(whole).items():

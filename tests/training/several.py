@@ -21,6 +21,7 @@ from vitft.pictures.images import Images
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
+from vitft.training.saving import restore
 
 CPU = torch.device("cpu")
 MIXED = Augmentation(
@@ -111,7 +112,7 @@ def train_sharded(name: str, folder: Path) -> None:
         adapters.save_adapter(run.model, folder)
     save_file(values, folder / f"result-{dist.get_rank()}.safetensors")
     again = new_run(name, folder, sharded=True)
-    again.restore()
+    restore(again)
     again.use_kept_weights()
     for key, value in run.trainable.items():
         assert torch.equal(whole(again.trainable[key]), whole(value)), key

@@ -21,6 +21,7 @@ from vitft.pictures.images import Images
 from vitft.training import loop
 from vitft.training.loop import train
 from vitft.training.run import Run
+from vitft.training.saving import restore
 
 WILD = {"lr": 0.3, "epochs": 6, "optimizer": "adamw", "clip": 0.0}  # gets better and worse
 
@@ -50,7 +51,7 @@ def test_the_best_weights_survive_a_stop(tmp_path: Path) -> None:
     whole = trained(new_run(tmp_path / "whole", keep="best", **WILD))
     first = trained(new_run(tmp_path / "parts", keep="best", **WILD))
     again = new_run(tmp_path / "parts", keep="best", **WILD)
-    again.restore()
+    restore(again)
     assert again.epoch == first.epoch == 6
     train(again)  # nothing is left to do but to put the best weights back
     assert again.kept["epoch"] == whole.kept["epoch"] < 6

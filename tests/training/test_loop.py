@@ -23,6 +23,7 @@ from vitft.pictures.images import Images
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
+from vitft.training.saving import restore, save
 from vitft.training.step import Step
 from vitft.training.stop import Interrupted
 
@@ -59,18 +60,24 @@ def weights(run: Run) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in run.model.state_dict().items()}
 
 
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Note the epoch and step of every save."""
+    places: list[tuple[int, int]] = []
+
+    def save_and_note(run: Run, name: str | None = None) -> None:
+        save(run, name)
+        places.append((run.epoch, run.step))
+
+    monkeypatch.setattr("vitft.training.loop.save", save_and_note)
+    return places
+
+
 def test_states_are_saved_by_the_clock_however_short_an_epoch_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = itertools.count()
     monkeypatch.setattr("vitft.training.loop.time.perf_counter", lambda: float(next(clock)))
-    places, plain = [], Run.save
-
-    def save(self: Run, name: str | None = None) -> None:
-        plain(self, name)
-        places.append((self.epoch, self.step))
-
-    monkeypatch.setattr(Run, "save", save)
+    places = noted(monkeypatch)
     train(new_run(tmp_path, epochs=12, save_seconds=20.0))  # an epoch takes four ticks of the clock
     assert (places[0], places[-1]) == ((0, 0), (12, 0))
     assert 2 <= len(places[1:-1]) <= 4
@@ -123,7 +130,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     monkeypatch.undo()
     resumed = new_run(tmp_path / "stopped", **options)
     torch.manual_seed(99)
-    resumed.restore()
+    restore(resumed)
     train(resumed)
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
     timed = ("seconds", "images_per_second")
@@ -131,21 +138,18 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert strip(resumed.history) == strip(whole.history)
 
 
-def test_the_state_is_saved_on_the_way(tmp_path: Path) -> None:
-    run = new_run(tmp_path, save_seconds=1e-9)
-    places = []
-    save = run.save
-    run.save = lambda name=None: (save(), places.append((run.epoch, run.step)))  # type: ignore
-    train(run)
+def test_the_state_is_saved_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = noted(monkeypatch)
+    train(new_run(tmp_path, save_seconds=1e-9))
     assert places == [(0, 0), *((epoch, step) for epoch in range(3) for step in (1, 2, 3)), (3, 0)]
 
 
 def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
     run = new_run(tmp_path)
-    run.save()
+    save(run)
     run.model.new_head(("a", "b", "c"))
     with pytest.raises(ValueError, match="belongs to another model"):
-        run.restore()
+        restore(run)
 
 
 @pytest.mark.parametrize("missing", ["random.cpu", "totals", "optimizer.0.1.exp_avg"])
@@ -160,7 +164,7 @@ def test_a_state_that_lacks_something_is_refused(tmp_path: Path, missing: str) -
         place.pop(name)
     write_tensors(tmp_path / "state.safetensors", tensors, place)
     with pytest.raises(ValueError, match=r"state\.safetensors is broken"):
-        run.restore()
+        restore(run)
 
 
 def test_only_what_trains_is_in_the_state(tmp_path: Path) -> None:
@@ -254,7 +258,7 @@ def test_a_run_that_broke_off_goes_on_from_its_state_as_if_it_had_not(
             with pytest.raises(error):
                 train(broken)
         assert all(p.grad is None for p in broken.model.parameters())
-        broken.restore()
+        restore(broken)
     train(broken)
     assert all(torch.equal(value, weights(broken)[name]) for name, value in weights(whole).items())
 
@@ -297,7 +301,7 @@ def test_buffers_that_training_changes_are_in_the_state(tmp_path: Path) -> None:
     run = normed(1)
     train(run)
     other = normed(2)
-    other.restore()
+    restore(other)
     assert other.model.patch_embed[1].norm.num_batches_tracked == 3
     before, after = (r.model.patch_embed[1].norm.running_var for r in (run, other))
     assert torch.equal(before, after)

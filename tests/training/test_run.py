@@ -14,9 +14,12 @@ from vitft.evaluation.task import SingleLabel
 from vitft.files import read_tensors, write_tensors
 from vitft.optimizers.updates import NotFinite
 from vitft.pictures.images import Images
+from vitft.training.epochs import finish_epoch
+from vitft.training.finite import check_finite
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
+from vitft.training.saving import restore, save
 
 CPU = torch.device("cpu")
 
@@ -69,7 +72,7 @@ def test_finishing_an_epoch_reports_what_its_steps_counted(tmp_path: Path) -> No
     run.totals += torch.tensor([30.0, 12.0, 20.0])
     run.updates.steps.restart(3)
     rate, found = run.lr(2), evaluate(run.model, run.validation)
-    row = run.finish_epoch()
+    row = finish_epoch(run)
     assert row == {
         "epoch": 2,
         "train_loss": 1.5,
@@ -84,7 +87,7 @@ def test_finishing_an_epoch_reports_what_its_steps_counted(tmp_path: Path) -> No
     assert (run.epoch, run.step, run.seconds, run.totals.tolist()) == (2, 0, 0.0, [0.0] * 3)
     assert run.updates.steps.start == 0
     run.totals[2] = run.seconds = 1.0
-    run.finish_epoch()
+    finish_epoch(run)
     lines = (tmp_path / "metrics.jsonl").read_text()
     assert [json.loads(line) for line in lines.splitlines()] == run.history
     assert lines.endswith("}\n")
@@ -121,9 +124,9 @@ def test_a_loss_or_weight_that_is_not_finite_ends_an_epoch_with_a_remedy(
     what = "the loss is not finite up to" if "loss" in values else "'cls_token' is not finite after"
     message = rf"^{what} step 3 of 3 in epoch 1, at learning rate [\d.e-]+; try {remedy}$"
     run.step = 3
-    for finish in (run.save, run.finish_epoch):
+    for finish in (save, finish_epoch):
         with pytest.raises(NotFinite, match=message):
-            finish()
+            finish(run)
     assert not list(tmp_path.iterdir())
 
 
@@ -140,9 +143,9 @@ def test_a_gradient_that_is_not_finite_says_where_at_what_rate_and_what_to_try(
         r"try a smaller --lr than 0\.5$"
     )
     with pytest.raises(NotFinite, match=message):
-        run.check_finite()
+        check_finite(run)
     with pytest.raises(NotFinite, match=message):
-        run.save()
+        save(run)
     assert not list(tmp_path.iterdir())
 
 
@@ -150,9 +153,9 @@ def test_a_gradient_that_is_not_finite_says_where_at_what_rate_and_what_to_try(
 def test_a_run_on_something_else_does_not_go_on(tmp_path: Path, change: str) -> None:
     run = new_run(tmp_path, ("a base",))
     run.epoch = 1
-    run.save()
+    save(run)
     other = new_run(tmp_path, ("a base",))
-    other.restore()
+    restore(other)
     assert other.epoch == 1
     other = new_run(tmp_path, ("another base",) if change == "belongs" else ("a base",))
     if change == "images":
@@ -167,7 +170,7 @@ def test_a_run_on_something_else_does_not_go_on(tmp_path: Path, change: str) -> 
         "put them back, or start again with --overwrite$"
     )
     with pytest.raises(ValueError, match=message):
-        other.restore()
+        restore(other)
 
 
 def test_a_run_goes_back_to_all_of_its_progress(tmp_path: Path) -> None:
@@ -175,23 +178,23 @@ def test_a_run_goes_back_to_all_of_its_progress(tmp_path: Path) -> None:
     run.epoch, run.step, run.seconds = 2, 1, 3.5
     run.history, run.draws = [{"epoch": 1}, {"epoch": 2}], [torch.get_rng_state()]
     run.totals += torch.tensor([1.0, 2.0, 3.0])
-    run.save()
+    save(run)
     torch.manual_seed(8)
     other = new_run(tmp_path)
-    other.restore()
+    restore(other)
     for name in ("epoch", "step", "seconds", "history"):
         assert getattr(other, name) == getattr(run, name)
     assert torch.equal(other.draws[0], run.draws[0])
     assert torch.equal(other.totals, run.totals)
     other.updates.steps.update(torch.tensor(torch.nan))
     with pytest.raises(NotFinite, match="at step 2 of 3 in epoch 3"):
-        other.check_finite()
+        check_finite(other)
 
 
 @pytest.mark.parametrize("name", ["epoch", "step", "seconds", "history", "totals", "belongs"])
 def test_a_state_without_its_progress_is_broken(tmp_path: Path, name: str) -> None:
     run = new_run(tmp_path)
-    run.save()
+    save(run)
     path = tmp_path / "state.safetensors"
     tensors, progress = read_tensors(path)
     del progress[name]
@@ -200,7 +203,7 @@ def test_a_state_without_its_progress_is_broken(tmp_path: Path, name: str) -> No
     write_tensors(path, tensors, progress)
     message = rf"^{path} is broken \(.* missing required field {name}\); start again with"
     with pytest.raises(ValueError, match=message):
-        run.restore()
+        restore(run)
 
 
 @pytest.mark.parametrize(
@@ -210,13 +213,13 @@ def test_progress_of_another_type_or_range_is_named(
     tmp_path: Path, name: str, value: object
 ) -> None:
     run = new_run(tmp_path)
-    run.save()
+    save(run)
     tensors, progress = read_tensors(tmp_path / "state.safetensors")
     for key in ("checksum", "best"):  # of what it was; as of version 0.1, which had neither
         progress.pop(key)
     write_tensors(tmp_path / "state.safetensors", tensors, progress | {name: value})
     with pytest.raises(ValueError, match=rf"is broken \(its progress: {name}.*Expected"):
-        run.restore()
+        restore(run)
 
 
 def test_a_run_computes_in_bfloat16_where_its_plan_says_so(tmp_path: Path) -> None:
@@ -242,7 +245,7 @@ def test_an_epoch_is_validated_by_its_plan(tmp_path: Path, monkeypatch: pytest.M
         asked.append((inputs, named))
         return evaluate(*inputs, **named)
 
-    monkeypatch.setattr("vitft.training.run.evaluate", noted)
+    monkeypatch.setattr("vitft.training.epochs.evaluate", noted)
     task = SingleLabel()
     run = new_run(tmp_path, task=task, bf16=True, epochs=1)
     train(run)

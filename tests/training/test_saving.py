@@ -11,6 +11,7 @@ from vitft.optimizers.updates import NotFinite
 from vitft.training import loop
 from vitft.training.loop import train
 from vitft.training.run import Run
+from vitft.training.saving import save
 from vitft.training.step import Step
 
 
@@ -19,7 +20,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.saved = 0.0, list[tuple[int, int, float]]()
-        step, save = Step.__call__, Run.save
+        step = Step.__call__
 
         def slow_step(this: Step, *batches: Any) -> None:
             step(this, *batches)
@@ -32,7 +33,7 @@ class Clock:
 
         monkeypatch.setattr(loop, "time", self)
         monkeypatch.setattr(Step, "__call__", slow_step)
-        monkeypatch.setattr(Run, "save", slow_save)
+        monkeypatch.setattr(loop, "save", slow_save)
 
     def perf_counter(self) -> float:
         return self.now
@@ -80,14 +81,13 @@ def test_a_run_that_cannot_be_saved_fails_alone(
 ) -> None:
     group, data = Group(tmp_path, save_seconds=1e-9), images(17)
     runs = group.runs("run", [data] * 2, [0, 1], [1e-2] * 2)
-    save = Run.save
 
-    def failing(self: Run, name: str | None = None) -> None:
-        if self.step and self in runs[:n_failing]:
+    def failing(run: Run, name: str | None = None) -> None:
+        if run.step and run in runs[:n_failing]:
             raise NotFinite("not finite")
-        save(self, name)
+        save(run, name)
 
-    monkeypatch.setattr(Run, "save", failing)
+    monkeypatch.setattr(loop, "save", failing)
     if n_failing == 2:
         with pytest.raises(NotFinite, match="^not finite$"):
             train(runs, group.join)

@@ -27,6 +27,7 @@ from vitft import load_model
 from vitft.devices import shares
 from vitft.devices.shares import Rows
 from vitft.training.loop import train
+from vitft.training.saving import restore
 from vitft.training.stop import Interrupted
 
 
@@ -81,7 +82,7 @@ def go_on(name: str, folder: Path, n_steps: int) -> None:
     """Go on with a run, or start it; the last process asks to stop after some steps."""
     run = new_run(name, folder)
     if (folder / "state.safetensors").exists():
-        run.restore()
+        restore(run)
     before = run.epoch * run.steps_per_epoch + run.step
     plain, last = run.update, not dist.is_initialized() or dist.get_rank() > 0
 

@@ -14,10 +14,13 @@ from vitft import VisionTransformer, ViTConfig
 from vitft.optimizers.updates import NotFinite
 from vitft.pictures.augment import Augmentation
 from vitft.pictures.images import Images
+from vitft.training import loop, saving
+from vitft.training.epochs import finish_epoch
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
-from vitft.training.state import NEXT, finish_save
+from vitft.training.saving import finish_save, restore
+from vitft.training.state import NEXT
 from vitft.training.step import Step, add_gradients, group_runs
 
 CPU = torch.device("cpu")
@@ -145,7 +148,7 @@ def test_a_run_whose_weight_alone_is_not_finite_keeps_its_last_good_state(
     monkeypatch.setattr(Run, "update", update)
     assert [*train(runs, group.join)] == [runs[1]]
     assert len(runs[0].history) == 2
-    runs[1].restore()
+    restore(runs[1])
     assert (runs[1].epoch, runs[1].step) == (0, 1)
     assert ends(runs[1]).isfinite().all()
 
@@ -169,14 +172,13 @@ def test_where_the_last_run_fails_at_the_end_of_an_epoch_training_does(
     group, data = Group(tmp_path), images(17)
     runs = group.runs("run", [data] * 2, [0, 1], [1e-2, 1e-2])
     break_at(2, runs[:1], monkeypatch)
-    plain = Run.finish_epoch
 
-    def finish(self: Run) -> dict[str, Any]:
-        if self is runs[1]:
+    def finish(run: Run) -> dict[str, Any]:
+        if run is runs[1]:
             raise NotFinite("the loss is nan")
-        return plain(self)
+        return finish_epoch(run)
 
-    monkeypatch.setattr(Run, "finish_epoch", finish)
+    monkeypatch.setattr("vitft.training.loop.finish_epoch", finish)
     with pytest.raises(NotFinite, match="^the loss is nan$"):
         train(runs, group.join)
 
@@ -269,23 +271,23 @@ def test_runs_killed_while_they_are_saved_go_on_from_one_step(
     given = [images(17)] * 2, [0, 0], [1e-2, 3e-3]
     whole = group.runs("whole", *given)
     train(whole, group.join)
-    plain, n_calls = getattr(Run, killed_in), iter(range(100))
+    plain, n_calls = getattr(saving, killed_in), iter(range(100))
 
     def dying(run: Run, *arguments: str) -> None:
         if next(n_calls) == (5 if killed_in == "confirm" else 7):  # the second one's third
             raise KeyboardInterrupt
         plain(run, *arguments)
 
-    monkeypatch.setattr(Run, killed_in, dying)
+    monkeypatch.setattr(loop, killed_in, dying)
     with pytest.raises(KeyboardInterrupt):
         train(group.runs("cut", *given), group.join)
-    monkeypatch.setattr(Run, killed_in, plain)
+    monkeypatch.setattr(loop, killed_in, plain)
     again = group.runs("cut", *given)
     assert any((run.folder / NEXT).exists() for run in again)
     finish_save([run.folder for run in again])
     assert not any((run.folder / NEXT).exists() for run in again)
     for run in again:
-        run.restore()
+        restore(run)
     assert {(run.epoch, run.step) for run in again} == {(0, 3 if killed_in == "confirm" else 2)}
     train(again, group.join)
     for one, other in zip(again, whole, strict=True):

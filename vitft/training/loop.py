@@ -25,8 +25,10 @@ from vitft.evaluation.probe import Probe, fit_probe
 from vitft.optimizers.updates import NotFinite
 from vitft.pictures.images import Images
 from vitft.training.draws import random_state, set_random_state
+from vitft.training.epochs import finish_epoch, validate_start
 from vitft.training.progress import epoch_line, frozen_line, show
 from vitft.training.run import Run
+from vitft.training.saving import confirm, save
 from vitft.training.step import Join, Step
 from vitft.training.stop import Interrupted, stop_signals
 
@@ -76,7 +78,7 @@ class Loop:
         """Train every run to its end."""
         plan = self.runs[0].plan
         for run in self.runs:
-            run.save()
+            save(run)
         if plan.n_cached and self.runs[0].epoch < plan.epochs:
             self._extract()
         if plan.probe_head and self.runs[0].epoch == self.runs[0].step == 0:
@@ -129,7 +131,7 @@ class Loop:
                     run.model.head.parameters(), found[key].head, strict=True
                 ):
                     copy_into(parameter, value)
-            run.validate_start()
+            validate_start(run)
 
     def _run_epoch(self, stop: list[int], bar: "tqdm[Any]") -> None:
         """Take the steps that are left of an epoch; save after `save_seconds`, and on a signal."""
@@ -169,7 +171,7 @@ class Loop:
                 if run in self.step.failed:
                     raise self.step.failed[run]
                 name = "" if len(self.runs) == 1 else f"{run.folder.name}  "
-                note(name + epoch_line(run.finish_epoch()))
+                note(name + epoch_line(finish_epoch(run)))
                 peak = round((peak_bytes(run.device) or 0) / 1e6)
                 logger.debug("%speak memory %s MB", name, peak)
             except NotFinite as error:
@@ -189,14 +191,14 @@ class Loop:
         for run in self.step.runs:
             try:
                 if run not in self.step.failed:
-                    run.save(name)
+                    save(run, name)
             except NotFinite as error:
                 self.step.failed[run] = error
                 if len(self.step.failed) == len(self.step.runs):
                     raise
         for run in self.step.runs if name else ():
             if run not in self.step.failed:
-                run.confirm()
+                confirm(run)
         self.saved = time.perf_counter()
 
     def _leave_out(self, run: Run, error: NotFinite) -> None:

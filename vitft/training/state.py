@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitft.devices.processes import is_first
 from vitft.devices.spread import copy_into, sharded_like, whole
-from vitft.files import read_metadata, read_tensors, write_tensors
+from vitft.files import read_tensors, write_tensors
 from vitft.optimizers.build import trainable_parameters
 from vitft.training.draws import random_state
 
@@ -105,24 +105,6 @@ def load_state(
             kept[kind][name] = torch.empty_like(trained[name], requires_grad=False)
             copy_into(kept[kind][name], value)
     return progress, draws, kept
-
-
-def finish_save(folders: Sequence[Path]) -> None:
-    """Finish a save of several runs whose process was killed before all had their new STATE.
-
-    All of them then resume from one step. A NEXT whose save no STATE has was written by a process
-    that was killed before all were written: it is removed.
-
-    Raises:
-        ValueError: a file is broken.
-    """
-    paths = [folder / STATE for folder in folders]
-    saves = [read_metadata(path).get("save") for path in paths if path.is_file()]
-    for folder in folders:
-        path = folder / NEXT
-        if path.is_file() and read_metadata(path).get("save", "") in saves:
-            path.replace(folder / STATE)
-        path.unlink(missing_ok=True)
 
 
 def _checksum(tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> int:
