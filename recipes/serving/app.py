@@ -28,7 +28,7 @@ from torch import Tensor
 from recipes.serving.desk import Desk
 from recipes.serving.jobs import Busy
 from vitft.pictures.decode import read_image
-from vitft.report.thumbnails import in_light
+from vitft.report.thumbnails import brightened_file
 from vitft.version import __version__
 
 PAGE = Path(__file__).with_name("page.html")
@@ -164,6 +164,6 @@ async def answered(
 
 def shown(image: Tensor, weights: Tensor) -> str:
     """Return the address, which holds all of it, of an image in the light of its weights."""
-    content = in_light(image, weights)
+    content = brightened_file(image, weights)
     kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
