@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.results import hardware
 from recipes.sharing.card import front, yaml
-from recipes.sharing.told import read_told
+from recipes.sharing.run_files import read_run_files
 from vitft import load_model, save_model
 from vitft.model.checkpoint import BUNDLED
 
@@ -48,7 +48,7 @@ def card(run: Path, name: str, about: str) -> str:
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
     config = json.loads((run / "config.json").read_text())
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    head = yaml(front(read_told(run), name) | {"license": "mit"})
+    head = yaml(front(read_run_files(run), name) | {"license": "mit"})
     return (
         head
         + "\n"

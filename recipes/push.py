@@ -19,7 +19,7 @@ from recipes.sharing.public import (
     is_public,
     private_paths,
 )
-from recipes.sharing.told import read_told
+from recipes.sharing.run_files import read_run_files
 from vitft import hub
 from vitft.command import options as cli
 from vitft.command.options import option
@@ -64,18 +64,18 @@ def published(folder: Path, repository: str, *, with_report: bool) -> dict[str, 
     Raises:
         ValueError, OSError: it holds no adapter and no base, or a file is broken or holds a path.
     """
-    told = read_told(folder)
-    paths = private_paths(folder, told.config, told.summary, told.adapter)
-    check_weights(told.file, paths)
+    run = read_run_files(folder)
+    paths = private_paths(folder, run.config, run.summary, run.adapter)
+    check_weights(run.file, paths)
     is_made = is_ours(folder)
     texts = {CARD: card(folder, repository) if is_made else (folder / CARD).read_text()}
-    if told.summary:
-        texts["summary.json"] = json.dumps(public(told.summary), indent=2) + "\n"
+    if run.summary:
+        texts["summary.json"] = json.dumps(public(run.summary), indent=2) + "\n"
     for name in (*TEXTS, *[REPORT] * with_report):
         if (folder / name).is_file():
             texts[name] = (folder / name).read_text()
     files = {name: cleaned(text, paths).encode() for name, text in texts.items()}
-    return {told.file.name: told.file, **files}
+    return {run.file.name: run.file, **files}
 
 
 def public(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""One base and many adapters over HTTP: pictures come in, every adapter's classes go out."""
+"""One base and many adapters over HTTP: pictures in, every adapter's classes out."""

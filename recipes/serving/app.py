@@ -1,8 +1,8 @@
-"""A desk in; its page and its HTTP interface out.
+"""A `Desk` in; its web page and HTTP interface out.
 
 GET /           the page
 GET /adapters   name, classes and folder of every adapter
-PUT /adapters/NAME   {"folder": DIR}: load an adapter, or another in its place
+PUT /adapters/NAME   {"folder": DIR}: load an adapter, or replace the one of that name
 POST /predict   files (several), adapters (names, with commas; all by default), top, attention
 """
 
@@ -28,7 +28,7 @@ from torch import Tensor
 from recipes.serving.desk import Desk
 from recipes.serving.jobs import Busy
 from vitft.pictures.decode import read_image
-from vitft.report.thumbnails import in_light
+from vitft.report.thumbnails import brightened_file
 from vitft.version import __version__
 
 PAGE = Path(__file__).with_name("page.html")
@@ -37,7 +37,7 @@ Next = Callable[[Request], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may bring."""
+    """How much a request may contain."""
 
     max_pictures: int = 16
     max_bytes: int = 20 * 2**20  # of all its pictures together
@@ -59,12 +59,12 @@ def make_app(desk: Desk, limits: Limits, *, token: str | None, hosts: list[str])
     Args:
         desk: answers.
         limits: of a request.
-        token: that every request but the page's must bring as "Authorization: Bearer TOKEN"; None
-            for none.
-        hosts: names by which it may be called; another site in a browser then can't reach it.
+        token: that every request except for the page must have, as "Authorization: Bearer TOKEN";
+            None for no such check.
+        hosts: accepted names in the Host header, against DNS rebinding by other web sites.
     """
     app = FastAPI(title="vitft", version=__version__)
-    MultiPartParser.spool_max_size = limits.max_bytes  # nothing of a picture reaches the disk
+    MultiPartParser.spool_max_size = limits.max_bytes  # keep pictures off the disk
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
 
     @app.middleware("http")
@@ -73,24 +73,24 @@ def make_app(desk: Desk, limits: Limits, *, token: str | None, hosts: list[str])
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> Response:
-        """Tell what is wrong in a line; what was sent, which JSON may not hold, is left out."""
-        places = [(".".join(map(str, found["loc"][1:])), found["msg"]) for found in error.errors()]
-        told = "; ".join(f"{place}: {message}" for place, message in places)
-        return JSONResponse({"detail": told}, 422)
+        """Return what is wrong in a line, without the input, which may not be valid JSON."""
+        found = [(".".join(map(str, one["loc"][1:])), one["msg"]) for one in error.errors()]
+        detail = "; ".join(f"{field}: {message}" for field, message in found)
+        return JSONResponse({"detail": detail}, 422)
 
     @app.get("/", response_class=HTMLResponse)
     def page() -> str:
         return PAGE.read_text()
 
     @app.get("/adapters")
-    def told() -> list[dict[str, Any]]:
-        return desk.told()
+    def list_adapters() -> list[dict[str, Any]]:
+        return desk.listing()
 
     @app.put("/adapters/{name}")
-    def load(name: str, place: Folder) -> dict[str, Any]:
+    def load(name: str, saved: Folder) -> dict[str, Any]:
         with unprocessable():
-            desk.load(name, place.folder)
-        return next(found for found in desk.told() if found["name"] == name)
+            desk.load(name, saved.folder)
+        return next(adapter for adapter in desk.listing() if adapter["name"] == name)
 
     @app.post("/predict")
     async def predict(
@@ -111,7 +111,7 @@ def make_app(desk: Desk, limits: Limits, *, token: str | None, hosts: list[str])
 
 
 def refusal(request: Request, limits: Limits, token: str | None) -> Response | None:
-    """Return what to answer a request that is not let in, None to the others."""
+    """Return the response that refuses a request: no valid token, or too large; else None."""
     given, expected = request.headers.get("authorization", ""), f"Bearer {token}"
     needed = token is not None and request.url.path != "/"
     if needed and not hmac.compare_digest(given.encode(), expected.encode()):
@@ -128,7 +128,7 @@ def refusal(request: Request, limits: Limits, token: str | None) -> Response | N
 
 @contextmanager
 def unprocessable() -> Iterator[None]:
-    """Answer what a client can mend with status 422."""
+    """Turn errors that the client can mend into status 422."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -143,27 +143,27 @@ async def answered(
     content = await file.read()
     try:
         image = await run_in_threadpool(read_image, BytesIO(content), desk.fit, name)
-        asked = (False, True) if attention and desk.can_look else (False,)
-        waiting = [desk.ask(image, names, look=look) for look in asked]
-        found, *looks = await asyncio.gather(*map(asyncio.wrap_future, waiting))
+        kinds = (False, True) if attention and desk.can_attend else (False,)
+        waiting = [desk.ask(image, names, attention=kind) for kind in kinds]
+        found, *maps = await asyncio.gather(*map(asyncio.wrap_future, waiting))
     except ValueError as error:
         return {"name": name, "error": str(error)}
     except Busy as error:
         raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
     answers: dict[str, Any] = {"name": name, "answers": desk.named(found, names, top)}
-    for weights in looks:
+    for weights in maps:
         answers["attention"] = {
             adapter: {
                 "weights": one.tolist(),
-                "picture": await run_in_threadpool(shown, image, one),
+                "picture": await run_in_threadpool(data_url, image, one),
             }
             for adapter, one in zip(names, weights, strict=True)
         }
     return answers
 
 
-def shown(image: Tensor, weights: Tensor) -> str:
-    """Return the address, which holds all of it, of an image in the light of its weights."""
-    content = in_light(image, weights)
+def data_url(image: Tensor, weights: Tensor) -> str:
+    """Return an image, uint8 (C, height, width), brightened by its weights, as a data URL."""
+    content = brightened_file(image, weights)
     kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

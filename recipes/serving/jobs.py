@@ -1,4 +1,4 @@
-"""Pictures that wait, and a thread that answers them, many in one pass."""
+"""A queue of pictures, and a thread that answers many of them in one pass."""
 
 import queue
 import threading
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Busy(Exception):
-    """More pictures wait than may."""
+    """The queue of pictures is full."""
 
 
 @dataclass
@@ -19,25 +19,25 @@ class Job:
 
     Attributes:
         image: uint8 (C, image_size, image_size).
-        slots: of the adapters that are to answer.
-        look: whether attention is asked for, not classes.
-        answer: gets the probabilities (n_slots, most classes), or the attention (n_slots, rows,
-            columns) of the patches.
+        slots: in the bank, of the adapters that are to answer.
+        attention: whether to answer with attention instead of probabilities.
+        answer: will hold the probabilities (n_slots, most classes), or the attention (n_slots,
+            rows, columns) to the patches.
     """
 
     image: Tensor
     slots: list[int]
-    look: bool = False
+    attention: bool = False
     answer: "Future[Tensor]" = field(default_factory=Future)
 
 
 class Jobs:
-    """Jobs that wait, and the thread that answers them.
+    """A queue of jobs, and the thread that answers them.
 
     Args:
-        answer: sets the answers of some jobs.
-        max_rows: adapters' answers that it is to give at a time, those of one job at least.
-        max_waiting: jobs; more are refused.
+        answer: sets the answers of the jobs that it is given.
+        max_rows: `answer` gets more jobs only while all their slots together are fewer.
+        max_waiting: jobs that may wait; more are refused.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Jobs:
         self.thread.start()
 
     def put(self, job: Job) -> None:
-        """Let a job wait.
+        """Put a job into the queue.
 
         Raises:
             Busy: too many wait.
@@ -60,7 +60,7 @@ class Jobs:
             raise Busy("too many pictures wait; ask again later") from None
 
     def close(self) -> None:
-        """Let the thread end once all that waits is answered."""
+        """Answer the jobs that wait, then end the thread."""
         self.waiting.put(None)
         self.thread.join()
 
@@ -84,7 +84,7 @@ class Jobs:
     def _answer(self, jobs: Sequence[Job]) -> None:
         try:
             self.answer(jobs)
-        except Exception as error:  # which belongs to those who wait, not to this thread
+        except Exception as error:  # those who wait get it, and the thread goes on
             for job in jobs:
                 if not job.answer.done():
                     job.answer.set_exception(error)

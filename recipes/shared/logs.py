@@ -15,7 +15,7 @@ from vitft.devices.processes import is_first
 from vitft.devices.shares import Rows
 from vitft.files import read_json, write_json
 from vitft.report.findings import Findings
-from vitft.report.page import looking, raster
+from vitft.report.page import page_style, raster
 from vitft.report.pictures import matrix
 from vitft.training.loggers import LOGGERS, Logger
 from vitft.training.run import Run
@@ -162,7 +162,7 @@ def confusions(folder: Path) -> Tensor | None:
         return None
     if not found.confusions:
         return None
-    with looking():
+    with page_style():
         return raster(matrix(found.classes, found.counts))
 
 

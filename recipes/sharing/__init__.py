@@ -1,1 +1,1 @@
-"""What others see of a run: its model card, and its files without a path of this machine."""
+"""What of a run is published: its model card, and its files without a path of this machine."""

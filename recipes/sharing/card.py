@@ -1,7 +1,7 @@
 """The folder of a run in; its model card, README.md in the hub's format, out.
 
-The card is made of what the folder alone tells: summary.json, config.json and the header of the
-weights. It names no path of this machine.
+The card is made from the folder alone: summary.json, config.json and the header of the weights. It
+names no path of this machine.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.sharing.public import base_name, data_name, is_bundled, is_public
-from recipes.sharing.told import Told, read_told
+from recipes.sharing.run_files import RunFiles, read_run_files
 from vitft.data.named import is_named_set
 from vitft.data.shapes import CLASSES as DRAWN
 from vitft.files import write_bytes
@@ -21,7 +21,7 @@ from vitft.report.figures import wilson
 
 CARD = "README.md"
 MARK = "<!-- vitft writes this card anew. Remove this line to keep what you write yourself. -->"
-PEFT_TYPES = ("LORA", "VERA", "LOHA", "LOKR", "IA3", "LN_TUNING")  # that PEFT has, too
+PEFT_TYPES = ("LORA", "VERA", "LOHA", "LOKR", "IA3", "LN_TUNING")  # methods that PEFT has, too
 # figure in summary.json -> the hub's name of the metric
 METRICS = {
     "mean_average_precision": "mean_average_precision",
@@ -29,24 +29,24 @@ METRICS = {
     "balanced_accuracy": "balanced_accuracy",
     "macro_f1": "f1",
 }
-RECIPE = (  # the options that a reader needs to train it again
+RECIPE = (  # the options of a run that the card lists
     *("preset", "epochs", "batch_size", "lr", "weight_decay", "optimizer", "layer_decay"),
     *("schedule", "warmup", "label_smoothing", "flip", "shift", "min_area", "trivial", "rand"),
     *("erase", "mixup", "cutmix", "limit", "shots", "class_weights", "sample", "ema", "image_size"),
     *("head_start", "rank", "alpha", "dropout", "layers", "unfreeze", "sizes", "stem", "pooling"),
 )
 SPLITS = ("train", "validation", "test")
-MAX_CLASSES = 50  # that are named
+MAX_CLASSES = 50  # that the card names
 
 
 def write_card(folder: Path) -> None:
-    """Write the card of a run, but never over one that somebody else wrote."""
+    """Write the card of a run, unless there is one that the user wrote."""
     if is_ours(folder):
         write_bytes(folder / CARD, card(folder).encode())
 
 
 def is_ours(folder: Path) -> bool:
-    """Return whether there is no card yet, or one that vitft may write anew."""
+    """Return whether there is no card yet, or one with MARK, which vitft may overwrite."""
     path = folder / CARD
     if not path.exists():
         return True
@@ -58,46 +58,46 @@ def card(folder: Path, repository: str | None = None) -> str:
 
     Args:
         folder: of the run.
-        repository: "OWNER/NAME" on the hub, where it will stand.
+        repository: "OWNER/NAME" on the hub, where the card will be published.
 
     Raises:
-        ValueError, OSError: as for `read_told`.
+        ValueError, OSError: as for `read_run_files`.
     """
-    told = read_told(folder)
+    run = read_run_files(folder)
     name = repository.split("/")[-1] if repository else folder.resolve().name
-    place = f"hf:{repository}" if repository else name
+    source = f"hf:{repository}" if repository else name
     try:
-        head = yaml(front(told, name))
-        rows = "".join(f"| {key} | {value} |\n" for key, value in facts(told).items() if value)
+        head = yaml(front(run, name))
+        rows = "".join(f"| {key} | {value} |\n" for key, value in facts(run).items() if value)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ValueError(f"{folder / 'summary.json'} is broken ({error!r})") from error
     return (
-        f"{head}\n{MARK}\n\n# {plain(name)}\n\n{opening(told)}\n\n| | |\n|---|---|\n"
-        f"{rows}\n## Load it\n\n{loading(told, place)}"
+        f"{head}\n{MARK}\n\n# {plain(name)}\n\n{opening(run)}\n\n| | |\n|---|---|\n"
+        f"{rows}\n## Load it\n\n{loading(run, source)}"
     )
 
 
 def yaml(values: Mapping[str, Any]) -> str:
-    """Return values as the head of a card, between its two lines."""
+    """Return values as YAML front matter, between two lines of dashes."""
     return "".join(["---\n", *(f"{k}: {_quoted(v)}\n" for k, v in values.items()), "---\n"])
 
 
-def front(told: Told, name: str) -> dict[str, Any]:
-    """Return what the hub reads: the card's head."""
-    base, data = base_name(told.summary), str(told.summary.get("data", ""))
+def front(run: RunFiles, name: str) -> dict[str, Any]:
+    """Return the metadata that the hub reads, for the card's front matter."""
+    base, data = base_name(run.summary), str(run.summary.get("data", ""))
     tags = ["vitft", "vision-transformer", "image-classification"]
-    tags += [told.method] if told.method else []
-    tags += ["peft"] * (told.adapter.get("peft_type") in PEFT_TYPES)
+    tags += [run.method] if run.method else []
+    tags += ["peft"] * (run.adapter.get("peft_type") in PEFT_TYPES)
     found: dict[str, Any] = {
         "library_name": "vitft",
         "pipeline_tag": "image-classification",
-        "license": licence(told) or "unknown",
+        "license": licence(run) or "unknown",
         "tags": tags,
     }
     if base is not None and is_name(base):
-        relation = "adapter" if told.adapter else "finetune"
+        relation = "adapter" if run.adapter else "finetune"
         found |= {"base_model": repository_of(base)[0], "base_model_relation": relation}
-    split, _, figures = measured(told.summary)
+    split, _, figures = measured(run.summary)
     kind = data.lower() if is_named_set(data) else "imagefolder"
     if data and data not in DRAWN:
         found["datasets"] = [kind]
@@ -116,9 +116,9 @@ def front(told: Told, name: str) -> dict[str, Any]:
     return found | {"model-index": [{"name": name, "results": [result]}]}
 
 
-def licence(told: Told) -> str | None:
-    """Return the base's licence as the hub calls it, None where nobody has told it."""
-    base, text = told.summary.get("base"), told.summary.get("base_licence")
+def licence(run: RunFiles) -> str | None:
+    """Return the base's licence by the hub's name for it; None where it is unknown."""
+    base, text = run.summary.get("base"), run.summary.get("base_licence")
     if isinstance(base, str) and is_bundled(base):
         return "mit"
     if not isinstance(text, str):
@@ -127,34 +127,35 @@ def licence(told: Told) -> str | None:
 
 
 def measured(summary: Mapping[str, Any]) -> tuple[str, int, dict[str, float]]:
-    """Return the split that was measured last, its number of images, and the figures, by name."""
+    """Return the split that was measured, its number of images, and the metrics by name.
+
+    It is the test split, or the validation split where there are no metrics of the former.
+    """
     for split, prefix in (("test", "test_"), ("validation", "val_")):
         found = {key: summary.get(prefix + key) for key in METRICS}
         figures = {k: v for k, v in found.items() if isinstance(v, float) and math.isfinite(v)}
-        if "mean_average_precision" in figures:  # several labels: of accuracy there are many kinds
+        if "mean_average_precision" in figures:  # with several labels, accuracy is ambiguous
             figures = {"mean_average_precision": figures["mean_average_precision"]}
         if figures:
             return split, int(summary.get(f"n_{split}") or 0), figures
     return "test", 0, {}
 
 
-def facts(told: Told) -> dict[str, str]:
+def facts(run: RunFiles) -> dict[str, str]:
     """Return the rows of the card's table, in Markdown."""
-    summary, config = told.summary, told.config
+    summary, config = run.summary, run.config
     n_all, n_trained = summary.get("n_parameters"), summary.get("n_trainable")
     counts = [f"{summary[f'n_{name}']:,} {name}" for name in SPLITS if summary.get(f"n_{name}")]
     counts = [text.replace("train", "training") for text in counts]
     return {
-        "base": _base(told),
-        "licence": plain(licence(told) or "not told"),
+        "base": _base(run),
+        "licence": plain(licence(run) or "unknown"),
         "data": f"{plain(data_name(summary['data']))}: {', '.join(counts)} images"
         if counts
         else "",
         "measured": _figures(summary),
         "features of the frozen base": _frozen(summary),
-        "trained": f"{_what(told)}: {n_trained:,} of {n_all:,} parameters"
-        if n_all
-        else _what(told),
+        "trained": f"{_what(run)}: {n_trained:,} of {n_all:,} parameters" if n_all else _what(run),
         "recipe": _recipe(config),
         "seed": f"{summary['seed']}, one run" if "seed" in summary else "",
         "stopped": plain(str(summary.get("stopped", ""))),
@@ -162,48 +163,48 @@ def facts(told: Told) -> dict[str, str]:
     }
 
 
-def opening(told: Told) -> str:
-    """Return what it is, in a sentence or two."""
-    base, n = base_name(told.summary), len(told.classes)
-    named = ", ".join(plain(name) for name in told.classes[:MAX_CLASSES])
+def opening(run: RunFiles) -> str:
+    """Return what the run has made, in a sentence or two."""
+    base, n = base_name(run.summary), len(run.classes)
+    named = ", ".join(plain(name) for name in run.classes[:MAX_CLASSES])
     more = f" and {n - MAX_CLASSES:,} more" if n > MAX_CLASSES else ""
     kind = "A Vision Transformer"
-    if told.adapter:
+    if run.adapter:
         on = f"on {_code(base)}, a Vision Transformer" if base else "on a Vision Transformer"
-        kind = f"An adapter ({plain(str(told.method))}) {on}"
+        kind = f"An adapter ({plain(str(run.method))}) {on}"
     elif base:
         kind = f"A Vision Transformer, fine-tuned whole from {_code(base)}"
     return f"{kind}, made with vitft. It tells {n:,} classes apart: {named}{more}."
 
 
-def loading(told: Told, place: str) -> str:
-    """Return how to load it: lines that run."""
-    base = base_name(told.summary) or "BASE"
-    given = [base, place] if told.adapter else [place]
+def loading(run: RunFiles, source: str) -> str:
+    """Return Python code that loads it from `source`, a name on the hub or a folder."""
+    base = base_name(run.summary) or "BASE"
+    arguments = [base, source] if run.adapter else [source]
     hint = ""
-    if told.adapter and not is_public(base):
+    if run.adapter and not is_public(base):
         hint = f"\n{_code(base)} stands for the base's file, which is not on the hub.\n"
-    extra = "[hub]" if any(map(is_name, given)) else ""
+    extra = "[hub]" if any(map(is_name, arguments)) else ""
     return (
         f"`pip install 'vitft{extra}'`, then\n\n```python\nfrom vitft import Classifier\n\n"
-        f"classifier = Classifier({', '.join(map(_quoted, given))})\n"
+        f"classifier = Classifier({', '.join(map(_quoted, arguments))})\n"
         f'print(classifier.predict("photo.jpg"))\n```\n{hint}'
     )
 
 
 def plain(text: str) -> str:
-    """Return text as Markdown that shows it as it is, on one line."""
+    """Return text, on one line, with Markdown's special characters escaped."""
     return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", _line(text))
 
 
 def words(key: str) -> str:
-    """Return a figure's name as people say it."""
+    """Return the readable name of a metric."""
     return "macro F1" if key == "macro_f1" else key.replace("_", " ")
 
 
-def _base(told: Told) -> str:
-    base = base_name(told.summary)
-    mark = f"fingerprint `{told.fingerprint}`" if told.fingerprint else ""
+def _base(run: RunFiles) -> str:
+    base = base_name(run.summary)
+    mark = f"fingerprint `{run.fingerprint}`" if run.fingerprint else ""
     if base is None:
         return mark
     where = ""
@@ -234,7 +235,7 @@ def _frozen(summary: Mapping[str, Any]) -> str:
 
 
 def _recipe(config: Mapping[str, Any]) -> str:
-    """Return the options that change something, in Markdown."""
+    """Return the options of RECIPE that are not switched off, in Markdown."""
     shown = []
     for key in RECIPE:
         value = config.get(key)
@@ -245,23 +246,23 @@ def _recipe(config: Mapping[str, Any]) -> str:
     return plain(", ".join(shown))
 
 
-def _what(told: Told) -> str:
-    if not told.adapter:
+def _what(run: RunFiles) -> str:
+    if not run.adapter:
         return "every parameter"
-    if not told.adapter.get("target_modules"):
-        return f"{plain(str(told.method))}, the head with it"
-    targets = told.adapter["target_modules"]
+    if not run.adapter.get("target_modules"):
+        return f"{plain(str(run.method))}, the head with it"
+    targets = run.adapter["target_modules"]
     ends = [targets] if isinstance(targets, str) else [name.split(".")[-1] for name in targets]
-    return f"{plain(str(told.method))} on {plain(', '.join(dict.fromkeys(ends)))}, and the head"
+    return f"{plain(str(run.method))} on {plain(', '.join(dict.fromkeys(ends)))}, and the head"
 
 
 def _line(text: str) -> str:
-    """Return the text with what can't be printed replaced."""
+    """Return the text with unprintable characters, also line breaks, replaced by "?"."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _quoted(value: Any) -> str:
-    """Return a value as JSON, which YAML and Python read too, all of it printable."""
+    """Return a value as printable JSON, which YAML and Python read, too."""
     return _line(json.dumps(value, ensure_ascii=False))
 
 

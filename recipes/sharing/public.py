@@ -1,4 +1,4 @@
-"""What a run's files say in; the same without a path of this machine out."""
+"""The text of a run's files in; the same text without paths of this machine out."""
 
 import html
 import json
@@ -11,12 +11,12 @@ from vitft.data.named import is_named_set
 from vitft.hub import is_name
 from vitft.model.checkpoint import BUNDLED
 
-PICTURE = re.compile(r"(data:[\w/+.-]+;base64,[A-Za-z0-9+/=]*)")  # holds slashes, but no paths
-NAMING_PATHS = ("data", "base", "out", "from_", "base_model_name_or_path")
+PICTURE = re.compile(r"(data:[\w/+.-]+;base64,[A-Za-z0-9+/=]*)")  # has slashes that are no paths
+PATH_KEYS = ("data", "base", "out", "from_", "base_model_name_or_path")
 
 
 def data_name(data: str) -> str:
-    """Return what a data set is called: its name, or the last part of its path."""
+    """Return the name of a data set: of a named set its name, else the last part of its path."""
     return data if is_named_set(data) else Path(data).resolve().name
 
 
@@ -31,9 +31,10 @@ def is_public(base: str) -> bool:
 
 
 def base_name(summary: Mapping[str, Any]) -> str | None:
-    """Return the base of a run as others can name it; where they can't, the last part of its path.
+    """Return a name of a run's base without a path of this machine.
 
-    None where the run had no base, or does not tell it.
+    That is the name by which others can load it, else the last part of its path. It is None where
+    the run had no base, or its summary.json does not name it.
     """
     base, source = summary.get("base"), summary.get("base_source")
     if not isinstance(base, str):
@@ -46,14 +47,14 @@ def base_name(summary: Mapping[str, Any]) -> str | None:
     return path.parent.name if path.name == "model.safetensors" else path.name
 
 
-def private_paths(folder: Path, *told: Mapping[str, Any]) -> list[str]:
-    """Return the paths that what is published must not hold, the longest first.
+def private_paths(folder: Path, *contents: Mapping[str, Any]) -> list[str]:
+    """Return the paths that must not be published, the longest first.
 
     Args:
         folder: of the run.
-        told: what its JSON files say.
+        contents: of its JSON files.
     """
-    named = [str(one[key]) for one in told for key in NAMING_PATHS if one.get(key)]
+    named = [str(content[key]) for content in contents for key in PATH_KEYS if content.get(key)]
     named = [path for path in named if "/" in path or "\\" in path]
     named = [path for path in named if not is_name(path)]
     known = [path for path in named if Path(path).is_absolute() or Path(path).exists()]
@@ -73,11 +74,11 @@ def cleaned(text: str, paths: list[str]) -> str:
 
 
 def holds(text: str, path: str) -> bool:
-    """Return whether a path stands in a text."""
+    """Return whether a text contains a path."""
     return _pattern(path).search(text) is not None
 
 
 def _pattern(path: str) -> re.Pattern[str]:
-    """Return what finds a path as it is, and as it is written in HTML and in JSON."""
+    """Return a pattern that finds a path, also as it is escaped in HTML and JSON."""
     forms = {path, html.escape(path), json.dumps(path)[1:-1]}
     return re.compile(rf"(?<![\w.-])(?:{'|'.join(map(re.escape, forms))})(?![\w-])")

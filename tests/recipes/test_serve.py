@@ -198,7 +198,7 @@ def test_too_many_waiting_pictures_are_refused(desk: Desk) -> None:
     image = torch.zeros(3, desk.fit.image_size, desk.fit.image_size, dtype=torch.uint8)
     waiting: list[Future[torch.Tensor]] = []
     most = desk.jobs.waiting.maxsize + desk.jobs.max_rows  # the thread has taken some already
-    with desk.passing, pytest.raises(Busy, match="too many pictures wait"):
+    with desk.pass_lock, pytest.raises(Busy, match="too many pictures wait"):
         waiting.extend(desk.ask(image, ["two"]) for _ in range(most + 1))
     assert desk.jobs.waiting.maxsize <= len(waiting) <= most
     assert all(len(found.result(20)) == 1 for found in waiting)
@@ -215,7 +215,7 @@ def test_a_later_adapter_must_take_the_images_that_the_desk_makes(
     with pytest.raises(ValueError, match="takes images prepared as"):
         desk.load("larger", str(tmp_path / "larger"))
     desk.load("same", str(tmp_path / "same"))
-    assert [found["name"] for found in desk.told()] == ["base", "same"]
+    assert [found["name"] for found in desk.listing()] == ["base", "same"]
     desk.close()
 
 

@@ -14,7 +14,7 @@ from tests.report.test_report import findings, predictions
 from vitft.pictures.images import Images
 from vitft.pictures.preprocess import Fit
 from vitft.report.findings import Findings
-from vitft.report.thumbnails import Thumbnails, lit
+from vitft.report.thumbnails import Thumbnails, brightened
 
 
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_picture_comes_from_its_file_with_its_name(tmp_path: Path) -> None:
 
 def test_the_light_falls_where_the_weights_are() -> None:
     white = Image.new("RGB", (64, 64), "white")
-    seen = np.array(lit(white, torch.tensor([[0.1, 0.1], [0.1, 0.7]])))[..., 0]
+    seen = np.array(brightened(white, torch.tensor([[0.1, 0.1], [0.1, 0.7]])))[..., 0]
     assert seen[-1, -1] > 240
     assert max(seen[0, 0], seen[0, -1], seen[-1, 0]) < 0.2 * 255
     assert seen[32, 0] < seen[32, 32] < seen[-1, -1]

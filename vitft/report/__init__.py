@@ -1,1 +1,1 @@
-"""What a run measured in, pages for a browser out."""
+"""Reports: the metrics and predictions of runs in, HTML pages out."""

@@ -1,4 +1,4 @@
-"""What training has changed of each layer in; a picture of it out: blocks down, layers across."""
+"""How training has changed each layer in; a heat map of it, blocks by layers, as HTML out."""
 
 import re
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from vitft.report.page import COOL, WARM, svg
 
 
 def changes(found: list[Change] | None) -> str:
-    """Draw how far training has changed each layer's weight, and in how many directions.
+    """Return HTML that shows how far, and in how many directions, each layer's weight has changed.
 
     Args:
-        found: a change a layer; None where there was no base.
+        found: a change for each layer; None where there was no base.
     """
     if found is None:
         return ""
@@ -40,19 +40,26 @@ def changes(found: list[Change] | None) -> str:
 
 
 def _panel(title: str, values: Mapping[str, float], form: str, colour: str) -> str:
-    """Draw a value a layer, the deeper in colour the larger."""
+    """Return a panel with a cell for each layer, the larger its value, the deeper in colour.
+
+    Args:
+        title: of the panel.
+        values: by layer, not negative.
+        form: format of a value, such as ".1%".
+        colour: of the cells.
+    """
     from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
 
-    places = {layer: _place(layer) for layer in values}
-    rows, columns = (list(dict.fromkeys(axis)) for axis in zip(*places.values(), strict=True))
+    names = {layer: _row_and_column(layer) for layer in values}
+    rows, columns = (list(dict.fromkeys(axis)) for axis in zip(*names.values(), strict=True))
     figure = Figure(figsize=(0.6 * len(columns), 0.26 * len(rows)))
-    axes = figure.add_axes((0, 0, 1, 1))  # the names lie outside, where savefig.bbox makes room
+    axes = figure.add_axes((0, 0, 1, 1))  # names lie outside; savefig.bbox="tight" includes them
     cells = torch.zeros(len(rows), len(columns), 4)
     cells[..., :3] = torch.tensor(to_rgb(colour))
     largest = max(values.values()) or 1
     for layer, value in values.items():
-        row, column = rows.index(places[layer][0]), columns.index(places[layer][1])
+        row, column = rows.index(names[layer][0]), columns.index(names[layer][1])
         cells[row, column, 3] = 0.1 + 0.9 * value / largest
         axes.text(column, row, format(value, form), ha="center", va="center")
     axes.imshow(cells.numpy(), interpolation="none", aspect="auto")
@@ -62,8 +69,8 @@ def _panel(title: str, values: Mapping[str, float], form: str, colour: str) -> s
     return f'<div class="panel matrix">{title}{svg(figure)}</div>'
 
 
-def _place(layer: str) -> tuple[str, str]:
-    """Return the row and the column of a layer: its block, and its own name."""
+def _row_and_column(layer: str) -> tuple[str, str]:
+    """Return the names of a layer's row and column: its block, and its name in there."""
     outer, _, name = layer.rpartition(".")
     block = re.fullmatch(r"blocks\.(\d+)(\..*)?", outer)
     return (f"block {block[1]}" if block else outer), name

@@ -1,6 +1,6 @@
-"""What a model says of a split in; what a report shows of it, as one file of JSON, out.
+"""A model's predictions for a split in; what a report shows of them, as one JSON file, out.
 
-The file is kept beside the report, so that the page can be made again without model and images.
+The file is kept beside the report, so that the page can be written again without model and images.
 """
 
 import json
@@ -20,32 +20,32 @@ from vitft.report.thumbnails import Thumbnails
 
 FILE = "report.json"
 N_MISTAKES, N_LOOKS, N_BINS = 24, 8, 10
-MAX_NAME = 24  # characters of a class's name that are shown
+MAX_NAME = 24  # characters of a class name that are shown
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
 Amount = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-# image uint8 (C, height, width) -> weights of its patches (rows, columns); None where none are told
+# image uint8 (C, height, width) -> attention weights of its patches (rows, columns); or None
 Look = Callable[[Tensor], Tensor] | None
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture: what it is and what the model says of it."""
+    """A picture with its caption."""
 
     name: str  # of its file; "" where there is none
-    says: str  # true and predicted class, and the latter's probability
-    picture: bytes
-    lit: bytes = b""  # the same, bright where the model looks
+    says: str  # true and predicted class, and the predicted one's probability
+    picture: bytes  # PNG or JPEG
+    lit: bytes = b""  # the same picture, bright where the model's attention is
 
 
 @dataclass(frozen=True)
 class Change:
-    """What training has changed of one layer's weight."""
+    """How training has changed one layer's weight."""
 
     layer: str
-    size: Amount  # of the update, as a share of the weight's own (Frobenius norms)
-    rank: Amount | None  # how many directions it has; None of a vector
+    size: Amount  # Frobenius norm of the update, as a share of the weight's
+    rank: Amount | None  # effective rank of the update; None for a vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +53,18 @@ class Findings:
     """What a report shows beside a run's figures and curves.
 
     Attributes:
-        split: what the images are.
-        n: how many they are.
+        split: which split the images are.
+        n: number of images.
         classes: names, as they are shown.
-        wrong: how many images are misclassified.
-        confusions: true class, predicted class and number of images, where there are some.
-        bins: of images of about one probability their number, mean probability and share of right
-            ones.
-        precisions: of each class the average precision and the number of images, where an image
-            may have several labels; else [].
-        mistakes: the misclassified images that the model is surest of.
-        looks: some images, and where in them the model looks.
-        changes: of the base by training; None where there is none.
+        wrong: number of misclassified images.
+        confusions: (true class, predicted class, number of images), where the number is not 0.
+        bins: for each range of predicted probability with images: their number, mean probability,
+            and share of right predictions.
+        precisions: for each class its average precision and number of images, where an image may
+            have several labels; else [].
+        mistakes: misclassified images, those with the highest predicted probability first.
+        looks: some images, and where the model's attention is in them.
+        changes: of the base's layers by training; None where there was no base.
     """
 
     split: Literal["test", "validation"]
@@ -80,29 +80,29 @@ class Findings:
 
     @property
     def counts(self) -> Tensor:
-        """How many images there are (n_classes, n_classes), row true and column predicted."""
+        """Number of images (n_classes, n_classes) of each true class (row) and predicted class."""
         found = torch.zeros((len(self.classes),) * 2, dtype=torch.long)
         for true, predicted, n in self.confusions:
             found[true, predicted] = n
         return found
 
     def write(self, folder: Path) -> None:
-        """Keep them in a run's folder, whole or not at all."""
+        """Write them into a run's folder, whole or not at all."""
         text = json.dumps(msgspec.to_builtins(self), separators=(",", ":"))
         write_bytes(folder / FILE, text.encode())
 
     @classmethod
     def read(cls, folder: Path) -> "Findings":
-        """Return what `write` kept.
+        """Return what `write` wrote.
 
         Raises:
-            FileNotFoundError: nothing was kept.
+            FileNotFoundError: there is no such file.
             ValueError: the file is broken.
         """
         found = record_of(cls, read_json(folder / FILE), FILE)
         k = len(found.classes)
-        told = [i for true, predicted, _ in found.confusions for i in (true, predicted)]
-        if any(i >= k for i in told) or len(found.precisions) not in (0, k):
+        used = [i for true, predicted, _ in found.confusions for i in (true, predicted)]
+        if any(i >= k for i in used) or len(found.precisions) not in (0, k):
             raise ValueError(f"{FILE}: it tells of a class that it does not name")
         return found
 
@@ -120,37 +120,37 @@ def examine(
 
     Args:
         classes: names of the k classes.
-        split: what the images are.
-        labels: of the n images (n,); of several labels 0 and 1 (n, k).
+        split: which split the images are.
+        labels: of the n images (n,); where an image may have several, 0 and 1 (n, k).
         probabilities: the model's (n, k).
         thumbnails: pictures of the images, of which only a few are read.
-        look: gives for image uint8 (C, height, width) the weights of its patches (rows, columns).
-        changes: of the base by training.
+        look: image, uint8 (C, height, width) -> attention weights of its patches (rows, columns).
+        changes: of the base's layers by training.
     """
     assert probabilities.shape == (len(labels), len(classes))
     labels, probabilities = labels.long().cpu(), probabilities.detach().float().cpu().nan_to_num()
-    made = _several if labels.ndim == 2 else _single
+    complete = _several if labels.ndim == 2 else _single
     found = Findings(split=split, n=len(labels), classes=[_shown(name) for name in classes])
     found = replace(found, changes=changes)
-    return made(found, labels, probabilities, thumbnails, look)
+    return complete(found, labels, probabilities, thumbnails, look)
 
 
 def _single(
     found: Findings, labels: Tensor, probabilities: Tensor, thumbnails: Thumbnails, look: Look
 ) -> Findings:
-    """Return the findings with what is shown of images that have one label each."""
+    """Return the findings, completed for images that have one label each."""
     k, (sure, predicted) = len(found.classes), probabilities.max(1)
     right, order = predicted == labels, sure.argsort(descending=True, stable=True)
     mistakes = order[~right[order]]
-    first = mistakes[:N_MISTAKES].tolist()
-    surest: dict[int, int] = {}  # of each class
+    shown = mistakes[:N_MISTAKES].tolist()
+    surest: dict[int, int] = {}  # class -> the right prediction of highest probability
     for i in order[right[order]].tolist():
         surest.setdefault(int(labels[i]), i)
-    chosen = [*list(surest.values())[: N_LOOKS // 2], *first[: N_LOOKS // 2]]
+    looked_at = [*list(surest.values())[: N_LOOKS // 2], *shown[: N_LOOKS // 2]]
     says = {}
-    for i in (*chosen, *first):
-        true, told = found.classes[labels[i]], found.classes[predicted[i]]
-        says[i] = f"{true if right[i] else f'{true} → {told}'} {float(sure[i]):.0%}"
+    for i in (*looked_at, *shown):
+        true, guess = found.classes[labels[i]], found.classes[predicted[i]]
+        says[i] = f"{true if right[i] else f'{true} → {guess}'} {float(sure[i]):.0%}"
     pairs, counts = (labels * k + predicted).unique(return_counts=True)
     cells = zip((pairs // k).tolist(), (pairs % k).tolist(), counts.tolist(), strict=True)
     return replace(
@@ -158,15 +158,15 @@ def _single(
         wrong=len(mistakes),
         confusions=list(cells),
         bins=_bins(sure, right),
-        mistakes=[Shown(thumbnails.name(i), says[i], thumbnails.picture(i)) for i in first],
-        looks=_looks(thumbnails, {i: says[i] for i in chosen}, look),
+        mistakes=[Shown(thumbnails.name(i), says[i], thumbnails.picture(i)) for i in shown],
+        looks=_looks(thumbnails, {i: says[i] for i in looked_at}, look),
     )
 
 
 def _several(
     found: Findings, labels: Tensor, probabilities: Tensor, thumbnails: Thumbnails, look: Look
 ) -> Findings:
-    """Return the findings with what is shown of images that have several labels."""
+    """Return the findings, completed for images that may have several labels."""
     n, says = len(labels), {}
     for i in torch.linspace(0, n - 1, min(n, N_LOOKS)).long().tolist():
         says[i] = f"{found.classes[probabilities[i].argmax()]} {float(probabilities[i].max()):.0%}"
@@ -185,9 +185,9 @@ def _shown(name: str) -> str:
 
 
 def _bins(sure: Tensor, right: Tensor) -> list[tuple[int, float, float]]:
-    """Return for N_BINS ranges of probability what `Findings.bins` holds."""
-    places = (sure * N_BINS).long().clamp(max=N_BINS - 1)
-    found = [places == i for i in range(N_BINS)]
+    """Return what `Findings.bins` holds, for N_BINS ranges of probability."""
+    numbers = (sure * N_BINS).long().clamp(max=N_BINS - 1)
+    found = [numbers == i for i in range(N_BINS)]
     return [
         (int(here.sum()), sure[here].double().mean().item(), right[here].double().mean().item())
         for here in found
@@ -196,7 +196,7 @@ def _bins(sure: Tensor, right: Tensor) -> list[tuple[int, float, float]]:
 
 
 def _precisions(labels: Tensor, probabilities: Tensor) -> list[tuple[float, int]]:
-    """Return for each class what `Findings.precisions` holds."""
+    """Return what `Findings.precisions` holds."""
     there = (labels > 0).sum(dim=0).tolist()
     return [
         (mean_average_precision(probabilities[:, i : i + 1], labels[:, i : i + 1]) if n else 0.0, n)
@@ -205,7 +205,7 @@ def _precisions(labels: Tensor, probabilities: Tensor) -> list[tuple[float, int]
 
 
 def _looks(thumbnails: Thumbnails, says: dict[int, str], look: Look) -> list[Shown]:
-    """Return images by number, and what is said of them, with where the model looks."""
+    """Return images with the model's attention; `says` has their captions by number."""
     if look is None:
         return []
     found = []

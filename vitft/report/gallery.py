@@ -1,4 +1,4 @@
-"""A run's findings in; its mistakes, and where the model looks, as captioned pictures out."""
+"""A run's findings in; HTML of its mistakes and the model's attention, with captions, out."""
 
 import base64
 from html import escape
@@ -19,7 +19,7 @@ def mistakes(findings: Findings) -> str:
 
 
 def looks(findings: Findings) -> str:
-    """Return some images, beside each the same in the light of what the model looks at."""
+    """Return some images, beside each the same image brightened by the model's attention."""
     if not findings.looks:
         return ""
     return (
@@ -31,7 +31,7 @@ def looks(findings: Findings) -> str:
 
 
 def _figure(shown: Shown) -> str:
-    """Return a picture, or two side by side, with what is said of it."""
+    """Return a picture, or two side by side, with its caption."""
     images = "".join(_img(data) for data in (shown.picture, shown.lit) if data)
     name = f"<br><small>{escape(shown.name)}</small>" if shown.name else ""
     return (
@@ -41,8 +41,8 @@ def _figure(shown: Shown) -> str:
 
 
 def _img(data: bytes) -> str:
-    """Return a picture as an element that needs no file."""
-    is_png = data.startswith(b"\x89PNG")  # small: its pixels are to be seen as they are
+    """Return a picture as an element that contains its data."""
+    is_png = data.startswith(b"\x89PNG")  # a small picture, whose pixels are shown unsmoothed
     kind, small = ("png", 'class="small" ') if is_png else ("jpeg", "")
     text = base64.b64encode(data).decode()
     return f'<img {small}src="data:image/{kind};base64,{text}" alt="">'

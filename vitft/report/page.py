@@ -1,7 +1,7 @@
-"""A title and HTML in, a page that needs nothing else out; and the look that its pictures share.
+"""A title and HTML in, a self-contained page out; and the style that its pictures share.
 
-Matplotlib draws the pictures, which are inline SVG with text left as text: the reader's browser has
-the fonts, and its light or dark mode the colours.
+Matplotlib draws the pictures as inline SVG whose text stays text, so that the reader's browser
+provides the font, and the colours of its light or dark mode.
 """
 
 import io
@@ -23,16 +23,27 @@ from vitft.files import write_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COOL, WARM, GREY = "#3b7de0", "#e5641b", "#808890"  # GREY is replaced by the page's own grey
-LOOK = {  # matplotlib's
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), GREY),
+COOL, WARM, GREY = "#3b7de0", "#e5641b", "#808890"  # `svg` replaces GREY by the page's text colour
+RC_PARAMS = {  # of matplotlib
+    "text.color": GREY,
+    "axes.labelcolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
     "grid.color": GREY,
-    **{"xtick.major.size": 0, "ytick.major.size": 0, "axes.edgecolor": "none", "grid.alpha": 0.3},
-    **{"savefig.bbox": "tight", "savefig.pad_inches": 0.04, "savefig.transparent": True},
-    **{"font.size": 9, "text.parse_math": False, "figure.constrained_layout.wspace": 0.06},
-    **{"svg.fonttype": "none", "svg.hashsalt": "vitft"},
+    "grid.alpha": 0.3,
+    "axes.edgecolor": "none",
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "font.size": 9,
+    "text.parse_math": False,
+    "figure.constrained_layout.wspace": 0.06,
+    "savefig.bbox": "tight",
+    "savefig.pad_inches": 0.04,
+    "savefig.transparent": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "vitft",
 }
-STYLE = """
+CSS = """
 :root { color-scheme: light dark; background: light-dark(#fff, #14171c) }
 body { max-width: 1080px; margin: 40px auto; padding: 0 24px; overflow-wrap: anywhere;
   font: 15px/1.5 system-ui, sans-serif; color: light-dark(#1c2128, #e4e8ed) }
@@ -74,12 +85,12 @@ img { width: 100%; aspect-ratio: 1; min-width: 0; object-fit: contain }
 
 
 @contextmanager
-def looking() -> Iterator[None]:
-    """Draw with the look of the pages, whatever the reader's settings are."""
+def page_style() -> Iterator[None]:
+    """Draw in the style of the pages, whatever matplotlib's settings are."""
     from matplotlib import style
 
-    with warnings.catch_warnings(), style.context(LOOK, after_reset=True):
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser will have it
+    with warnings.catch_warnings(), style.context(RC_PARAMS, after_reset=True):
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has the font
         yield
 
 
@@ -99,8 +110,8 @@ def svg(figure: "Figure") -> str:
 
 
 def write_page(path: Path, title: str, body: str) -> None:
-    """Write HTML that needs nothing else, replacing `path` at once or not at all."""
+    """Write a self-contained HTML page, replacing `path` at once or not at all."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    head += f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>"
+    head += f"<title>{escape(title)}</title><style>{CSS}</style><h1>{escape(title)}</h1>"
     page = f'<!DOCTYPE html><html lang="en">{head}{body}</html>\n'
     write_bytes(path, page.translate(ESCAPED).encode(errors="replace"))

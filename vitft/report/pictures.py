@@ -26,12 +26,12 @@ def curves(
     frozen: Mapping[str, float],
     n: int | None,
 ) -> str:
-    """Return a panel a chart: the last values in words, the whole course as lines.
+    """Return a panel for each chart: the last values as text, all epochs as lines.
 
     Args:
-        history: a row an epoch.
-        frozen: accuracies of the frozen features, drawn beside that of the epochs.
-        n: how many images validate; None where nobody knows.
+        history: a row an epoch, as in metrics.jsonl.
+        frozen: accuracies of the frozen features by "knn" and "probe", drawn as horizontal lines.
+        n: number of validation images; None where it is unknown.
     """
     from matplotlib.figure import Figure
 
@@ -48,8 +48,8 @@ def curves(
                 axes.plot(*zip(*points, strict=True), color=colour, marker=mark, markersize=4)
                 legend += f'<b style="color: {colour}">●</b> {name} {text(points[-1][1])}&emsp;'
         for name, value in frozen.items() if "val_accuracy" in keys and legend else ():
-            what, style = FROZEN[name]
-            axes.axhline(value, color=GREY, linestyle=style, linewidth=1)
+            what, line_style = FROZEN[name]
+            axes.axhline(value, color=GREY, linestyle=line_style, linewidth=1)
             legend += f"{what} of frozen features {text(value)}&emsp;"
         axes.grid(axis="y")
         axes.locator_params(axis="x", integer=True, min_n_ticks=1)
@@ -60,7 +60,7 @@ def curves(
 
 
 def confusion(classes: Sequence[str], counts: Tensor) -> str:
-    """Return a panel with counts (n_classes, n_classes), row true and column predicted."""
+    """Return a panel with the confusion matrix; see `matrix`."""
     return (
         "<h2>Confusions</h2><p>Rows are true classes, columns predicted ones. A darker cell holds "
         "a larger share of its row.</p>"
@@ -69,13 +69,13 @@ def confusion(classes: Sequence[str], counts: Tensor) -> str:
 
 
 def matrix(classes: Sequence[str], counts: Tensor) -> "Figure":
-    """Draw counts (n_classes, n_classes), row true and column predicted."""
+    """Draw a confusion matrix: counts (n_classes, n_classes), row true and column predicted."""
     from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
 
     n, side = len(classes), min(0.42 * len(classes), 9)  # inches
     figure = Figure(figsize=(side, side))
-    axes = figure.add_axes((0, 0, 1, 1))  # the names lie outside, where savefig.bbox makes room
+    axes = figure.add_axes((0, 0, 1, 1))  # names lie outside; savefig.bbox="tight" includes them
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     depth = shares.sqrt().clamp(min=0.15) * (counts > 0)
     colours = torch.tensor([to_rgb(WARM), to_rgb(COOL)])[torch.eye(n, dtype=torch.long)]
@@ -93,8 +93,15 @@ def matrix(classes: Sequence[str], counts: Tensor) -> "Figure":
 
 
 def per_class(classes: Sequence[str], counts: Tensor, split: str = "test") -> str:
-    """Return a bar a class, the hardest first, from counts (n_classes, n_classes)."""
+    """Return a bar for each class's accuracy, the lowest first.
+
+    Args:
+        classes: their names.
+        counts: confusion matrix (n_classes, n_classes), row true and column predicted.
+        split: which split the images are.
+    """
     totals, shares = counts.sum(1), counts.diagonal() / counts.sum(1).clamp(min=1)
+    # 2 puts classes without images last
     order = torch.where(totals > 0, shares, 2).argsort(stable=True)[:N_CLASSES].tolist()
     bars = ""
     for i in order:
@@ -107,7 +114,7 @@ def per_class(classes: Sequence[str], counts: Tensor, split: str = "test") -> st
 
 
 def reliability(findings: Findings) -> str:
-    """Draw how often the model is right by how sure it says it is."""
+    """Return a reliability diagram: the share of right predictions by predicted probability."""
     from matplotlib.figure import Figure
 
     if not findings.bins:
@@ -130,9 +137,10 @@ def reliability(findings: Findings) -> str:
 def precisions(findings: Findings) -> str:
     """Return a table of the classes' average precision, the hardest first."""
     rows = zip(findings.precisions, findings.classes, strict=True)
-    order = sorted((found if n else 2.0, name, n) for (found, n), name in rows)
+    # 2.0 puts classes without images last
+    order = sorted((precision if n else 2.0, name, n) for (precision, n), name in rows)
     cells = ""
-    for found, name, n in order:
-        text = percent(found, n) if n else "–"
+    for precision, name, n in order:
+        text = percent(precision, n) if n else "–"
         cells += f"<div><dt>{escape(name)}</dt><dd>{text} ({n:,} images)</dd></div>"
     return f"<h2>Average precision on {findings.n:,} {findings.split} images</h2><dl>{cells}</dl>"

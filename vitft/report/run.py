@@ -1,4 +1,4 @@
-"""A run's facts, history and test predictions in; one HTML file that needs nothing else out."""
+"""A run's facts, history and findings in; one self-contained HTML file out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,20 +9,14 @@ from vitft.report.changes import changes
 from vitft.report.figures import percent, wilson
 from vitft.report.findings import Findings
 from vitft.report.gallery import looks, mistakes
-from vitft.report.page import looking, write_page
-from vitft.report.pictures import (
-    confusion,
-    curves,
-    per_class,
-    precisions,
-    reliability,
-)
+from vitft.report.page import page_style, write_page
+from vitft.report.pictures import confusion, curves, per_class, precisions, reliability
 
 TILES = (  # facts shown large
     *("test_accuracy", "test_mean_average_precision", "test_balanced_accuracy", "test_macro_f1"),
     *("trained_share", "seconds"),
 )
-NAMES = {  # of facts, where the key's own words do not say it
+NAMES = {  # of facts whose keys do not suffice
     "n_parameters": "parameters",
     "n_trainable": "parameters that train",
     "n_train": "images to train on",
@@ -42,12 +36,12 @@ NAMES = {  # of facts, where the key's own words do not say it
 
 
 def _fact(key: str, value: object, n: int | None = None) -> str:
-    """Return a fact as a reader would write it, as HTML.
+    """Return a fact's value as HTML, in a readable format and with its unit.
 
     Args:
-        key: its name.
-        value: what is told.
-        n: of how many images, where it is a share of some.
+        key: of the fact, whose ending gives the format.
+        value: a number, text, list or mapping.
+        n: number of images, where the value is a share of some.
     """
     if isinstance(value, Mapping):
         return "\n".join(f"{_name(str(k))} {_fact(str(k), v)}" for k, v in value.items())
@@ -69,7 +63,7 @@ def _fact(key: str, value: object, n: int | None = None) -> str:
 
 
 def _name(key: str) -> str:
-    """Return what a fact is called."""
+    """Return the readable name of a fact, as HTML."""
     plain = key.removeprefix("n_").replace("_", " ").replace("macro f1", "macro F1")
     if plain.startswith("val "):
         plain = f"validation {plain[4:]}"
@@ -77,7 +71,7 @@ def _name(key: str) -> str:
 
 
 def _n_images(key: str, facts: Mapping[str, object]) -> int | None:
-    """Return how many images a share was measured on, where that is told."""
+    """Return the number of images that a share was measured on, None where it is unknown."""
     n = facts.get("n_test" if key.startswith("test_") else "n_validation")
     measured = key.startswith(("test_", "val_", "frozen_"))
     return n if measured and isinstance(n, int) and n > 0 else None
@@ -105,7 +99,7 @@ def _facts(facts: Mapping[str, object]) -> tuple[str, str]:
 
 
 def _frozen(facts: Mapping[str, object]) -> dict[str, float]:
-    """Return the accuracies of the frozen features, by name."""
+    """Return the accuracies of the frozen features, by "knn" and "probe"."""
     found = {name: facts.get(f"frozen_{name}_accuracy") for name in ("knn", "probe")}
     return {name: value for name, value in found.items() if isinstance(value, float)}
 
@@ -118,16 +112,16 @@ def write_report(
     history: Sequence[Mapping[str, float | None]],
     findings: Findings | None = None,
 ) -> None:
-    """Write one HTML file that tells how a run went, replacing `path` at once or not at all.
+    """Write the report of a run as one HTML file, replacing `path` at once or not at all.
 
     Args:
         path: of the page.
         title: of the page.
-        facts: what summary.json holds; `*_accuracy` and `*_share` lie in 0..1.
+        facts: the content of summary.json; `*_accuracy` and `*_share` lie in 0..1.
         history: a row an epoch: epoch, train_loss, val_loss, val_accuracy, lr; may be empty.
-        findings: what the model said of the images; None of a run that was not measured.
+        findings: the model's predictions; None for a run without an evaluation.
     """
-    with looking():
+    with page_style():
         tiles, others = _facts(facts)
         shown = "" if findings is None else _shown(findings)
         drawn = curves(history, _frozen(facts), _n_images("val_accuracy", facts))
@@ -135,7 +129,7 @@ def write_report(
 
 
 def _shown(findings: Findings) -> str:
-    """Return the sections that tell of a split's images, and of what training has changed."""
+    """Return the sections about a split's images and about the changes of the layers."""
     last = looks(findings) + changes(findings.changes)
     if findings.precisions:
         return precisions(findings) + last

@@ -1,6 +1,6 @@
-"""Images in; small pictures for a page, PNG or JPEG, out: from the original files where there are.
+"""Images in; small pictures for a page, PNG or JPEG, out, from the original files if they exist.
 
-What is small already stays as it is, to the last bit.
+A picture that is small already keeps its pixels exactly.
 """
 
 import io
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIDE = 256  # pixels of a picture's longer side, at most
-SMALL = 96  # up to so many it is a PNG
-DARK = 0.15  # brightness of what a model passes over
+SMALL = 96  # pixels of the longer side of a picture that becomes a PNG, at most
+DARK = 0.15  # brightness of patches without attention
 
 
 class Thumbnails:
     """Pictures of some images.
 
     Args:
-        images: those of a split.
-        fit: what they go through on their way to the model.
+        images: of a split.
+        fit: their preprocessing for the model.
     """
 
     def __init__(self, images: Images, fit: Fit) -> None:
         self.images, self.fit = images, fit
 
     def name(self, i: int) -> str:
-        """Return what image i is called, without its folder: "" where it has only a number."""
+        """Return the name of image i's file, without its folder; "" where it has no file."""
         if not self.images.are_files:
             return ""
         return Path(self.images.names[i]).name.encode(errors="replace").decode()
 
     def picture(self, i: int) -> bytes:
-        """Return image i: all of the original, or what was made of it for the model."""
+        """Return image i: the whole original, or without its file the model's input."""
 
         def small(image: "Image") -> "Image":
             image = self.fit.whole(image, SIDE, draft=True)
@@ -52,34 +52,34 @@ class Thumbnails:
         return encoded(self._read(i, small) or _as_picture(self.images.decode(i)))
 
     def look(self, i: int, weights: Tensor) -> tuple[bytes, bytes]:
-        """Return the square of image i that the model sees, and the same in the light of weights.
+        """Return the square of image i that the model sees, and the same brightened by weights.
 
         Args:
-            i: the image.
-            weights: of its patches (rows, columns), not negative.
+            i: the image's number.
+            weights: attention to its patches (rows, columns), not negative.
         """
         larger = replace(self.fit, image_size=max(SIDE, self.fit.image_size))
         image = self._read(i, lambda image: _as_picture(larger(image)))
         image = _sized(image or _as_picture(self.images.decode(i)))
-        return encoded(image), encoded(lit(image, weights))
+        return encoded(image), encoded(brightened(image, weights))
 
     def _read(self, i: int, use: "Callable[[Image], Image]") -> "Image | None":
-        """Return what `use` makes of the file of image i; None without one that can be read."""
+        """Return what `use` makes of image i's file; None where there is none that can be read."""
         if not self.images.are_files:
             return None
         try:
             return read_image(self.images.names[i], use)
-        except (ValueError, OSError):  # it has been moved since
+        except (ValueError, OSError):  # the file has been moved or changed since
             return None
 
 
-def in_light(image: Tensor, weights: Tensor) -> bytes:
-    """Return an image, uint8 (C, height, width), in the light of its weights, as a file."""
-    return encoded(lit(_sized(_as_picture(image)), weights))
+def brightened_file(image: Tensor, weights: Tensor) -> bytes:
+    """Return `brightened` for an image, uint8 (C, height, width), as the bytes of a file."""
+    return encoded(brightened(_sized(_as_picture(image)), weights))
 
 
 def _sized(image: "Image") -> "Image":
-    """Return a picture of at most SIDE, a small one larger: so that light falls smoothly."""
+    """Return a picture of at most SIDE; a small one is enlarged, so that brightness is smooth."""
     if image.width < SMALL:
         n = SIDE // image.width
         image = image.resize((n * image.width, n * image.height), 0)
@@ -87,10 +87,11 @@ def _sized(image: "Image") -> "Image":
     return image
 
 
-def lit(image: "Image", weights: Tensor) -> "Image":
-    """Return a picture as bright as the weights (rows, columns), the largest 5 % in full light.
+def brightened(image: "Image", weights: Tensor) -> "Image":
+    """Return a picture whose brightness follows the weights of its patches (rows, columns).
 
-    Of a ViT, single patches often have many times the weight of all others.
+    The largest 5 % of the weights get full brightness, since single patches of a ViT often have
+    many times the weight of all others.
     """
     from PIL import Image
 
@@ -111,7 +112,7 @@ def _as_picture(image: Tensor) -> "Image":
 
 
 def encoded(image: "Image") -> bytes:
-    """Return a picture as a file: PNG where it is small, else JPEG."""
+    """Return a picture as the bytes of a file: PNG where it is small, else JPEG."""
     file, small = io.BytesIO(), max(image.size) <= SMALL
     if small:
         image.save(file, "PNG")

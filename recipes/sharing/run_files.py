@@ -1,4 +1,4 @@
-"""The folder of a run, or of an adapter that no run has made, in; what its files tell out."""
+"""The folder of a run, or only of an adapter or base, in; the contents of its files out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +10,16 @@ from vitft.files import read_json, read_metadata
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a run's folder tells, or an adapter's that no run has made.
+class RunFiles:
+    """The contents of a run's folder, or of a folder with only an adapter or base.
 
     Attributes:
-        file: that holds the weights.
-        summary, config: what summary.json and config.json hold, {} where there is none.
-        adapter: what adapter_config.json holds, {} of a base.
-        fingerprint: of the adapter's base, where it is told.
+        file: with the weights.
+        summary, config: contents of summary.json and config.json; {} without the file.
+        adapter: contents of adapter_config.json; {} for a base.
+        classes: class names; () where an adapter has none.
+        method: of the adapter; for a base that of the run, None without a run.
+        fingerprint: of the adapter's base, where the adapter records it.
     """
 
     file: Path
@@ -29,8 +31,8 @@ class Told:
     fingerprint: str | None = None
 
 
-def read_told(folder: Path) -> Told:
-    """Return what a folder with an adapter or a base tells.
+def read_run_files(folder: Path) -> RunFiles:
+    """Return the contents of a folder with an adapter or a base.
 
     Raises:
         ValueError, OSError: it holds neither, or a file is broken.
@@ -40,7 +42,7 @@ def read_told(folder: Path) -> Told:
     if (folder / "adapter_config.json").is_file():
         saved = read_adapter(folder)
         method = saved.method or str(saved.config.get("peft_type", "")).lower()
-        return Told(
+        return RunFiles(
             file=folder / "adapter_model.safetensors",
             summary=summary,
             config=config,
@@ -56,7 +58,7 @@ def read_told(folder: Path) -> Told:
     header = read_metadata(base)
     if not {"config", "classes", "preprocessing"} <= header.keys():
         raise ValueError(f"{base} is no vitft base; vitft convert makes one of it")
-    return Told(base, summary, config, {}, tuple(header["classes"]), summary.get("adapter"))
+    return RunFiles(base, summary, config, {}, tuple(header["classes"]), summary.get("adapter"))
 
 
 def _json(path: Path) -> dict[str, Any]:
