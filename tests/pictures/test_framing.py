@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 from tests.conftest import paint
 from vitft import VisionTransformer, load_model, save_model
 from vitft.data.load import load_data
-from vitft.pictures.decode import heading, read_image
+from vitft.pictures.decode import read_header, read_image
 from vitft.pictures.preprocess import Fit, Framing, Preprocessing
 
 
@@ -42,7 +42,7 @@ def test_a_picture_on_its_side_is_as_large_as_it_is_shown(
     image, exif = photograph(9, 5), Image.Exif()
     exif[274] = orientation
     image.save(tmp_path / "a.jpg", exif=exif)
-    assert heading(tmp_path / "a.jpg") == (size, False)
+    assert read_header(tmp_path / "a.jpg") == (size, False)
 
 
 def test_a_thin_picture_keeps_a_line() -> None:
