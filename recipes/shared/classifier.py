@@ -220,10 +220,11 @@ def as_image(pixels: Any) -> Image.Image:
     Floats are 0 to 1, as where pixels were divided by 255, or 0 to 255.
 
     Raises:
-        ValueError: it has another shape, or values outside these.
+        ValueError: it has another shape, values outside these, or no real numbers.
     """
     if isinstance(pixels, Tensor):
         pixels = pixels.detach().cpu()
+        pixels = pixels.float() if pixels.is_floating_point() else pixels  # numpy has no bfloat16
         pixels = (pixels.permute(1, 2, 0) if pixels.ndim == 3 else pixels).numpy()
     array = np.asarray(pixels)
     if array.ndim == 3 and array.shape[2] == 1:
@@ -237,6 +238,8 @@ def as_image(pixels: Any) -> Image.Image:
             f"a picture of shape {np.shape(pixels)} is neither (height, width), (height, width, 3) "
             "nor a tensor (3, height, width)"
         )
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"pixels of dtype {array.dtype} are no real numbers")
     low, high = float(array.min()), float(array.max())
     if not 0 <= low <= high <= 255:
         raise ValueError(

@@ -67,6 +67,8 @@ def test_the_base_is_found_by_the_run(run: Path, base: Path, red: Path, vitft: R
     [
         (np.zeros((2, 2, 5)), r"a picture of shape \(2, 2, 5\) is neither"),
         (np.zeros((0, 2, 3)), r"a picture of shape \(0, 2, 3\) is neither"),
+        (torch.zeros(3, 8, 8, dtype=torch.complex64), "dtype complex64 are no real numbers"),
+        (np.full((2, 2), None), "dtype object are no real numbers"),
         (torch.randn(3, 8, 8), "are neither 0 to 255 nor 0 to 1; give the picture as it is"),
         (np.full((2, 2, 3), 256), "pixels of 256 to 256 are neither"),
         (np.full((2, 2), np.nan), "pixels of nan to nan are neither"),
@@ -75,6 +77,11 @@ def test_the_base_is_found_by_the_run(run: Path, base: Path, red: Path, vitft: R
 def test_what_is_no_picture_is_refused(picture: object, told: str, base: Path) -> None:
     with pytest.raises(ValueError, match=told):
         Classifier(base).predict(picture)
+
+
+def test_tensors_in_bfloat16_are_pictures(base: Path) -> None:
+    classifier, pixels = Classifier(base), torch.full((3, 8, 8), 0.5)
+    assert classifier.predict(pixels.bfloat16()) == classifier.predict(pixels)
 
 
 def test_grey_and_transparent_arrays_are_pictures(base: Path) -> None:
