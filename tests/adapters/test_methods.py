@@ -280,3 +280,8 @@ def test_prompts_need_tokens_back() -> None:
     layer = METHODS["vpt"]().adapt(Pair(), "blocks.0")
     with pytest.raises(ValueError, match="VPT adds tokens, but this block gives a tuple, not to"):
         layer(torch.randn(1, 3, 8))
+
+
+def test_names_may_come_in_a_list() -> None:
+    found = METHODS["ia3"](targets=["wq", "w2"], feedforward=["w2"])
+    assert (found.targets, found.feedforward) == (("wq", "w2"), ("w2",))

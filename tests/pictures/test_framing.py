@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from tests.conftest import paint
-from vitft import VisionTransformer, load_model, save_model
+from tests.conftest import TINY, paint
+from vitft import VisionTransformer, ViTConfig, load_model, save_model
 from vitft.data.load import load_data
 from vitft.pictures.decode import read_header, read_image
 from vitft.pictures.preprocess import Fit, Framing, Preprocessing
@@ -43,6 +43,26 @@ def test_a_picture_on_its_side_is_as_large_as_it_is_shown(
     exif[274] = orientation
     image.save(tmp_path / "a.jpg", exif=exif)
     assert read_header(tmp_path / "a.jpg") == (size, False)
+
+
+def test_what_is_padded_has_the_mean_colour_of_the_model() -> None:
+    model = VisionTransformer(ViTConfig(**TINY, dropout=0.0))
+    model.mean, model.framing = (0.25, 0.5, 1.0), Framing(resize="pad")
+    found = Fit.of(model)(Image.new("RGB", (8, 4), (9, 9, 9)))
+    assert found[:, 0, 0].tolist() == [64, 128, 255]
+    assert found[:, 4, 4].tolist() == [9, 9, 9]
+
+
+def test_a_picture_with_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitft.pictures.preprocess.MAX_PIXELS", 80)
+    assert Fit(8)(photograph(10, 8)).shape == (3, 8, 8)
+    with pytest.raises(ValueError, match="9x9 pixels are more than can be decoded"):
+        Fit(8)(photograph(9, 9))
+
+
+def test_a_record_may_tell_several_labels() -> None:
+    record = {"image_size": 8, "mean": (0.5,), "std": (0.5,)}
+    assert Preprocessing.of(record | {"labels": "several"}).labels == "several"
 
 
 def test_a_thin_picture_keeps_a_line() -> None:

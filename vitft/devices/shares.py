@@ -94,9 +94,7 @@ class Dropout(TorchFunctionMode):
         kwargs = kwargs or {}
         return (self._dropout if func is F.dropout else func)(*args, **kwargs)
 
-    def _dropout(
-        self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-    ) -> Tensor:
+    def _dropout(self, input: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
         if not training or p == 0 or self.rows.here is None or len(input) != len(self.rows):
             return F.dropout(input, p, training, inplace)
         factors = F.dropout(input.new_ones(self.rows.n, *input.shape[1:]), p)
