@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import adapters
 import recipes.export
-from tests.conftest import Run, slow, some
+from tests.conftest import Run, slow
 from tests.families.sources import HF, TIMM, hf_model, timm_model
 from vitft import VisionTransformer, load_model, save_model
 from vitft.families.check import load
@@ -163,7 +163,8 @@ ONNX = [
 ]
 
 
-@pytest.mark.parametrize(("library", "name", "size"), some(ONNX, 5))
+@slow
+@pytest.mark.parametrize(("library", "name", "size"), ONNX)
 @torch.no_grad()
 def test_onnx_gives_logits_or_the_features_of_a_base_without_a_head(
     library: str, name: str, size: int, vitft: Run, tmp_path: Path

@@ -9,7 +9,7 @@ import torch
 
 import adapters
 from recipes.shared.options import TrainOptions, make_plan, pick_bf16, pick_compile, pick_device
-from tests.conftest import Run, summary
+from tests.conftest import Run, some, summary
 from vitft import load_model
 
 METHODS = [*adapters.METHODS, "linear", "full"]
@@ -33,7 +33,7 @@ def test_pretrain_leaves_what_the_contract_says(base: Path) -> None:
     assert model.mean != (0.5, 0.5, 0.5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", some(METHODS, 3))
 def test_finetune_trains_saves_and_reloads(
     vitft: Run, folder: Path, base: Path, tmp_path: Path, method: str
 ) -> None:

@@ -40,7 +40,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("method", "own"),
     some(
-        [("lora", ["--lr-ratio=4"]), *((m, []) for m in ("dora", "vera", "ia3", "ssf", "norm"))], 3
+        [("lora", ["--lr-ratio=4"]), *((m, []) for m in ("dora", "vera", "ia3", "ssf", "norm"))], 6
     ),
 )
 def test_every_adapter_trains_as_it_does_alone(
@@ -81,7 +81,7 @@ def sweep(vitft: Run, folder: Path, base: Path, out: Path, *flags: object, code:
             (["--adapter=vpt"], "'blocks.0' is a Block"),
             (["--dropout=0.1"], "dropout draws other numbers together than alone"),
         ],
-        2,
+        3,
     ),
 )
 def test_what_cannot_train_together_trains_one_after_the_other(

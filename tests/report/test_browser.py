@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import uvicorn
 
 from recipes.serving.app import Limits, make_app
 from recipes.serving.desk import Desk
-from tests.conftest import Run, drawn, paint
+from tests.conftest import Run, drawn, paint, some
 from vitft import load_model
 
 COLOURS = {"red": (210, 30, 40), "green": (20, 210, 40), "blue": (20, 30, 210)}
@@ -125,8 +126,10 @@ def pages(
     }
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["pretrain", "finetune", "no weight", "sweep", "compare"])
+PAGES = ("pretrain", "finetune", "no weight", "sweep", "compare")
+
+
+@pytest.mark.parametrize(("name", "scheme"), some([*product(PAGES, ("light", "dark"))], 3))
 def test_every_page(browser: Any, pages: dict[str, Path], name: str, scheme: str) -> None:
     browser.get(pages[name].as_uri())
     check(browser, scheme)

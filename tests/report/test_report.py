@@ -131,7 +131,7 @@ def words(text: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("draws")
-@pytest.mark.parametrize("n_epochs", [0, 1, 2, 150])
+@pytest.mark.parametrize("n_epochs", [0, 1, 150])
 def test_any_number_of_epochs_is_drawn(tmp_path: Path, n_epochs: int) -> None:
     rows = [{**ROW, "epoch": i, "train_loss": i**1.5} for i in range(1, n_epochs + 1)]
     text = report(tmp_path, history=rows)
@@ -142,12 +142,11 @@ def test_any_number_of_epochs_is_drawn(tmp_path: Path, n_epochs: int) -> None:
 
 
 @pytest.mark.usefixtures("draws")
-@pytest.mark.parametrize("missing", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_leaves_a_gap(tmp_path: Path, missing: float) -> None:
-    values = (4.0, 3.0, missing, 2.0, 1.0)
+def test_a_loss_that_is_not_finite_leaves_a_gap(tmp_path: Path) -> None:
+    values = (4.0, 3.0, math.nan, 2.0, 1.0, math.inf, 2.0, 1.0, -math.inf, 2.0, 1.0)
     rows = [{**ROW, "epoch": i, "train_loss": v} for i, v in enumerate(values)]
-    line = lines(report(tmp_path, history=rows, facts={"test_loss": missing}))[0]
-    assert (line.count("M"), line.count("L")) == (2, 2)
+    line = lines(report(tmp_path, history=rows, facts={"test_loss": math.nan}))[0]
+    assert (line.count("M"), line.count("L")) == (4, 4)
     assert not re.search("nan|inf", line)
 
 
