@@ -64,9 +64,13 @@ def make_member(
 
 
 def chunks(base: VisionTransformer, members: Sequence[Member], n: int) -> list[list[Member]]:
-    """Return what trains together: at most `n`, at the same step, and only what can be stacked."""
+    """Return what trains together: at most `n`, at the same step, and only what can be stacked.
+
+    A resumed sweep has the chunks of the whole one, though a member that failed begins anew: what a
+    member computes may differ in rounding with what it trains beside.
+    """
     alone: list[list[Member]] = []
-    steps: dict[tuple[int, ...], list[Member]] = {}
+    sizes: dict[int, list[Member]] = {}  # seeds may leave other numbers of images to train on
     for member in members:
         try:
             adapters.together(base, [member.run.model])
@@ -76,13 +80,17 @@ def chunks(base: VisionTransformer, members: Sequence[Member], n: int) -> list[l
                 say(f"one after the other: {'each trains a base of its own' if full else error}")
             alone.append([member])
         else:
-            steps.setdefault(_progress(member.run), []).append(member)
-    return alone + [same[i : i + n] for same in steps.values() for i in range(0, len(same), n)]
+            sizes.setdefault(len(member.run.train), []).append(member)
+    whole = [same[i : i + n] for same in sizes.values() for i in range(0, len(same), n)]
+    return alone + [part for chunk in whole for part in _by_progress(chunk)]
 
 
-def _progress(run: Run) -> tuple[int, ...]:
-    """Return what runs must have in common to take their steps together; seeds split otherwise."""
-    return run.epoch, run.step, len(run.train)
+def _by_progress(members: Sequence[Member]) -> list[list[Member]]:
+    """Return the members in groups that have come equally far."""
+    steps: dict[tuple[int, int], list[Member]] = {}
+    for member in members:
+        steps.setdefault((member.run.epoch, member.run.step), []).append(member)
+    return [*steps.values()]
 
 
 def train_together(base: VisionTransformer, members: Sequence[Member]) -> None:

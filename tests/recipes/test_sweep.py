@@ -2,6 +2,8 @@
 
 import json
 import math
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import recipes.sweep
 from recipes.sweep import best_of
+from recipes.sweeping.members import Member
 from tests.conftest import TINY_FLAGS, Run, paint, some, summary
-from vitft import load_model
+from vitft import VisionTransformer, load_model
+from vitft.training.step import Step
 
 
 @pytest.fixture(scope="module")
@@ -144,28 +149,54 @@ def test_cached_features_change_nothing(
         assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.parametrize(
+    ("flags", "stop_at", "kept", "last"),
+    [
+        (["--rank=1,2,3"], 8, [f"rank={rank},seed=0" for rank in (1, 2, 3)], ["rank=3,seed=0"]),
+        # the one that fails begins anew, and takes no place in another's group
+        (
+            ["--lr=1e30,1e-3,2e-3,3e-3,4e-3,5e-3", "--clip=0"],
+            18,
+            [f"lr={lr},seed=0" for lr in (0.001, 0.002, 0.003, 0.004, 0.005)],
+            ["lr=0.004,seed=0", "lr=0.005,seed=0"],
+        ),
+    ],
+)
 def test_a_stopped_sweep_goes_on_as_if_it_had_not(
-    vitft: Run, folder: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flags: list[str],
+    stop_at: int,
+    kept: list[str],
+    last: list[str],
+    vitft: Run,
+    folder: Path,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    flags = ["--rank=1,2,3", "--together=2"]
+    flags = [*flags, "--together=2"]
     sweep(vitft, folder, base, tmp_path / "whole", *flags)
-    plain, n_steps = torch.Tensor.backward, iter(range(100))
+    plain, n_steps = Step.__call__, iter(range(100))
 
-    def backward(self: torch.Tensor) -> None:
-        plain(self)
-        if next(n_steps) == 8:  # in the second epoch of the first two
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGTERM)
+    def step(self: Step, *arguments: Any) -> None:
+        plain(self, *arguments)
+        if next(n_steps) == stop_at:  # a chunk takes 14
+            signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch.Tensor, "backward", backward)
+        patch.setattr(Step, "__call__", step)
         stopped = sweep(vitft, folder, base, tmp_path / "cut", *flags, code=130)
     assert "--resume goes on" in stopped.stderr
+    together, plain_train = [], recipes.sweep.train_together
+
+    def noted(base: VisionTransformer, members: Sequence[Member]) -> None:
+        together.append([member.folder.name for member in members])
+        plain_train(base, members)
+
+    monkeypatch.setattr(recipes.sweep, "train_together", noted)
     sweep(vitft, folder, base, tmp_path / "cut", *flags, "--resume")
-    for rank in (1, 2, 3):
-        one, two = (tensors(tmp_path / name / f"rank={rank},seed=0") for name in ("whole", "cut"))
+    assert together[-1] == last
+    for member in kept:
+        one, two = (tensors(tmp_path / name / member) for name in ("whole", "cut"))
         assert all(torch.equal(one[key], two[key]) for key in one)
 
 
