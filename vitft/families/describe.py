@@ -120,9 +120,8 @@ def _usual(source: Source, family: str) -> tuple[tuple[float, ...], tuple[float,
 def facts(source: Source, family: str) -> dict[str, Any]:
     """Return what a converted file records of its source, for users and for the export."""
     pretrained = source.config.get("pretrained_cfg") or {}
-    config = {
-        k: v for k, v in source.raw_config.items() if k != "_name_or_path"
-    }  # where it was saved
+    local = "_name_or_path"  # may be a path on the computer that saved the source
+    config = {key: value for key, value in source.raw_config.items() if key != local}
     found = {
         "source": source.name,
         "family": family,
