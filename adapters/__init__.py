@@ -1,4 +1,4 @@
-"""Adapters for any module that calls its parts: inject, train, save, load, merge, eject."""
+"""Adapters for any module that calls its submodules: inject, train, save, load, merge, eject."""
 
 from adapters.changes import differences, effective_rank, updates
 from adapters.check import check

@@ -1,4 +1,4 @@
-"""A trained model in; what training adds to each weight of the base out."""
+"""A trained model in; what training added to each weight of the base out."""
 
 from collections.abc import Iterator
 
@@ -10,14 +10,14 @@ from adapters.layers import AffineLayer, wide
 from adapters.record import adapter_layer, injection, unwrapped
 from adapters.restore import gathered
 
-Update = tuple[str, Tensor, Tensor]
+Update = tuple[str, Tensor, Tensor]  # a module's name, the base's weight W, and W' - W
 
 
 @torch.no_grad()
 def updates(model: nn.Module) -> Iterator[Update]:
     """Yield for each adapted layer its name, the base's weight W, and the W' - W of merging.
 
-    Then what `differences` yields of each module that trains whole, such as the head. The tensors
+    Then it yields the `differences` of each trained module, such as the head. The tensors
     are in float32 or wider, (O, I) of a linear and (D,) of a norm, one layer at a time. A layer
     that changes no weight, such as prompts or a bottleneck beside it, is left out; one that changes
     only the bias has an update of zeros.
@@ -40,8 +40,8 @@ def updates(model: nn.Module) -> Iterator[Update]:
 def differences(model: nn.Module, base: nn.Module) -> Iterator[Update]:
     """Yield for each module of `base` that has a weight its name, W, and W' - W in `model`.
 
-    The tensors are in float32 or wider, (O, I) with all but the first axis of W in one, or (D,). A
-    module whose weight has another shape in `model`, or that is not there, is left out.
+    The tensors are in float32 or wider, (D,), or (O, I), where I takes all axes of W but the first.
+    A module that `model` lacks, or whose weight has another shape there, is left out.
     """
     trained = dict(model.named_modules())
     for name, module in base.named_modules():

@@ -1,4 +1,4 @@
-"""An adapted model and inputs in; an error that names what a forward pass does not reach out."""
+"""An adapted model and inputs in; an error if a forward pass leaves one of its layers uncalled."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,15 +13,15 @@ from adapters.record import injection, unwrapped
 def check(model: nn.Module, *inputs: Any, **named: Any) -> None:
     """Check by a forward pass that every adapter layer and every trained module is called.
 
-    What is not called computes nothing: its parent reads the weight directly, or leaves it out. The
-    pass runs in evaluation mode and uncompiled; modes and random state are what they were after it.
+    A layer that is not called has no effect: its parent reads the weight directly, or does not use
+    it. The pass runs in evaluation mode, uncompiled; modes and random state are restored after it.
 
     Args:
-        model: adapted.
+        model: the adapted model.
         *inputs, **named: what the model takes, such as a batch of one image.
 
     Raises:
-        ValueError: something is not called, or the model is not adapted.
+        ValueError: a layer is not called, the model is not adapted, or its adapters are off.
     """
     record, inner = injection(model), unwrapped(model)
     names = [*record.adapted, *record.trained]
@@ -30,7 +30,7 @@ def check(model: nn.Module, *inputs: Any, **named: Any) -> None:
     modules = {name: inner.get_submodule(name) for name in names}
     try:
         for name, module in modules.items():
-            vars(module)["forward"] = _noting(module.forward, name, called)
+            vars(module)["forward"] = _recording(module.forward, name, called)
         with (
             torch.random.fork_rng(devices=_devices(model)),
             torch.compiler.set_stance("force_eager"),
@@ -50,12 +50,12 @@ def check(model: nn.Module, *inputs: Any, **named: Any) -> None:
     record.doubtful.clear()
 
 
-def _noting(forward: Callable[..., Any], name: str, called: set[str]) -> Callable[..., Any]:
-    def noting(*inputs: Any, **named: Any) -> Any:
+def _recording(forward: Callable[..., Any], name: str, called: set[str]) -> Callable[..., Any]:
+    def recording(*inputs: Any, **named: Any) -> Any:
         called.add(name)
         return forward(*inputs, **named)
 
-    return noting
+    return recording
 
 
 def _devices(model: nn.Module) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from adapters.folder import FREE
+from adapters.folder import WITHOUT_EFFECT
 from adapters.layers import AdapterLayer
 from adapters.patterns import matcher
 
@@ -25,7 +25,7 @@ LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 
 
 def option(default: Any, help: str) -> Any:
-    """Return a config's field with its one line of documentation, which programs can show."""
+    """Return a dataclass field with a line of help, which programs such as a CLI can show."""
     if isinstance(default, dict):
         return dataclasses.field(default_factory=dict, metadata={"help": help})
     return dataclasses.field(default=default, metadata={"help": help})
@@ -41,19 +41,20 @@ class AdapterConfig(ABC):
     """
 
     # exact names of modules, dotted suffixes ("wq", "attn.wq"), or regular expressions that match
-    # a whole name; of a class's default, those that the model has
+    # a whole name; default targets that the model lacks are left out
     targets: tuple[str, ...]
-    layers: tuple[int, ...] = ()  # of the blocks to adapt, 4 in "blocks.4.attn.wq"; (): all
+    layers: tuple[int, ...] = ()  # numbers of the blocks to adapt, 4 for "blocks.4"; (): all
 
     peft_marks: ClassVar[dict[str, object]]  # what marks the method in an adapter_config.json
     peft_options: ClassVar[dict[str, str]] = {"targets": "target_modules"}  # ours -> PEFT's
-    peft_defaults: ClassVar[dict[str, Any]] = {}  # what PEFT takes for an option left out
-    peft_tensors: ClassVar[dict[str, str]]  # a layer's own parameter -> PEFT's suffix
-    by_whole_names: ClassVar[bool] = False  # whether PEFT's options speak of whole names
-    # an option that a tensor's shape must agree with -> PEFT's suffix of that tensor, and its side
+    peft_defaults: ClassVar[dict[str, Any]] = {}  # PEFT's values of missing options
+    peft_tensors: ClassVar[dict[str, str]]  # a parameter that a layer adds -> PEFT's suffix
+    # whether another option refers to targets, which must then be whole names
+    by_whole_names: ClassVar[bool] = False
+    # an option that is the size of a tensor's axis -> PEFT's suffix of the tensor, and the axis
     sizes: ClassVar[Mapping[str, tuple[str, int]]] = {}
-    # PEFT's keys that change no function
-    peft_ignored: ClassVar[frozenset[str]] = FREE | {"modules_to_save"}
+    # PEFT's keys that are accepted with any value
+    peft_ignored: ClassVar[frozenset[str]] = WITHOUT_EFFECT | {"modules_to_save"}
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -76,7 +77,7 @@ class AdapterConfig(ABC):
 
     @abstractmethod
     def adapt(self, module: nn.Module, name: str) -> AdapterLayer:
-        """Return the layer to put in the place of `module`, which stays as it is.
+        """Return the layer that replaces `module`, which is not changed.
 
         Raises:
             ValueError: the method does not adapt such a module.
@@ -87,7 +88,7 @@ class AdapterConfig(ABC):
         return True
 
     def adapt_all(self, modules: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
-        """Return the layers to put in the places of `modules`, by name.
+        """Return the layers that replace `modules`, by name.
 
         Raises:
             ValueError: the method does not adapt one of them.
@@ -95,22 +96,22 @@ class AdapterConfig(ABC):
         return {name: self.adapt(module, name) for name, module in modules.items()}
 
     def size(self, option: str, name: str) -> Any:
-        """Return the value of one of `sizes` for the module called `name`."""
+        """Return the value of `option`, a key of `sizes`, for the module called `name`."""
         return getattr(self, option)
 
     def lr_factors(self) -> dict[str, float]:
-        """Return what to multiply the learning rate by, for a layer's own parameters by name."""
+        """Return factors of the learning rate, by the name of a parameter that a layer adds."""
         return {}
 
     def shared(self) -> dict[str, str]:
-        """Return PEFT's names for tensors that a file holds once for all layers, by a layer's."""
+        """Return the tensors that a file holds once for all layers: a layer's name -> PEFT's."""
         return {}
 
     def to_peft(self) -> dict[str, Any]:
         """Return this config as entries of an adapter_config.json.
 
         Raises:
-            ValueError: `layers` are given, which only `inject` turns into names.
+            ValueError: `layers` are given, which PEFT lacks; `inject` turns them into names.
         """
         if self.layers:
             raise ValueError(f"layers={self.layers} are not names yet; inject the config first")
@@ -121,7 +122,7 @@ class AdapterConfig(ABC):
         return written
 
     def kept_options(self) -> dict[str, Any]:
-        """Return the options that PEFT has no key for, where they are not the default."""
+        """Return the options that PEFT has no key for and that are not the default."""
         named = {"layers", *self.peft_options}
         others = [field for field in dataclasses.fields(self) if field.name not in named]
         values = {field.name: getattr(self, field.name) for field in others}
@@ -129,15 +130,15 @@ class AdapterConfig(ABC):
 
     @classmethod
     def reads(cls, written: Mapping[str, Any]) -> bool:
-        """Return whether an adapter_config.json is of this method."""
+        """Return whether an adapter_config.json describes this method."""
         return all(written.get(key, False) == mark for key, mark in cls.peft_marks.items())
 
     @classmethod
     def from_peft(cls, written: Mapping[str, Any]) -> Self:
-        """Return the config that an adapter_config.json tells; keys left out have PEFT's defaults.
+        """Return the config in an adapter_config.json; a missing option has PEFT's default.
 
         Raises:
-            ValueError: an option is missing, has a wrong value, or is not supported and not off.
+            ValueError: an option is missing, has a wrong value, or is in use but not supported.
         """
         understood = {*cls.peft_marks, *cls.peft_options.values(), *cls.peft_ignored}
         for key, value in written.items():
@@ -207,7 +208,7 @@ class RankConfig(AdapterConfig):
         return self.rank_and_alpha(name)[0] if option == "rank" else super().size(option, name)
 
     def adapt_all(self, modules: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
-        """Return the layers to put in the places of `modules`, by name.
+        """Return the layers that replace `modules`, by name.
 
         Raises:
             ValueError: the method does not adapt one of them, or a pattern matches none.
@@ -219,7 +220,7 @@ class RankConfig(AdapterConfig):
 
 
 def check_dropout(dropout: float) -> None:
-    """Check the share of numbers that dropout sets to zero.
+    """Check a dropout probability.
 
     Raises:
         ValueError: it is not in 0 <= dropout < 1.
@@ -229,10 +230,15 @@ def check_dropout(dropout: float) -> None:
 
 
 def check_count(name: str, value: object, usual: str) -> None:
-    """Check that `value` counts something.
+    """Check that an option is a positive integer.
+
+    Args:
+        name: of the option.
+        value: of the option.
+        usual: the message's advice, such as "8 is usual".
 
     Raises:
-        ValueError: it is no positive integer.
+        ValueError: it is not.
     """
     if type(value) is not int or value < 1:
         raise ValueError(f"{name}={value!r} is not a positive integer; {usual}")

@@ -1,10 +1,11 @@
 """The two files of an adapter's folder, in PEFT's layout: read, and written whole or not at all.
 
 `adapter_config.json` holds the method and its options; `adapter_model.safetensors` holds the
-tensors of the adapter and of the modules that trained. What PEFT has no place for is JSON in one
+tensors of the adapter and of the modules that trained. What PEFT has no keys for is JSON in one
 metadata entry, `adapters` (safetensors writes several in random order): `base_fingerprint`;
 `classes`, where `model.classes` is a tuple of names; `method`, `options`, `preprocessing` and
-`trained`, see `AdapterFolder`; and `config`, what the other file of this save says of the function.
+`trained`, see `AdapterFolder`; and `config`, the entries of the other file that change what is
+computed, by which files of two saves are told apart.
 """
 
 import json
@@ -23,12 +24,12 @@ from torch import Tensor
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 Record = TypeVar("Record")
 Names = list[str] | str | None
-READS = 5  # of a folder that is written meanwhile
+READS = 5  # how often to read a folder that another process is writing
 PREFIX = "base_model.model."
-CHOOSING = ("target_modules", "exclude_modules", "layers_pattern")  # beside LAYERS, by names
-LAYERS = "layers_to_transform"  # by numbers
-# entries of an adapter_config.json that change nothing of what is computed
-FREE = frozenset(
+# entries of an adapter_config.json that together choose the modules to adapt
+TARGET_KEYS = ("target_modules", "exclude_modules", "layers_pattern", "layers_to_transform")
+# entries of an adapter_config.json that don't change what is computed
+WITHOUT_EFFECT = frozenset(
     {
         "auto_mapping",
         "base_model_name_or_path",
@@ -42,7 +43,7 @@ FREE = frozenset(
 
 @dataclass(frozen=True)
 class Chosen:
-    """What an adapter_config.json says of modules: their names, and numbers of layers."""
+    """The entries of an adapter_config.json that choose modules, by names and numbers of layers."""
 
     target_modules: Names = None
     exclude_modules: Names = None
@@ -53,7 +54,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What the metadata entry `adapters` of the tensors tells; see `AdapterFolder`."""
+    """The metadata entry `adapters` of the tensors' file; see `AdapterFolder`."""
 
     base_fingerprint: str | None = None
     classes: tuple[str, ...] | None = None
@@ -66,16 +67,16 @@ class Metadata:
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """What stands in an adapter's folder."""
+    """The content of an adapter's folder."""
 
     config: dict[str, Any]  # adapter_config.json
     tensors: dict[str, Tensor] = field(repr=False)  # by PEFT's names
     fingerprint: str | None  # of the base; None where PEFT wrote the folder
-    classes: tuple[str, ...] | None  # what the logits stand for
-    method: str | None = None  # its name, where vitft wrote the folder
+    classes: tuple[str, ...] | None  # names of the logits' classes
+    method: str | None = None  # name in METHODS, where vitft wrote the folder
     options: Mapping[str, Any] = field(default_factory=dict)  # those that PEFT has no key for
-    preprocessing: dict[str, Any] | None = None  # what images need, where the model says so
-    trained: tuple[str, ...] | None = None  # modules that trained besides, by their whole names
+    preprocessing: dict[str, Any] | None = None  # of images, where the model has it
+    trained: tuple[str, ...] | None = None  # whole names of modules that trained too
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write both files to `folder`, each whole or not at all.
@@ -88,27 +89,27 @@ class AdapterFolder:
         for key, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise ValueError(f"{key} has values that are not finite; nothing was saved")
-        ours = {
+        metadata = {
             "base_fingerprint": self.fingerprint,
             "classes": self.classes,
             "method": self.method,
             "options": dict(self.options) or None,
             "preprocessing": self.preprocessing,
             "trained": self.trained,
-            "config": _meaning(self.config),
+            "config": _effective(self.config),
         }
-        ours = {key: value for key, value in ours.items() if value is not None}
-        metadata = {"adapters": json.dumps(ours, sort_keys=True)}
-        write_bytes(Path(folder, TENSORS), save(tensors, metadata))
+        metadata = {key: value for key, value in metadata.items() if value is not None}
+        entry = {"adapters": json.dumps(metadata, sort_keys=True)}
+        write_bytes(Path(folder, TENSORS), save(tensors, entry))
         # not sort_keys: of several patterns that match, the first counts
         text = json.dumps(dict(sorted(self.config.items())), indent=2) + "\n"
         write_bytes(Path(folder, CONFIG), text.encode())
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
-    """Return what stands in `folder`, without a model to judge it by.
+    """Return the content of `folder`, which is not compared with any model.
 
-    Where another process saves into the folder meanwhile, it is read again.
+    If another process saves to the folder meanwhile, it is read again.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -128,7 +129,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
 
 
 def _versions(folder: str | os.PathLike[str]) -> list[tuple[int, int]]:
-    """Return what changes when a file of an adapter is replaced."""
+    """Return inode and modification time of both files, which differ once one is replaced."""
     found = [Path(folder, name).stat() for name in (CONFIG, TENSORS)]
     return [(one.st_ino, one.st_mtime_ns) for one in found]
 
@@ -148,31 +149,31 @@ def _read(folder: str | os.PathLike[str]) -> AdapterFolder:
     try:
         with safe_open(Path(folder, TENSORS), framework="pt") as file:
             text = (file.metadata() or {}).get("adapters", "{}")
-            ours = _parsed(Metadata, json.loads(text))
+            metadata = _parsed(Metadata, json.loads(text))
             tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
-        _check_one_save(config, ours)
+        _check_one_save(config, metadata)
         return AdapterFolder(
             config=config,
             tensors=tensors,
-            fingerprint=ours.base_fingerprint,
-            classes=ours.classes,
-            method=ours.method,
-            options=ours.options,
-            preprocessing=ours.preprocessing,
-            trained=ours.trained,
+            fingerprint=metadata.base_fingerprint,
+            classes=metadata.classes,
+            method=metadata.method,
+            options=metadata.options,
+            preprocessing=metadata.preprocessing,
+            trained=metadata.trained,
         )
-    # torch's RuntimeError: another file took its place in the middle of it
-    except (SafetensorError, ValueError, RuntimeError) as error:  # and RecursionError
+    # RuntimeError: torch's, if the file is replaced while it is read, and RecursionError
+    except (SafetensorError, ValueError, RuntimeError) as error:
         raise ValueError(f"{Path(folder, TENSORS)} is broken: {error}") from error
 
 
-def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of an adapter_config.json that change what is computed."""
-    return {k: v for k, v in config.items() if k not in FREE and v is not None}
+    return {k: v for k, v in config.items() if k not in WITHOUT_EFFECT and v is not None}
 
 
 def _parsed(kind: type[Record], value: Any) -> Record:
-    """Return what JSON says as a record; entries that it does not have are passed over.
+    """Return JSON as a record; entries that the record does not have are ignored.
 
     Raises:
         ValueError: an entry is of another type.
@@ -184,15 +185,15 @@ def _parsed(kind: type[Record], value: Any) -> Record:
         raise ValueError(f"{place}: {what}" if place else what) from error
 
 
-def _check_one_save(config: Mapping[str, Any], ours: Metadata) -> None:
-    """Check that both files are of the same save, not of two, as after a crash.
+def _check_one_save(config: Mapping[str, Any], metadata: Metadata) -> None:
+    """Check that both files are of one save; after a crash between the two they may not be.
 
     Raises:
-        ValueError: they differ in an entry that tells the function.
+        ValueError: they differ in an entry that changes what is computed.
     """
-    if ours.config is None:  # PEFT's, or of vitft 0.1
+    if metadata.config is None:  # PEFT's, or of vitft 0.1
         return
-    here, saved = _meaning(config), ours.config
+    here, saved = _effective(config), metadata.config
     for key in sorted(here.keys() | saved.keys()):
         if here.get(key) != saved.get(key):
             raise ValueError(
@@ -202,7 +203,7 @@ def _check_one_save(config: Mapping[str, Any], ours: Metadata) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace the file at `path` by `content`: after a crash it holds all of it, or what it held.
+    """Replace the file at `path` by `content`; after a crash it holds all of the new or the old.
 
     Raises:
         OSError: it can't be written.

@@ -16,8 +16,12 @@ Model = TypeVar("Model", bound=nn.Module)
 def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:
     """Return a hash of the base's tensors, taken as float32: 16 hexadecimal digits.
 
-    Adapters change nothing in it, and trained modules are left out: what it is before `inject` with
-    `exclude=trainable`, it is after `inject`, on any device, and after training.
+    Adapters and trained modules are left out, so it is the same before `inject` with
+    `exclude=trainable`, after `inject`, on any device, and after training.
+
+    Args:
+        model: the base, adapted or not.
+        exclude: names of modules to leave out, as for `trainable`.
 
     Raises:
         ValueError: a name in `exclude` matches no module.
@@ -56,8 +60,8 @@ def base_fingerprint(model: nn.Module) -> str:
 def shared_copy(model: Model) -> Model:
     """Return a copy of `model` whose tensors lie in the same memory.
 
-    What is frozen, moved to another device or cast in one of them is not so in the other; a value
-    that changes in place changes in both.
+    To freeze, move or cast one leaves the other as it is; a value that changes in place changes in
+    both.
     """
     memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     for parameter in model.parameters():
@@ -66,5 +70,5 @@ def shared_copy(model: Model) -> Model:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor, gathered from all processes where FSDP2 shards it."""
+    """Return the whole tensor, gathered from all processes where FSDP2 shards it."""
     return cast(Tensor, tensor.full_tensor()) if hasattr(tensor, "full_tensor") else tensor

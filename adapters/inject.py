@@ -1,8 +1,8 @@
 """A model in, the same model adapted out.
 
-`inject` freezes every parameter, puts an adapter layer in the place of every target, and a copy to
-train in the place of every module named in `trainable`. What it replaced is kept aside, so that
-`adapters.restore` can put back the same objects.
+`inject` freezes every parameter, replaces every target by an adapter layer, and every module named
+in `trainable` by a copy that trains. It records what it replaced, so that `adapters.restore` can
+put back the same objects.
 """
 
 import copy
@@ -41,14 +41,14 @@ def inject(
     """Adapt `model` in place and return it; only adapters and copies of `trainable` modules train.
 
     Args:
-        model: holds the base's weights; calls its modules rather than reading their weights.
+        model: the base, with its weights; it must call its modules, not read their weights.
         config: the method and its targets; None adapts nothing, so that only `trainable` trains.
         trainable: exact names of modules or dotted suffixes, as in `config.targets`.
         to_train: False for a model that will only predict: a frozen batch norm is then no error.
-        skip_trained: leave out targets inside `trainable` modules, as PEFT does; else they are
-            refused.
-        fingerprint: of the base without `trainable`, where it is known; to compute it reads every
-            weight, and happens when it is first needed.
+        skip_trained: leave out targets inside `trainable` modules, as PEFT does; otherwise they are
+            an error.
+        fingerprint: of the base without `trainable`, where it is known; otherwise it is computed
+            from all weights when it is first needed.
 
     Raises:
         ValueError: the model is adapted already, a name matches no module, or a module can't be
@@ -90,7 +90,7 @@ def inject(
 
 
 def _note_first_call(record: Injection, name: str, layer: nn.Module) -> None:
-    """Make layers that perhaps nothing calls note when they are called."""
+    """Remove a layer from `record.doubtful` when it is first called."""
 
     def called(*_: Any) -> None:
         record.doubtful.discard(name)
@@ -104,7 +104,7 @@ def _is_default(config: AdapterConfig) -> bool:
 
 
 def _present(model: nn.Module, config: AdapterConfig) -> AdapterConfig:
-    """Return the config with those of its default targets that the model has."""
+    """Return the config; of default targets it keeps those that the model has."""
     if not _is_default(config):
         return config
     modules = named_modules(model)
@@ -131,10 +131,19 @@ def _by_names(
     wanted: Collection[str],
     trained: Collection[str],
 ) -> tuple[AdapterConfig, dict[str, nn.Module]]:
-    """Return the config and its modules, layers and patterns put as names, which PEFT has too.
+    """Return the config with names in place of `layers` and regular expressions, and its modules.
+
+    PEFT reads names in the same way, so that a saved config means the same there.
 
     Args:
-        wanted: targets that the chosen layers must have.
+        model: to adapt.
+        config: with targets that the model has.
+        found: the modules that its targets match.
+        wanted: targets that must have a module in the chosen layers.
+        trained: names of modules inside which targets are left out.
+
+    Raises:
+        ValueError: the chosen layers lack a target, or a module's whole name ends another's too.
     """
     if config.layers:
         found = in_layers(found, config.layers, wanted)

@@ -1,4 +1,4 @@
-"""An adapted model in, a folder in PEFT's layout out; and back, strictly."""
+"""An adapted model in, a folder in PEFT's layout out; and the way back, strictly checked."""
 
 import os
 from collections.abc import Mapping
@@ -26,13 +26,17 @@ from adapters.targets import named_modules, only
 from adapters.translate import translated
 
 Model = TypeVar("Model", bound=nn.Module)
-LARGEST = 1e9  # of a weight: beyond it, what is computed is soon infinite
+LARGEST = 1e9  # magnitude of a weight; with larger ones, activations soon overflow
 
 
 def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Write the adapter and the trained modules to `folder`, each file whole or not at all.
 
     Where several processes train together, all must call this, and the first one writes.
+
+    Args:
+        model: adapted.
+        folder: to write to; made if it does not exist.
 
     Raises:
         ValueError: the model is not adapted, its adapters are switched off, a layer may never be
@@ -71,21 +75,21 @@ def load_adapter(
 ) -> Model:
     """Adapt the base `model` in place as `folder` says, and return it.
 
-    Trained modules, such as the head, are loaded too: an `nn.Linear` gets as many outputs
-    as the file has. `model.classes` becomes the adapter's, where the file names any.
+    Trained modules, such as the head, are loaded too: an `nn.Linear` gets as many outputs as the
+    file has. `model.classes` becomes the adapter's, where the file names any.
 
     Args:
         model: the base, in the dtype and on the device to compute in.
-        folder: written by `save_adapter`, or by PEFT; or what `combine` gave.
+        folder: written by `save_adapter` or by PEFT; or what `combine` returned.
         train: False returns the model frozen and in eval mode; True as `inject` would, to train on.
-        methods: config classes by name, besides METHODS, that folders may be of.
-        fingerprint: of the base without what trained, where it is known.
+        methods: config classes by name, of methods that are not in METHODS.
+        fingerprint: of the base without the modules that trained, where it is known.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is broken, an option is unknown or not supported, a tensor is missing,
             unexpected, of another shape or not finite, or the adapter belongs to another base.
-            The model is then what it was.
+            The model is then unchanged.
     """
     saved = folder if isinstance(folder, AdapterFolder) else read_adapter(folder)
     where = Path() if isinstance(folder, AdapterFolder) else Path(folder)
@@ -119,29 +123,33 @@ def load_adapter(
 
 
 def _fill(model: nn.Module, saved: AdapterFolder) -> None:
-    """Copy the saved tensors into the adapted model."""
+    """Copy the saved tensors into the adapted model.
+
+    Raises:
+        ValueError: a tensor does not fit, or the adapter belongs to another base.
+    """
     record = injection(model)
     for name in record.trained:
         _resize(model, name, saved.tensors.get(f"{PREFIX}{name}.weight"))
-    places = _tensors(model, record)
+    expected = _tensors(model, record)
     others = _untrained(model, record)
-    for key in sorted(places.keys() | saved.tensors.keys()):
+    for key in sorted(expected.keys() | saved.tensors.keys()):
         if key not in saved.tensors:
             raise ValueError(f"tensor {key} is missing")
-        if key not in places:
+        if key not in expected:
             if key in others:
                 continue
             raise ValueError(f"tensor {key} is unexpected")
-        value, place = saved.tensors[key], places[key]
-        if value.shape != place.shape:
-            raise ValueError(f"tensor {key} has shape {[*value.shape]}, not {[*place.shape]}")
-        if value.is_floating_point() != place.is_floating_point():
-            raise ValueError(f"tensor {key} is of {value.dtype}, not {place.dtype}")
+        value, target = saved.tensors[key], expected[key]
+        if value.shape != target.shape:
+            raise ValueError(f"tensor {key} has shape {[*value.shape]}, not {[*target.shape]}")
+        if value.is_floating_point() != target.is_floating_point():
+            raise ValueError(f"tensor {key} is of {value.dtype}, not {target.dtype}")
         if not value.isfinite().all():
             raise ValueError(f"tensor {key} has values that are not finite")
         if value.numel() and (largest := value.abs().amax()) > LARGEST:
             raise ValueError(f"tensor {key} has a value of {float(largest):.0e}; it is damaged")
-        place.copy_(value)
+        target.copy_(value)
     if saved.fingerprint is not None and saved.fingerprint != base_fingerprint(model):
         raise ValueError(
             f"trained on the base {saved.fingerprint}, but this one is {record.fingerprint}; "
@@ -160,9 +168,9 @@ def _resize(model: nn.Module, name: str, weight: Tensor | None) -> None:
 
 
 def _tensors(model: nn.Module, record: Injection, *, save: bool = False) -> dict[str, Tensor]:
-    """Return what a file holds, by PEFT's names, as views of the model's own tensors.
+    """Return the tensors of a file by PEFT's names; they share the model's memory.
 
-    To save, a layer may give others instead, see `AdapterLayer.exported`.
+    With `save` they are those that `AdapterLayer.exported` returns.
     """
     found: dict[str, Tensor] = {}
     for name in record.adapted:
@@ -178,9 +186,9 @@ def _tensors(model: nn.Module, record: Injection, *, save: bool = False) -> dict
 
 
 def _untrained(model: nn.Module, record: Injection) -> dict[str, Tensor]:
-    """Return the base's tensors of modules that did not train but end in a trained one's name.
+    """Return the tensors of base modules whose names end in a trained module's name.
 
-    PEFT takes them for trained ones: "norm" is "q_norm" too.
+    PEFT takes such modules for trained ones, "q_norm" where "norm" trained; it needs their tensors.
     """
     found: dict[str, Tensor] = {}
     for name in named_modules(model):

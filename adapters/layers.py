@@ -1,8 +1,8 @@
-"""Layers that replace modules of the base: the base's Parameters, and new ones to train.
+"""Layers that replace modules of the base: they hold its Parameters, and new ones to train.
 
-Each is switched off by `enabled` and knows how to become a module of the base's class again. What
-trains is in float32 or wider, also on a base of 16 bits: its steps are smaller than 16 bits can
-tell apart. Shapes: `O` out, `I` in, `D` width of a norm.
+`enabled` switches the adapter off, and `merged` gives a module of the base's class again. New
+Parameters are in float32 or wider, also on a base of 16 bits, which would round their updates away.
+Shapes: `O` out, `I` in, `D` width of a norm.
 """
 
 import copy
@@ -26,14 +26,14 @@ def wide_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def cast_to(x: Tensor, like: Tensor) -> Tensor:
-    """Return x in the dtype of `like`; under autocast as it is, since that casts by itself."""
+    """Return x in the dtype of `like`; unchanged under autocast, which casts by itself."""
     return x if _is_autocast(x) else x.to(like.dtype)
 
 
 def keeps_small_updates(x: Tensor) -> bool:
-    """Return whether a small update survives the rounding when it is added to a weight.
+    """Return whether a weight plus a small update differs from the weight in the precision of x.
 
-    In 16 bits, of x or by autocast, it does not.
+    In 16 bits, whether by the dtype of x or by autocast, rounding can lose the update.
     """
     return x.dtype in (torch.float32, torch.float64) and not _is_autocast(x)
 
@@ -45,18 +45,18 @@ def _is_autocast(x: Tensor) -> bool:
 class AdapterLayer(nn.Module):
     """A module that replaces a module of the base.
 
-    Mixed in before the base's class. The base's Parameters keep their names and are the same
-    objects; those that it adds are named in `AdapterConfig.peft_tensors`.
+    It is a mixin, placed before the base's class. The base's Parameters keep their names and are
+    the same objects; `AdapterConfig.peft_tensors` names those that a layer adds.
     """
 
     enabled: bool = True  # False computes the base's function
-    vectors: frozenset[str] = frozenset()  # parameters that are vectors, stored as a matrix
+    vectors: frozenset[str] = frozenset()  # parameters that are vectors, stored as matrices
 
     def merged(self, base: nn.Module) -> nn.Module:
         """Return a module like `base` with the adapter baked in.
 
         Args:
-            base: the module whose place this layer took.
+            base: the module that this layer replaced.
 
         Raises:
             ValueError: no module of the base's class computes this function.
@@ -64,23 +64,24 @@ class AdapterLayer(nn.Module):
         raise ValueError(f"{type(self).__name__} cannot be merged; keep it, or eject it")
 
     def exported(self) -> dict[str, Tensor]:
-        """Return the layer's tensors by name; a file holds some of them."""
+        """Return the layer's tensors by name; files hold those in `peft_tensors`."""
         return self.state_dict()
 
     def terms(self) -> dict[str, Tensor]:
         """Return the terms that the adapter adds or changes, by their names.
 
-        They are gain, in_gain, a, b and bias of y = gain (W (in_gain x) + b a x) + bias for a
-        linear, gain and bias of y = gain normalised(x) + bias for a norm. A bank stacks them.
+        For a linear they are gain (O,), in_gain (I,), a (R, I), b (O, R) and bias (O,) of
+        y = gain (W (in_gain x) + b a x) + bias; for a norm, gain and bias (D,) of
+        y = gain normalised(x) + bias. A bank stacks them.
 
         Raises:
-            ValueError: it computes another function.
+            ValueError: the layer's function has another form.
         """
         raise ValueError(f"{type(self).__name__} cannot be stacked in a bank; load it alone")
 
 
 class AffineLayer(AdapterLayer):
-    """A module with one weight and perhaps a bias, and a function that uses nothing else."""
+    """A layer whose base has one weight, perhaps a bias, and a function of nothing else."""
 
     weight: Any  # a Parameter
     bias: Any  # a Parameter, or None
@@ -130,11 +131,11 @@ class AdapterLinear(AffineLayer, nn.Linear):
         return F.linear(x, weight, bias)
 
     def folds_update(self, x: Tensor) -> bool:
-        """Return whether to add an update to W before it meets x (..., I), not after.
+        """Return whether to multiply x (..., I) by W plus the update, rather than by each apart.
 
-        It is worth it if the sum costs less than one more product with every token. It needs a
-        frozen W and full precision. It is never done in an export, which must work for any number
-        of tokens, nor in forward-mode differentiation, which it lacks.
+        It pays where the sum costs less than one more product with every token. It needs a frozen
+        W and full precision. It is never done in an export, which must work for any number of
+        tokens, nor in forward-mode differentiation, which `FoldedProduct` does not support.
         """
         if torch.compiler.is_exporting() or torch._C._get_tracing_state() or x.is_meta:
             return False
@@ -155,16 +156,15 @@ class AdapterNorm(AffineLayer, nn.LayerNorm):
         self.weight, self.bias = base.weight, base.bias
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return weight times normalised x plus bias, (..., D) for x (..., D)."""
+        """Return weight times normalised x, plus bias, (..., D) for x (..., D)."""
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 class Wrapper(AdapterLayer):
-    """A module that computes more than the base's module, and is an instance of its class too.
+    """A layer around a module of any class, of which it is an instance too.
 
-    Make one by `around`. It has the base's attributes and children: one dictionary holds the
-    children of both, so a child that is replaced later is replaced in both. `super().forward` is
-    the base's function.
+    Make one by `around`. It shares the base's attributes and its dictionary of children, so a child
+    that is replaced later is replaced in both. `super().forward` is the base's function.
     """
 
     @classmethod
@@ -172,7 +172,7 @@ class Wrapper(AdapterLayer):
         """Return a layer that computes what `base` does, until it is given parameters.
 
         Raises:
-            ValueError: the base has an attribute of a name that the layer needs.
+            ValueError: the base has an attribute whose name the layer needs.
         """
         needed = ("enabled", *cls.__annotations__)
         if taken := [name for name in needed if hasattr(base, name)]:
@@ -185,13 +185,13 @@ class Wrapper(AdapterLayer):
         vars(layer)["_parameters"], vars(layer)["_buffers"] = {}, {}
         return layer
 
-    def __reduce__(self) -> tuple[Any, ...]:  # its class has no name to be found by
+    def __reduce__(self) -> tuple[Any, ...]:  # pickle cannot find its class by name
         wrapper, base = type(self).__bases__
         return _unmixed, (wrapper, base), vars(self)
 
 
 def _mixed(wrapper: type[W], base: type[nn.Module]) -> type[W]:
-    """Return the class of these wrappers around modules of the class `base`, always the same."""
+    """Return the one class of these wrappers around modules of the class `base`."""
     if (wrapper, base) not in _MIXED:
         names = {"__module__": wrapper.__module__, "__doc__": wrapper.__doc__}
         _MIXED[wrapper, base] = type(wrapper.__name__, (wrapper, base), names)

@@ -1,8 +1,8 @@
-"""A regular expression and names in; which names it matches whole, in bounded time.
+"""A regular expression and a name in; whether it matches the whole name, in polynomial time.
 
-`re` tries one way after another, so that a few letters of a file can keep it busy for ever. Here
-every piece of an expression takes all positions where it may begin and gives all where it may end,
-so the time grows with a power of the name's length at most (Thompson, 1968).
+`re` backtracks, so a short expression in a file can take exponential time. Here every piece of an
+expression takes all positions where it may begin and gives all positions where it may end, which
+takes time polynomial in the name's length (Thompson, 1968, doi:10.1145/363347.363387).
 """
 
 import re
@@ -13,18 +13,19 @@ from re import _constants as kinds  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
-Piece = Callable[[str, set[int]], set[int]]  # a name, where to begin -> where it may end
-ONE_LETTER = (kinds.LITERAL, kinds.NOT_LITERAL, kinds.ANY, kinds.IN)
+Piece = Callable[[str, set[int]], set[int]]  # a name, possible beginnings -> possible ends
+ONE_CHARACTER = (kinds.LITERAL, kinds.NOT_LITERAL, kinds.ANY, kinds.IN)
 BEGINNINGS = (kinds.AT_BEGINNING, kinds.AT_BEGINNING_STRING)
 ENDS = (kinds.AT_END, kinds.AT_END_STRING)
 
 
 @cache
 def matcher(expression: str) -> Callable[[str], bool]:
-    """Return a function that tells whether a regular expression matches a name whole, as in `re`.
+    """Return a function that says whether `expression` matches a whole name, as in `re`.
 
     Raises:
-        ValueError: it is no regular expression, or refers back to a group, which is not covered.
+        ValueError: it is no regular expression, or has a part that is not covered, such as a
+            reference to a group.
     """
     try:
         tree = parser.parse(expression)
@@ -54,12 +55,12 @@ def _piece(kind: Any, argument: Any, flags: int) -> Piece:
     """Return the piece that a node of a parsed expression stands for.
 
     Raises:
-        KeyError: of a kind that is not covered.
+        KeyError: its kind is not covered.
     """
-    if kind in ONE_LETTER:
+    if kind in ONE_CHARACTER:
         tree = parser.SubPattern(parser.State(), [(kind, argument)])
-        letter = compiler.compile(tree, flags & ~re.DEBUG)
-        return lambda name, starts: {i + 1 for i in starts if letter.fullmatch(name[i : i + 1])}
+        character = compiler.compile(tree, flags & ~re.DEBUG)
+        return lambda name, starts: {i + 1 for i in starts if character.fullmatch(name[i : i + 1])}
     if kind is kinds.BRANCH:
         branches = [_sequence(branch, flags) for branch in argument[1]]
         return lambda name, starts: set().union(*(branch(name, starts) for branch in branches))
@@ -73,7 +74,7 @@ def _piece(kind: Any, argument: Any, flags: int) -> Piece:
         direction, tree = argument
         return _look(_sequence(tree, flags), direction, wanted=kind is kinds.ASSERT)
     if kind is kinds.AT:
-        return _at(argument)
+        return _anchor(argument)
     if kind is kinds.FAILURE:
         return lambda name, starts: set()
     raise KeyError(kind)
@@ -81,7 +82,7 @@ def _piece(kind: Any, argument: Any, flags: int) -> Piece:
 
 def _repeat(piece: Piece, low: int, high: int) -> Piece:
     def run(name: str, starts: set[int]) -> set[int]:
-        for _ in range(min(low, len(name) + 1)):  # by then nothing changes any more
+        for _ in range(min(low, len(name) + 1)):  # after which the positions no longer change
             before, starts = starts, piece(name, starts)
             if starts in (before, set()):
                 break
@@ -105,13 +106,13 @@ def _look(piece: Piece, direction: int, *, wanted: bool) -> Piece:
     return lambda name, starts: {i for i in starts if sees(name, i) is wanted}
 
 
-def _at(place: Any) -> Piece:
-    if place in BEGINNINGS:
+def _anchor(kind: Any) -> Piece:
+    if kind in BEGINNINGS:
         return lambda name, starts: starts & {0}
-    if place in ENDS:
+    if kind in ENDS:
         return lambda name, starts: starts & {len(name)}
-    if place not in (kinds.AT_BOUNDARY, kinds.AT_NON_BOUNDARY):
-        raise KeyError(place)
+    if kind not in (kinds.AT_BOUNDARY, kinds.AT_NON_BOUNDARY):
+        raise KeyError(kind)
 
     def at_boundary(name: str, i: int) -> bool:
         before, after = (
@@ -119,5 +120,5 @@ def _at(place: Any) -> Piece:
         )
         return before != after
 
-    wanted = place is kinds.AT_BOUNDARY
+    wanted = kind is kinds.AT_BOUNDARY
     return lambda name, starts: {i for i in starts if at_boundary(name, i) is wanted}

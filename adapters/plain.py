@@ -1,4 +1,4 @@
-"""A module in; the same module, or an error that says why no adapter can replace it."""
+"""A module in; the same module out, or an error that says why no adapter can replace it."""
 
 from typing import cast
 
@@ -7,10 +7,16 @@ from torch import nn
 
 
 def plain(module: nn.Module, name: str, *kinds: type[nn.Module]) -> nn.Module:
-    """Return `module` if it computes what one of these classes does, and has weights.
+    """Return `module` if it has weights and computes what one of these classes does.
+
+    Args:
+        module: to be adapted.
+        name: of the module, for messages.
+        *kinds: nn.Linear, nn.LayerNorm or both.
 
     Raises:
-        ValueError: it does not, with the reason.
+        ValueError: it is of another class, computes something else, or has no floating-point
+            weights; the message says which.
     """
     names, kind = " or ".join(f"nn.{k.__name__}" for k in kinds), type(module).__name__
     if not isinstance(module, kinds):
@@ -34,9 +40,9 @@ def plain(module: nn.Module, name: str, *kinds: type[nn.Module]) -> nn.Module:
 
 @torch.no_grad()
 def computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Return whether a module derived from nn.Linear or nn.LayerNorm computes what that does.
+    """Return whether a module of a subclass computes what `kind`, nn.Linear or nn.LayerNorm, does.
 
-    Shown by its `forward` being the class's, or by the same output for random tokens (2, 3, I).
+    It does if its `forward` is that of `kind`, or gives the same for random tokens (2, 3, I).
     """
     if type(module).forward is kind.forward:
         return True
@@ -47,7 +53,7 @@ def computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
         y = type(module).forward(module, x)
         expected = kind.forward(module, x)
     except Exception:
-        return False  # it takes something else than tokens
+        return False  # its forward does not take tokens
     tolerance = 8 * torch.finfo(weight.dtype).eps
     return y.shape == expected.shape and torch.allclose(y, expected, tolerance, tolerance)
 
@@ -56,7 +62,7 @@ def plain_linear(module: nn.Module, name: str) -> nn.Linear:
     """Return `module` if an `AdapterLinear` can take its place.
 
     Raises:
-        ValueError: it is not, with the reason.
+        ValueError: it is not a plain `nn.Linear`; the message says why.
     """
     linear = plain(module, name, nn.Linear)
     assert isinstance(linear, nn.Linear)
@@ -64,7 +70,7 @@ def plain_linear(module: nn.Module, name: str) -> nn.Linear:
 
 
 def made_of_children(module: nn.Module, name: str) -> nn.Module:
-    """Return `module` if all its weights are its children's, so that a `Wrapper` can stand for it.
+    """Return `module` if all its weights are its children's, so that a `Wrapper` can replace it.
 
     Raises:
         ValueError: it holds Parameters or buffers itself, or none at all.
@@ -78,10 +84,10 @@ def made_of_children(module: nn.Module, name: str) -> nn.Module:
 
 
 def block_width(module: nn.Module, name: str, method: str) -> int:
-    """Return the width D of the tokens of a block, by its first layer norm.
+    """Return the width D of a block's tokens, that of its first layer norm.
 
     Raises:
-        ValueError: `module` holds Parameters itself, or has no norm that tells the width.
+        ValueError: `module` holds Parameters itself, or has no layer norm.
     """
     norms = [m for m in made_of_children(module, name).modules() if isinstance(m, nn.LayerNorm)]
     if not norms:

@@ -1,4 +1,4 @@
-"""The record of what `inject` did to a model, kept in the model; and how to undo it."""
+"""The record of what `inject` did to a model, kept in the model, and the means to undo it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,13 +25,14 @@ class Injection:
     classes: Any  # the base's, None where it has none
     preprocessing: Any = None  # the base's, None where it has none
     disabled: bool = False  # inside `with disabled(model)`
-    modes: dict[str, bool] | None = None  # of the base's modules, where loading changed them
-    fingerprint: str | None = None  # of the base without `trained`, once it was asked for
-    doubtful: set[str] = field(default_factory=set)  # layers that nothing has called so far
+    modes: dict[str, bool] | None = None  # before `load_adapter`, where it set eval mode
+    fingerprint: str | None = None  # of the base without `trained`, once computed
+    # adapter layers not called so far whose parent may read their weight instead
+    doubtful: set[str] = field(default_factory=set)
 
 
 def injection(model: nn.Module) -> Injection:
-    """Return what `inject` noted of an adapted model.
+    """Return the record of an adapted model.
 
     Raises:
         ValueError: the model is not adapted, or its adapters are switched off.
@@ -45,7 +46,7 @@ def injection(model: nn.Module) -> Injection:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside torch.compile's, DDP's or DataParallel's wrapper, or the model."""
+    """Return the model without the wrappers of torch.compile, DDP or DataParallel."""
     while "_injection" not in vars(model):
         inner = model._modules.get("_orig_mod") or model._modules.get("module")
         if type(model).__name__ not in WRAPPERS or inner is None:
@@ -74,13 +75,13 @@ def refuse_doubtful(record: Injection) -> None:
 
 
 def set_classes(model: nn.Module, classes: Any) -> None:
-    """Set `model.classes`, the names of what its logits stand for, where they differ."""
+    """Set `model.classes`, the class names of its logits, unless they are set already."""
     if getattr(model, "classes", None) is not classes:
         object.__setattr__(model, "classes", classes)
 
 
 def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Put every module in its place, in the mode, dtype and on the device of what stood there."""
+    """Replace modules by name; the new ones take mode, dtypes and devices of those replaced."""
     for name, new in modules.items():
         old = model.get_submodule(name)
         tensors = dict(chain(old.named_parameters(), old.named_buffers()))
@@ -91,7 +92,7 @@ def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
 
 
 def release(model: Model) -> Model:
-    """Let the parameters train that did before `inject`, and forget it."""
+    """Restore each parameter's requires_grad from before `inject`, and remove the record."""
     record = vars(model).pop("_injection")
     for name, parameter in every_parameter(model):
         parameter.requires_grad_(name in record.required_grad)

@@ -1,4 +1,4 @@
-"""The ways back from an adapted model: adapters switched off, ejected, or merged into the base."""
+"""An adapted model in; adapters switched off for a while, ejected, or merged into the base."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -25,10 +25,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Let `model` compute the base's function: what it computed just before `inject`, bit for bit.
+    """Let `model` compute what it computed just before `inject`, bit for bit.
 
-    Adapters are switched off, and the base's own modules stand in for the trained ones, with the
-    base's `classes`. May be nested.
+    Adapters are switched off, and the base's modules and `classes` replace the trained ones. May be
+    nested.
 
     Raises:
         ValueError: the model is not adapted.
@@ -58,7 +58,7 @@ def _switch(
 
 
 def eject(model: Model) -> Model:
-    """Put back the base that `inject` found, the same modules bit for bit, and return the model.
+    """Put back the modules that `inject` replaced, unchanged bit for bit, and return the model.
 
     Raises:
         ValueError: the model is not adapted, or its adapters are switched off.
@@ -83,12 +83,12 @@ def eject(model: Model) -> Model:
 def merge(model: Model) -> Model:
     """Bake the adapters into modules of the base's classes, permanently, and return the model.
 
-    Trained modules stay, as trained. The model has the base's keys only and computes what it did.
+    Trained modules stay as they are. The model then has the base's keys only and computes the same.
 
     Raises:
         ValueError: the model is not adapted, its adapters are switched off, a method can't be
             merged, a layer may never be called, or a merged value is not finite. The model is then
-            what it was.
+            unchanged.
     """
     record, inner = injection(model), unwrapped(model)
     refuse_doubtful(record)
@@ -99,7 +99,7 @@ def merge(model: Model) -> Model:
 
 
 def mergeable(model: nn.Module) -> bool:
-    """Return whether `merge` would succeed; no more than one layer is merged at a time.
+    """Return whether every layer can be merged; one is merged at a time, to save memory.
 
     Raises:
         ValueError: the model is not adapted, or its adapters are switched off.

@@ -1,4 +1,4 @@
-"""Names in, modules out; and the modules that an adapter would silently not reach, refused."""
+"""Names in, modules out; an error for modules on which an adapter would have no effect."""
 
 import difflib
 import inspect
@@ -16,7 +16,7 @@ from adapters.patterns import matcher
 # These read their children's weights without calling the children.
 BYPASSING = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 NUMBER = re.compile(r"(?:^|[._])(\d+)(?=\.|$)")  # as in "blocks.4." and "encoder_layer_4."
-# These put a prefix before every name.
+# These put a prefix before every module's name.
 WRAPPERS = (
     "DataParallel",
     "DistributedDataParallel",
@@ -28,7 +28,12 @@ WRAPPERS = (
 def matching(model: nn.Module, names: Collection[str], what: str) -> dict[str, nn.Module]:
     """Return the modules whose name is one of `names`, or ends in a dot and one of them.
 
-    A name that is no module's can be a regular expression that matches a whole name.
+    Where there is none, the name is a regular expression that must match whole names.
+
+    Args:
+        model: to search.
+        names: or regular expressions.
+        what: what the names are called in messages, such as "target".
 
     Raises:
         ValueError: `names` is one string, or one of them matches nothing.
@@ -60,17 +65,22 @@ def ends(name: str, wanted: str) -> bool:
 
 
 def only(name: str) -> str:
-    """Return the regular expression for this module, and for none whose name ends like this."""
+    """Return a regular expression for this name alone, not for longer names that end in it."""
     return f"^{re.escape(name)}$"
 
 
 def in_layers(
     found: Mapping[str, nn.Module], layers: Collection[int], names: Collection[str]
 ) -> dict[str, nn.Module]:
-    """Return those of the modules that `names` match whose block's number is one of `layers`.
+    """Return the modules of `found` in blocks whose numbers are in `layers`.
+
+    Args:
+        found: the modules that targets match, by name.
+        layers: numbers of blocks.
+        names: targets that must have a module in these blocks.
 
     Raises:
-        ValueError: there is none in one of these blocks, or none for one of `names`.
+        ValueError: a block has no module, or one of `names` has none.
     """
     numbers = _block_numbers(found)
     if missing := sorted(set(layers) - set(numbers.values())):
@@ -86,10 +96,10 @@ def in_layers(
 def refuse(
     model: nn.Module, adapted: Mapping[str, nn.Module], trained: Mapping[str, nn.Module]
 ) -> None:
-    """Check that adapting and training these modules has the effect that it seems to have.
+    """Check that all these modules can be replaced, and that the replacements would be used.
 
     Raises:
-        ValueError: it would not, with the reason.
+        ValueError: one cannot, or would not; the message says why.
     """
     modules = named_modules(model)
     for name, module in {"the model": model, **modules}.items():
@@ -126,10 +136,10 @@ CALLED, READ, EITHER = "called", "read", "either"
 
 
 def use_of(model: nn.Module, name: str) -> str:
-    """Return how the code of its parent uses a module: it is called, its weight is read, or either.
+    """Return how its parent uses a module: CALLED, READ (only its weight is), or EITHER.
 
-    This is a quick look at the source of the parent's class; where that says nothing, a module is
-    taken as called. `adapters.check` proves it by a pass.
+    This searches the source of the parent's class; where that shows nothing, the module counts as
+    called. `adapters.check` finds out by a forward pass.
     """
     source, child = (
         _source(cast(Hashable, type(_parent(model, name)))),
@@ -146,14 +156,14 @@ def _parent(model: nn.Module, name: str) -> nn.Module:
 
 @cache
 def _source(kind: Hashable) -> str:
-    """Return the source of a class's forward pass, without its making; "" where there is none."""
+    """Return the source of a class's methods except those that set it up, "" if there is none."""
     assert isinstance(kind, type)
     try:
         text = inspect.getsource(kind)
     except (OSError, TypeError):
         return ""
     methods = re.split(r"\n    (?:@\S+\n    )*(?=def )", text)
-    making = (
+    setting_up = (
         "def __init__",
         "def reset_",
         "def _reset",
@@ -161,11 +171,15 @@ def _source(kind: Hashable) -> str:
         "def _init",
         "def extra_repr",
     )
-    return "\n".join(method for method in methods[1:] if not method.startswith(making))
+    return "\n".join(method for method in methods[1:] if not method.startswith(setting_up))
 
 
 def _refuse_tied(model: nn.Module, trained: Mapping[str, nn.Module]) -> None:
-    """Refuse to train a copy of a parameter that is used elsewhere too."""
+    """Refuse to train a copy of a parameter that another module uses too.
+
+    Raises:
+        ValueError: there is one.
+    """
     seen: dict[int, tuple[str, str]] = {}
     for key, parameter in model.named_parameters(remove_duplicate=False):
         home = next((name for name in trained if key.startswith(f"{name}.")), "")
@@ -175,7 +189,7 @@ def _refuse_tied(model: nn.Module, trained: Mapping[str, nn.Module]) -> None:
 
 
 def refuse_statistics(model: nn.Module, trained: Mapping[str, nn.Module]) -> None:
-    """Refuse to train beside a frozen batch norm: in training mode it goes on changing.
+    """Refuse to train with a frozen batch norm, whose running statistics would still change.
 
     Raises:
         ValueError: the model has one.
@@ -191,7 +205,7 @@ def refuse_statistics(model: nn.Module, trained: Mapping[str, nn.Module]) -> Non
 
 
 def _block_numbers(names: Iterable[str]) -> dict[str, int]:
-    """Return for each name the number of its block: the first that tells it from other names.
+    """Return for each name the number of its block: the first number that differs among names.
 
     It is 4 in "blocks.4.ffn.0" where there is a "blocks.5" too, and in "encoder_layer_4.mlp.0".
     """
@@ -221,7 +235,7 @@ def _outer(name: str) -> list[str]:
 
 
 def _choice(wanted: str, modules: Mapping[str, nn.Module]) -> str:
-    """Return a hint at a name that may have been meant."""
+    """Return a hint at the name that may be meant, and the names that exist."""
     last = sorted({name.rpartition(".")[2] for name in modules} - set(map(str, range(1000))))
     close = difflib.get_close_matches(wanted.rpartition(".")[2], last, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""

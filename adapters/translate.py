@@ -1,7 +1,7 @@
-"""A folder that PEFT saved on another library's model in, the same for a converted model out.
+"""An adapter that PEFT saved on another library's model in, the same for a converted model out.
 
-A model that has `translate(name)`, which gives its own names for one of the library's modules or
-tensors, () where it has none, takes such folders. Where several of its modules are one of theirs,
+The converted model has a method `translate(name)`, which returns its names for a module or tensor
+of the library, () where it has none. Where one of the library's modules is several of the model's,
 as with fused queries, keys and values, each gets its rows of the update.
 """
 
@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from adapters.config import ends_by_pattern
-from adapters.folder import CHOOSING, LAYERS, PREFIX, AdapterFolder
+from adapters.folder import PREFIX, TARGET_KEYS, AdapterFolder
 
-# suffixes of PEFT's tensors -> the side along which outputs lie; None: the same for all modules
-SIDES: dict[str, int | None] = {
+# suffixes of PEFT's tensors -> the axis of the outputs, to split; None: the same for all modules
+AXES: dict[str, int | None] = {
     "lora_A.weight": None,
     "lora_B.weight": 0,
     "lora_magnitude_vector": 0,
@@ -25,10 +25,10 @@ SIDES: dict[str, int | None] = {
 
 
 def translated(saved: AdapterFolder, model: nn.Module) -> AdapterFolder:
-    """Return the folder under the model's names, or as it is where its names are the model's.
+    """Return the adapter under the model's names, unchanged where it has them already.
 
     Raises:
-        ValueError: a part of it has no counterpart in the model; names it.
+        ValueError: a tensor has no counterpart in the model.
     """
     translate = getattr(model, "translate", None)
     own = {name for name, _ in model.named_modules()}
@@ -43,10 +43,10 @@ def translated(saved: AdapterFolder, model: nn.Module) -> AdapterFolder:
     trained: dict[str, None] = {}
     for name, (key, tensor) in zip(names, saved.tensors.items(), strict=True):
         modules, suffix = _split(name, translate)
-        if suffix not in SIDES:
+        if suffix not in AXES:
             raise ValueError(f"tensor {key} has no counterpart in the converted model")
-        side = SIDES[suffix]
-        parts = [tensor] * len(modules) if side is None else tensor.chunk(len(modules), dim=side)
+        axis = AXES[suffix]
+        parts = [tensor] * len(modules) if axis is None else tensor.chunk(len(modules), dim=axis)
         for module, part in zip(modules, parts, strict=True):
             tensors[f"{PREFIX}{module}.{suffix}"] = part
             if suffix in ("weight", "bias"):
@@ -59,12 +59,12 @@ def translated(saved: AdapterFolder, model: nn.Module) -> AdapterFolder:
 
 def _adapted(name: str) -> str:
     """Return the module that an adapter's tensor belongs to, "" for one of a trained module."""
-    suffixes = (suffix for suffix in SIDES if suffix not in ("weight", "bias"))
+    suffixes = (suffix for suffix in AXES if suffix not in ("weight", "bias"))
     return next((name.removesuffix(f".{s}") for s in suffixes if name.endswith(f".{s}")), "")
 
 
 def _split(name: str, translate: Any) -> tuple[tuple[str, ...], str]:
-    """Return our modules and the suffix of a tensor that PEFT calls `name`, (), "" if unknown."""
+    """Return our modules and the suffix for PEFT's name of a tensor; (), "" where unknown."""
     parts = name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
         if modules := translate(".".join(parts[:cut])):
@@ -73,17 +73,17 @@ def _split(name: str, translate: Any) -> tuple[tuple[str, ...], str]:
 
 
 def _config(written: dict[str, Any], adapted: dict[str, str], trained: list[str]) -> dict[str, Any]:
-    """Return an adapter_config.json's entries with our names; patterns become one entry a module.
+    """Return an adapter_config.json's entries under our names; patterns get an entry a module.
 
     Args:
         written: the entries.
-        adapted: our name of each adapted module -> theirs.
-        trained: our names of the modules that trained besides.
+        adapted: our name of each adapted module -> the library's.
+        trained: our names of the modules that trained too.
     """
-    kept = {key: value for key, value in written.items() if key not in (*CHOOSING, LAYERS)}
+    kept = {key: value for key, value in written.items() if key not in TARGET_KEYS}
     for option in ("rank_pattern", "alpha_pattern"):
         patterns = written.get(option)
-        if isinstance(patterns, dict):  # else its reader says what is wrong
+        if isinstance(patterns, dict):  # otherwise `from_peft` says what is wrong
             first = {
                 module: next((v for key, v in patterns.items() if ends_by_pattern(name, key)), None)
                 for module, name in adapted.items()

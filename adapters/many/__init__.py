@@ -1,1 +1,1 @@
-"""Many adapters at once: banks of them, passes that train them together, and their arithmetic."""
+"""Many adapters at once: in a bank, trained together in one pass, or combined into one."""

@@ -1,8 +1,8 @@
 """Saved adapters in, one out: weighted sums of their updates; and a LoRA from full fine-tuning.
 
-What is combined are the true updates, scale B A of each, so one adapter with weight 1 gives itself
-back, whatever its rank, alpha and rsLoRA. Sums of the A and of the B apart are something else:
-(B1 + B2) (A1 + A2) has products that belong to neither.
+The sum is that of the updates, scale B A of each, so that one adapter of weight 1 gives itself
+back, whatever its rank, alpha and rsLoRA. To sum the A and the B separately would be wrong:
+(B1 + B2) (A1 + A2) also holds B1 A2 and B2 A1.
 """
 
 import math
@@ -43,18 +43,18 @@ def combine(
         adapters.combine(["runs/a", "runs/b"], [0.7, 0.3]).save("runs/both")
 
     Args:
-        folders: saved adapters of LoRA, with rsLoRA and patterns or without.
-        weights: one a folder; a negative one takes an adapter's update away.
-        how: "cat" is exact, its rank the sum of ranks. "svd" is the closest to the sum of a rank.
-            "ties" keeps of each update the `density` of its numbers that are largest, elects a sign
-            for each place by their sum, and takes the mean of those that agree (arXiv:2306.01708).
-            "dare" keeps a random `density` of the numbers, divided by it (arXiv:2311.03099). Both
-            end in "svd".
+        folders: saved LoRA adapters; each may have rsLoRA and patterns.
+        weights: one for each folder; a negative one subtracts the adapter's update.
+        how: "cat" is exact; its rank is the sum of the ranks. "svd" is the closest to the sum among
+            updates of `rank`. "ties" keeps the largest entries of each update, elects the sign of
+            each entry by their sum, and averages those that have it (arXiv:2306.01708). "dare"
+            keeps random entries and divides them by `density` (arXiv:2311.03099). Both end in
+            "svd".
         rank: of the result; by default the largest of the adapters'; not for "cat".
-        density: share of the numbers that "ties" and "dare" keep.
-        seed: of what "dare" drops.
-        head_of: whose head and classes to take, by the place in `folders`; the first's, where all
-            have the same classes.
+        density: share of an update's entries that "ties" and "dare" keep.
+        seed: of the entries that "dare" keeps.
+        head_of: index in `folders` of the adapter whose head and classes to take; by default the
+            first, if all have the same classes and trained modules.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -72,14 +72,14 @@ def combine(
     generator = torch.Generator().manual_seed(seed)
     factors: dict[str, Factors] = {}
     for name in sorted({name for update in updates for name in update}):
-        own = [
+        pairs = [
             (u[name][0], w * u[name][1]) for w, u in zip(weights, updates, strict=True) if name in u
         ]
         if how == "cat":
-            factors[name] = torch.cat([a for a, _ in own]), torch.cat([b for _, b in own], dim=1)
+            factors[name] = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], 1)
         else:
-            total = _sum([b @ a for a, b in own], how, density, generator)
-            most = rank or max(len(a) for a, _ in own)
+            total = _sum([b @ a for a, b in pairs], how, density, generator)
+            most = rank or max(len(a) for a, _ in pairs)
             factors[name] = closest(total, min(most, *total.shape))[0]
     chosen = saved[head_of or 0]
     trained = {key: t for key, t in chosen.tensors.items() if not key.endswith((A, B))}
@@ -90,23 +90,23 @@ def combine(
 def diff(
     base: Model, tuned: nn.Module, *, rank: int = 8, head: str = "head", lossy: bool = False
 ) -> tuple[Model, dict[str, float]]:
-    """Return the LoRA of a full fine-tune, and the share of every change that it keeps.
+    """Return a LoRA of a full fine-tuning, and the share of each change that it keeps.
 
-    The update of this rank that is closest to W' - W is that of the largest singular values (Eckart
-    and Young, 1936). Modules other than linears that changed, such as norms, are taken over whole,
-    and so is the head.
+    A linear's update is the closest of this rank to W' - W, that of the largest singular values
+    (Eckart and Young, 1936). The head, and other modules that changed, such as norms, are copied
+    whole.
 
     Args:
-        base: what was tuned; adapted in place.
-        tuned: the result, a model of the same modules.
-        rank: of every update, or the smaller side of a weight.
-        head: name of the module to take as it is.
-        lossy: leave out what no adapter holds, changed biases of linears and Parameters of no
-            module such as positions, rather than raise.
+        base: the model before fine-tuning; adapted in place.
+        tuned: the model after it, of the same modules.
+        rank: of every update; at most the smaller side of its weight.
+        head: name of the module to copy, which may have other classes.
+        lossy: leave out changes that no adapter holds, of biases of linears and of Parameters
+            outside leaf modules such as position embeddings, rather than raise.
 
     Returns:
-        The adapted base, and by name the share of ||W' - W||^2 kept; "all" is that of all together,
-        with what was left out.
+        The adapted base; and by name the share of ||W' - W||^2 kept. "all" is the share over all
+        parameters, those left out included.
 
     Raises:
         ValueError: the tuned model has other parameters, none has changed, or something changed
@@ -144,7 +144,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _changes(base: nn.Module, tuned: nn.Module, head: str) -> dict[str, Tensor]:
-    """Return the change of every parameter outside the head that has changed.
+    """Return the differences of the parameters outside the head that changed, by name.
 
     Raises:
         ValueError: the tuned model has other parameters.
@@ -163,7 +163,10 @@ def _changes(base: nn.Module, tuned: nn.Module, head: str) -> dict[str, Tensor]:
 
 
 def closest(update: Tensor, rank: int) -> tuple[Factors, float]:
-    """Return A (R, I), B (O, R) with B A closest to `update` (O, I), and the share it keeps."""
+    """Return A (R, I), B (O, R) with B A closest to `update` (O, I), and the share kept.
+
+    The share is ||B A||^2 / ||update||^2, 1 for an update of zeros.
+    """
     u, s, v = torch.linalg.svd(update, full_matrices=False)
     root, energy = s[:rank].sqrt(), s.square().sum()
     share = (s[:rank].square().sum() / energy).item() if energy else 1.0
@@ -174,15 +177,15 @@ def _updates(saved: AdapterFolder, folder: str) -> dict[str, Factors]:
     """Return A and scale B for every adapted module by name, in float32 or wider.
 
     Raises:
-        ValueError: it is no LoRA, or a tensor is missing.
+        ValueError: the adapter is no LoRA, a tensor is missing, or one is not understood.
     """
     if not LoRAConfig.reads(saved.config):
         raise ValueError(f"{folder} is no LoRA adapter, whose updates can be added up")
     names = {k[len(PREFIX) : -len(A)] for k in saved.tensors if k.endswith(A)}
     trained = tuple(saved.config.get("modules_to_save") or ())
     for key in saved.tensors:
-        outer = key[len(PREFIX) :].rpartition(".")[0]
-        if not (key.endswith((A, B)) or outer.endswith(trained)):
+        module = key[len(PREFIX) :].rpartition(".")[0]
+        if not (key.endswith((A, B)) or module.endswith(trained)):
             raise ValueError(f"{folder}: {key} is no factor of a linear, and would be lost")
     config = LoRAConfig.from_peft(by_names(saved.config, sorted(names) or ["none"]))
     found = {}
@@ -198,7 +201,7 @@ def _check_heads(saved: Sequence[AdapterFolder]) -> None:
     """Check that all adapters have the same classes and trained modules of the same shapes.
 
     Raises:
-        ValueError: they have not.
+        ValueError: they don't.
     """
     shapes = [
         {key: t.shape for key, t in one.tensors.items() if not key.endswith((A, B))}
@@ -209,7 +212,10 @@ def _check_heads(saved: Sequence[AdapterFolder]) -> None:
 
 
 def _sum(updates: list[Tensor], how: str, density: float, generator: torch.Generator) -> Tensor:
-    """Return the sum of updates (O, I); TIES and DARE drop a part of each first."""
+    """Return the sum of updates (O, I); TIES and DARE first drop entries of each.
+
+    TIES returns the mean of the entries that have the elected sign, not their sum.
+    """
     stacked = torch.stack(updates)  # (n, O, I)
     if how == "ties":
         size = stacked[0].numel()
@@ -231,7 +237,7 @@ def _folder(
     fingerprint: str | None,
     classes: tuple[str, ...] | None,
 ) -> AdapterFolder:
-    """Return updates B A as a LoRA, with the tensors and names of the modules trained besides."""
+    """Return updates B A as a saved LoRA, with tensors and names of the trained modules."""
     written = _config(factors).to_peft() | {"modules_to_save": names, "task_type": None}
     ends = ((A, 0), (B, 1))
     thin = {f"{PREFIX}{name}{end}": ab[i] for name, ab in factors.items() for end, i in ends}
@@ -266,7 +272,7 @@ def _check(
 
 
 def _config(factors: Mapping[str, Factors]) -> LoRAConfig:
-    """Return the config of updates B A of these ranks, scale 1."""
+    """Return the config of updates B A of these ranks, with scale 1."""
     ranks = {name: len(a) for name, (a, _) in factors.items()}
     most = max(ranks.values())
     fewer = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank < most}

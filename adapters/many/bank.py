@@ -1,7 +1,6 @@
-"""Saved adapters and one base in, a model for mixed batches out: every image names its adapter.
+"""Saved adapters and one base in, a model for mixed batches out: each image has its own adapter.
 
-A row of the batch is computed as its adapter alone would, in one pass for all rows. Slot 0 is the
-base.
+One pass computes all rows of a batch, each as its adapter alone would. Slot 0 is the base.
 
     bank = adapters.Bank(model, ["runs/signs", "runs/symbols"])
     logits = bank(images, ids)  # ids: 1 for signs, 2 for symbols, 0 for the base
@@ -21,25 +20,26 @@ from adapters.many.stacks import Ids, Stack, StackedHead, StackedLinear, Stacked
 from adapters.plain import plain, plain_linear
 from adapters.record import adapter_layer, injection
 
-Slot = dict[str, dict[str, Tensor]]  # an adapter's terms, by a module's and a term's name
+Slot = dict[str, dict[str, Tensor]]  # an adapter's terms, by names of module and term
 
 
 class Bank(nn.Module):
-    """One base and any number of saved adapters; each row of a batch names its adapter.
+    """One base and any number of saved adapters; each row of a batch has its own adapter.
 
     LoRA, DoRA, VeRA, (IA)^3, SSF, BitFit and norm tuning can be stacked, in any mixture. Threads
-    may ask a bank side by side, but not while one of them loads an adapter.
+    may call a bank at the same time, but not while one of them loads an adapter.
 
     Args:
-        model: the base, which stays what it is; the bank's weights lie in the same memory.
-        folders: saved adapters, for slots 1, 2, ...; the bank is made for their sizes.
-        n_slots: adapters that it can hold, and the base; at least as many as folders.
-        rank: the largest rank that it can hold, at least the folders'.
-        n_classes: the most classes that it can hold, at least the folders' and the base's.
-        head: name of the module that gives logits (B, n_classes).
+        model: the base, which is not changed; the bank shares its memory.
+        folders: saved adapters, for slots 1, 2, ...; they set the shapes that the bank can hold.
+        n_slots: number of slots, the base's included; at least one more than folders.
+        rank: largest rank that a slot can hold; at least the folders'.
+        n_classes: most classes that a slot can hold; at least the folders' and the base's.
+        head: name of the module whose output is the logits (B, n_classes).
 
     Attributes:
-        classes: the class names of every slot, () for those that are empty.
+        classes: the class names of each slot, () for empty ones.
+        preprocessing: the adapters' record of how images are prepared; None if none has one.
 
     Raises:
         FileNotFoundError, ValueError: as for `load_adapter`, or a folder can't be stacked.
@@ -66,7 +66,7 @@ class Bank(nn.Module):
         self.n_slots = max(n_slots or 0, len(folders) + 1)
         self.classes: list[tuple[str, ...]] = [()] * self.n_slots
         self.classes[0] = getattr(model, "classes", ())
-        self.preprocessing: Any = None  # the adapters', which must agree, where they say so
+        self.preprocessing: Any = None
         loaded = [self.read(folder) for folder in folders]
         if self.preprocessing is not None:
             object.__setattr__(self.model, "preprocessing", self.preprocessing)
@@ -87,17 +87,17 @@ class Bank(nn.Module):
             self.put(i, (slot, classes))
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
-        """Return logits (B, most classes) of images (B, ...), a row by the adapter in slot `ids`.
+        """Return logits (B, most classes) of images (B, ...), each row by the adapter of its slot.
 
         Where a row's adapter has fewer classes, its last logits are -inf.
 
         Args:
-            images: what the base takes.
+            images: the base's input.
             ids: (B,) slots, int64 or int32.
 
         Raises:
-            ValueError: not an integer for each image; on a CPU, which need not be waited for, an id
-                that is no slot.
+            ValueError: `ids` are not an integer for each image, or, if they are on a CPU, where the
+                check waits for no device, one is no slot.
         """
         if not torch.compiler.is_compiling():
             self._check(ids, len(images))
@@ -106,7 +106,11 @@ class Bank(nn.Module):
         return logits
 
     def _check(self, ids: Tensor, n: int) -> None:
-        """Raise a ValueError for ids that do not name a slot for each of n images."""
+        """Check that ids are slots, one for each of n images.
+
+        Raises:
+            ValueError: they are not.
+        """
         if ids.shape != (n,) or ids.dtype not in (torch.int32, torch.int64):
             given = f"{tuple(ids.shape)} of {ids.dtype}"
             raise ValueError(f"ids are {given}; give an int64 for each of the {n} images")
@@ -114,18 +118,18 @@ class Bank(nn.Module):
             raise ValueError(f"ids={ids.tolist()} are not all in 0 <= id < {self.n_slots}")
 
     def load(self, slot: int, folder: str | os.PathLike[str]) -> None:
-        """Put a saved adapter into a slot, or another into its place; nothing is recompiled.
+        """Put a saved adapter into a slot, in place of what it holds; nothing is recompiled.
 
         Raises:
             FileNotFoundError, ValueError: as for `load_adapter`; there is no such slot, or no room
-                for its terms, rank or classes. The slot then holds what it held.
+                for its terms, rank or classes. The slot is then unchanged.
         """
         if not 1 <= slot < self.n_slots:
             raise ValueError(f"{slot=} is not in 1 <= slot < {self.n_slots}; 0 is the base")
         self.put(slot, self.read(folder))
 
     def _stack(self, name: str, terms: dict[str, torch.Size], rank: int) -> None:
-        """Put a stack for terms of these shapes in the place of a module."""
+        """Replace a module by a stack for terms of these shapes."""
         base = plain(self.model.get_submodule(name), name, nn.Linear, nn.LayerNorm)
         if isinstance(base, nn.Linear):
             stack: Stack = StackedHead(base) if name == self.head else StackedLinear(base)
@@ -135,15 +139,15 @@ class Bank(nn.Module):
         if "a" in terms and rank > terms["a"][0]:
             terms |= {"a": torch.Size([rank, terms["a"][1]])}
             terms |= {"b": torch.Size([terms["b"][0], rank])}
-        if "gain" in terms and base.bias is not None:  # the bias stands outside the gain
+        if "gain" in terms and base.bias is not None:  # a gain does not scale the bias
             terms |= {"bias": base.bias.shape}
         stack.add(self.ids, self.n_slots, terms)
         self.model.set_submodule(name, stack.eval())
 
     def read(self, folder: str | os.PathLike[str]) -> tuple[Slot, tuple[str, ...]]:
-        """Return an adapter for `put`: its terms, by module, and its classes, all checked.
+        """Return an adapter for `put`: its terms by module, and its classes, all checked.
 
-        Others may ask the bank meanwhile.
+        Other threads may call the bank meanwhile.
 
         Raises:
             FileNotFoundError, ValueError: as for `load_adapter`, or it can't be stacked.
@@ -151,12 +155,12 @@ class Bank(nn.Module):
         known = self.fingerprint if read_adapter(folder).trained == (self.head,) else None
         adapted = load_adapter(shared_copy(self.base), folder, fingerprint=known)
         record = injection(adapted)
-        record_of_images = getattr(adapted, "preprocessing", None)
-        if record_of_images != (self.preprocessing or record_of_images):
+        preprocessing = getattr(adapted, "preprocessing", None)
+        if preprocessing != (self.preprocessing or preprocessing):
             raise ValueError(
-                f"{folder} takes images prepared as {record_of_images}, not {self.preprocessing}"
+                f"{folder} takes images prepared as {preprocessing}, not {self.preprocessing}"
             )
-        self.preprocessing = record_of_images
+        self.preprocessing = preprocessing
         if others := sorted(record.trained.keys() - {self.head}):
             raise ValueError(f"{folder}: {others[0]!r} trained too; a bank stacks only the head")
         slot = {name: adapter_layer(adapted, name).terms() for name in record.adapted}
@@ -167,15 +171,16 @@ class Bank(nn.Module):
             )
         classes = tuple(getattr(adapted, "classes", ()))
         if len(classes) != len(slot.get(self.head, {}).get("weight", classes)):
-            classes = tuple(str(i) for i in range(len(slot[self.head]["weight"])))  # PEFT's
+            # PEFT saves no class names
+            classes = tuple(str(i) for i in range(len(slot[self.head]["weight"])))
         return slot, classes
 
     @torch.no_grad()
     def put(self, i: int, read: tuple[Slot, tuple[str, ...]]) -> None:
-        """Put into slot `i` what `read` gave; nobody may ask the bank meanwhile.
+        """Put what `read` returned into slot `i`; no thread may call the bank meanwhile.
 
         Raises:
-            ValueError: there is no room for its terms, rank or classes; the slot stays as it was.
+            ValueError: there is no room for its terms, rank or classes; the slot is then unchanged.
         """
         slot, classes = read
         stacks = {n: m for n, m in self.model.named_modules() if isinstance(m, Stack)}
@@ -184,7 +189,7 @@ class Bank(nn.Module):
                 f"the bank has no room for {missing[0]!r}; make it with that adapter among its "
                 "first"
             )
-        for name, stack in stacks.items():  # all fits before anything is changed
+        for name, stack in stacks.items():  # first, so that an error changes nothing
             stack.check(slot.get(name, {}), name)
         for name, stack in stacks.items():
             stack.fill(i, slot.get(name, {}))

@@ -1,6 +1,7 @@
-"""Layers of a bank: the terms of many adapters, stacked; each row is computed with its adapter's.
+"""Layers of a bank: stacks of many adapters' terms, of which each row of a batch takes its own.
 
-`adapters.many.terms` has the function. Ranks and heads of different size are padded with zeros.
+`adapters.many.terms` has the function. Smaller ranks are padded with zeros, smaller heads with
+classes whose logit is -inf.
 """
 
 import threading
@@ -13,7 +14,7 @@ from adapters.many.terms import linear, norm
 
 
 class Ids(threading.local):
-    """The slot of each row of a thread's batch; one object, which all layers of a bank read."""
+    """The slot of each row of a thread's batch; all layers of a bank read the same object."""
 
     # with a __dict__, a compiled pass loses what it writes here at a graph break
     __slots__ = ()
@@ -24,12 +25,18 @@ class Ids(threading.local):
 
 
 class Stack(AffineLayer):
-    """A module whose terms are those of each row's slot; stacks of (slots, ...) hold them."""
+    """A module that takes each row's terms from its slot; buffers (slots, ...) hold them."""
 
     ids: Ids
 
     def add(self, ids: Ids, n_slots: int, terms: dict[str, torch.Size]) -> None:
-        """Allocate terms of these shapes, the base's in every slot."""
+        """Allocate buffers for terms of these shapes; every slot holds the base's.
+
+        Args:
+            ids: which the layer reads in each pass.
+            n_slots: first axis of the buffers.
+            terms: the largest shape of each term, by its name.
+        """
         self.ids = ids
         for name, shape in terms.items():
             start = self.weight.new_zeros(n_slots, *shape)
@@ -42,9 +49,9 @@ class Stack(AffineLayer):
     def stacks(self) -> dict[str, Tensor]:
         """Return the stacks (slots, ...) by the names of the terms that they hold."""
         return {
-            k[6:]: stack
-            for k, stack in self._buffers.items()
-            if k[:6] == "stack_" and stack is not None
+            name.removeprefix("stack_"): stack
+            for name, stack in self._buffers.items()
+            if name.startswith("stack_") and stack is not None
         }
 
     def check(self, terms: dict[str, Tensor], name: str) -> None:
@@ -63,7 +70,7 @@ class Stack(AffineLayer):
                 )
 
     def fill(self, slot: int, terms: dict[str, Tensor]) -> None:
-        """Set what a slot holds: these terms, and the base's where one is missing."""
+        """Set a slot to these terms, and to the base's where one is missing."""
         for key, stack in self.stacks().items():
             stack[slot].copy_(stack[0])
             if key in terms:
@@ -72,7 +79,7 @@ class Stack(AffineLayer):
     def row_terms(self) -> dict[str, Tensor]:
         """Return the terms of every row's adapter: a (B, R, I), b (B, O, R), others (B, 1, D)."""
         terms = {name: stack[self.ids.rows] for name, stack in self.stacks().items()}
-        return {name: p if name in ("a", "b") else p[:, None] for name, p in terms.items()}
+        return {name: t if name in ("a", "b") else t[:, None] for name, t in terms.items()}
 
 
 class StackedLinear(Stack, AdapterLinear):
@@ -95,7 +102,7 @@ class StackedNorm(Stack, AdapterNorm):
 
 
 class StackedHead(Stack, AdapterLinear):
-    """Logits (B, most classes) of features (B, I); where a row has no more classes, -inf."""
+    """Logits (B, most classes) of features (B, I); -inf beyond the classes of a row."""
 
     def add(self, ids: Ids, n_slots: int, terms: dict[str, torch.Size]) -> None:
         """Allocate heads of these shapes; slot 0 holds the base's, the others give NaN."""

@@ -1,7 +1,7 @@
-"""The function that banks and joint passes compute: x of K adapters in, y by the terms of each out.
+"""A layer's function with K adapters, as in a bank or joint training: x of each in, y of each out.
 
-y = gain (W (in_gain x) + B A x) + bias for a linear, y = gain normalised(x) + bias for a norm. W
-and the norm are the base's, the same for all K; a term that an adapter does not have is the base's.
+y = gain (W (in_gain x) + B A x) + bias for a linear, y = gain normalised(x) + bias for a norm. W is
+the base's for all K, and so is a term that an adapter lacks. `T` is the number of tokens of each.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ Terms = Mapping[str, Tensor]  # a (K, R, I), b (K, O, R); gain, in_gain, bias (K
 
 
 def products(x: Tensor, weights: Tensor) -> Tensor:
-    """Return x (K, T, I) times weights (K, I, O), one for each; on a CPU faster than as a batch."""
-    if x.device.type != "cpu" or torch.is_grad_enabled():  # a result that is given has no gradient
+    """Return x (K, T, I) times weights (K, I, O); on a CPU one by one, faster than as a batch."""
+    if x.device.type != "cpu" or torch.is_grad_enabled():  # autograd refuses out=
         return torch.bmm(x, weights)
     y = x.new_empty(*x.shape[:2], weights.shape[2])
     for i, weight in enumerate(weights):
@@ -27,7 +27,7 @@ def products(x: Tensor, weights: Tensor) -> Tensor:
 
 
 class FoldedProducts(torch.autograd.Function):
-    """y = x (W + B A)^T for each of K; backward no gradient of W, as in `adapters.methods.lora`."""
+    """y = x (W + B A)^T for each of K; no gradient of W, as in `adapters.methods.lora`."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -55,13 +55,13 @@ def linear(x: Tensor, base: nn.Linear, terms: Terms, *, fold: bool = False) -> T
     """Return gain (W (in_gain x) + B A x) + bias, (K, T, O) for x (K, T, I).
 
     Args:
-        x: what each of K reads.
+        x: each adapter's input.
         base: holds W, and the bias where the terms have none.
-        terms: of each of K.
-        fold: add B A to W before it meets x, where the sum keeps it; it pays for many tokens.
+        terms: each adapter's, stacked.
+        fold: multiply x by W + B A where its precision allows; faster with many tokens.
     """
-    outside = "gain" in terms or "bias" in terms  # no gain scales the bias
-    bias: Tensor | None = None if outside else base.bias
+    bias_last = "gain" in terms or "bias" in terms  # a gain does not scale the bias
+    bias: Tensor | None = None if bias_last else base.bias
     x = scaled(x, terms.get("in_gain"))
     if "a" not in terms:
         y = F.linear(x, base.weight, bias)
@@ -71,10 +71,10 @@ def linear(x: Tensor, base: nn.Linear, terms: Terms, *, fold: bool = False) -> T
     else:
         y = F.linear(x, base.weight, bias)
         hidden = torch.bmm(x, terms["a"].mT.to(x.dtype)).to(y.dtype)  # (K, T, R)
-        # in place: another tensor as large as y costs a third of this
+        # in place, since another tensor of this size costs a third of the time
         y = y.baddbmm_(hidden, terms["b"].mT.to(y.dtype))
     y = scaled(y, terms.get("gain"))
-    bias = terms.get("bias", base.bias) if outside else None
+    bias = terms.get("bias", base.bias) if bias_last else None
     return y if bias is None else y + bias.to(y.dtype)
 
 

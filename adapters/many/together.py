@@ -1,9 +1,9 @@
-"""K adapted copies of one base in, one model out that computes, and trains, all of them at once.
+"""K adapted copies of one base in, one model out that computes and trains all of them at once.
 
-The batch holds as many rows for each, one member after the other. A linear that they adapt makes
-one batched product, with W + scale B A of each, so K adapters cost K times the base's operations
-but only one pass; see `adapters.layers.AdapterLayer.terms` for the function of a layer. What trains
-are the copies' Parameters: each copy can be saved, merged and used by itself.
+A batch holds the rows of one copy, or member, after another, equally many for each. An adapted
+linear is one batched product with W + scale B A of each member, so that K adapters cost K times the
+base's operations but only one pass; `AdapterLayer.terms` has a layer's function. The members'
+Parameters train, so each member can be saved, merged and used by itself.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Joint(nn.Module):
-    """A linear or norm for K members: x (K * T, I) in, each member's rows by that member's terms.
+    """A linear or norm of K members: each member's rows are computed with its terms.
 
     Args:
         base: the base's module.
@@ -38,7 +38,7 @@ class Joint(nn.Module):
         vars(self)["members"] = [*members]  # not children: their Parameters are the members'
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return each member's output for its rows."""
+        """Return y (K * B, ..., O) for x (K * B, ..., I), each member's rows by its terms."""
         each = [m.terms() if isinstance(m, AdapterLayer) else {} for m in self.members]
         terms = {key: self._stacked(each, key) for key in sorted({key for t in each for key in t})}
         rows = x.reshape(len(each), -1, x.shape[-1])  # (K, T, I)
@@ -48,9 +48,9 @@ class Joint(nn.Module):
         return norm(rows, self.base, terms).view(x.shape)
 
     def _stacked(self, each: Sequence[dict[str, Tensor]], key: str) -> Tensor:
-        """Return one term of all members, the base's where a member has none."""
+        """Return one term of all members (K, ...), the base's where a member has none."""
         first = next(terms[key] for terms in each if key in terms)
-        if key in ("a", "b"):  # of a smaller rank, or of none: zeros
+        if key in ("a", "b"):  # smaller ranks, or none, are padded with zeros
             rank = max(terms[key].shape[key == "b"] for terms in each if key in terms)
             none = first.new_zeros((0, first.shape[1]) if key == "a" else (len(first), 0))
             factors = [terms.get(key, none) for terms in each]
@@ -66,7 +66,7 @@ class Joint(nn.Module):
 
 
 class JointHead(nn.Module):
-    """The heads of K copies: features (K * T, I) -> logits (K * T, n_classes)."""
+    """The heads of K members, of one width."""
 
     members: list[nn.Linear]
 
@@ -75,7 +75,7 @@ class JointHead(nn.Module):
         vars(self)["members"] = [*members]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits, each member's by its head."""
+        """Return logits (K * B, O) of features x (K * B, I), each member's by its head."""
         weight = torch.stack([head.weight for head in self.members])  # (K, O, I)
         y = torch.bmm(x.reshape(len(weight), -1, x.shape[-1]), weight.mT)
         if self.members[0].bias is not None:
@@ -86,11 +86,11 @@ class JointHead(nn.Module):
 def together(base: Model, members: Sequence[nn.Module], head: str = "head") -> Model:
     """Return a model that computes all `members`, adapted copies of `base`, in one pass.
 
-    It takes their batches, of equal size, one after the other (K * T, ...), and gives their logits
-    in the same order. Their Parameters train through it.
+    It takes their batches, of equal size, one after another (K * B, ...), and returns their logits
+    in the same order. A backward pass gives the members' Parameters their gradients.
 
     Args:
-        base: what they were adapted from; stays what it is.
+        base: what the members were adapted from; not changed.
         members: adapted copies of it, with heads of one width.
         head: name of the module that trains in all of them.
 
@@ -110,7 +110,7 @@ def together(base: Model, members: Sequence[nn.Module], head: str = "head") -> M
         layers = [member.get_submodule(name) for member in members]
         for layer, record in zip(layers, records, strict=True):
             if name in record.adapted:
-                cast(AdapterLayer, layer).terms()  # says now if it can't be stacked
+                cast(AdapterLayer, layer).terms()  # raises now if it can't be stacked
         joint.set_submodule(name, Joint(module, layers))
     heads = [plain_linear(member.get_submodule(head), head) for member in members]
     joint.set_submodule(head, JointHead(heads))

@@ -13,7 +13,7 @@ from adapters.config import AdapterConfig, check_count, option
 from adapters.layers import Wrapper, cast_to, wide
 from adapters.plain import block_width
 
-DEVIATION = 0.01  # of U and V at the start, cut off at two of it, as in arXiv:1902.00751
+DEVIATION = 0.01  # of U and V initially; truncated at two of it, as in arXiv:1902.00751
 
 
 class PostAdapter(Wrapper):
@@ -42,7 +42,7 @@ class PostAdapter(Wrapper):
         """Return y (B, N, D) for the block's input x (B, N, D).
 
         Raises:
-            ValueError: the block gives something else than tokens.
+            ValueError: the block returns something other than tokens.
         """
         z = super().forward(x, *rest, **named)
         if not self.enabled:
@@ -61,8 +61,8 @@ class PostAdapter(Wrapper):
 class AdapterPlusConfig(AdapterConfig):
     """Adapter+: a small feed-forward behind each block, its output scaled (arXiv:2406.06820).
 
-    A block trains 2 D R + R + 2 D numbers. It can't be merged: nothing of the base stands behind
-    its nonlinearity. It starts close to the base's function, not at it.
+    A block trains 2 D R + R + 2 D numbers. It can't be merged: no weight of the base holds its
+    nonlinearity. Its initial function is close to the base's, but not equal.
 
     Raises:
         ValueError: an option is out of its range.
@@ -87,9 +87,9 @@ class AdapterPlusConfig(AdapterConfig):
         check_count("width", self.width, "8 is usual")
 
     def adapt(self, module: nn.Module, name: str) -> PostAdapter:
-        """Return the layer that takes the place of a block with layer norms on its tokens.
+        """Return the layer that replaces a block with layer norms on its tokens.
 
         Raises:
-            ValueError: `module` holds Parameters itself, or has no norm that tells the width.
+            ValueError: `module` holds Parameters itself, or has no layer norm.
         """
         return PostAdapter.behind(module, block_width(module, name, "Adapter+"), width=self.width)

@@ -1,6 +1,6 @@
 """AdaptFormer: a bottleneck beside the feed-forward (arXiv:2205.13535, equations 3 and 4).
 
-y = f(x) + scale up(relu(down(x))), where x is what the feed-forward reads, the normalised tokens.
+y = f(x) + scale up(relu(down(x))), where x is the feed-forward's input, the normalised tokens.
 """
 
 import math
@@ -54,8 +54,8 @@ class ParallelBottleneck(Wrapper):
 class AdaptFormerConfig(AdapterConfig):
     """AdaptFormer: a small feed-forward beside each feed-forward (arXiv:2205.13535).
 
-    A block trains 2 D R + R + D numbers. It can't be merged: its ReLU stands beside another
-    nonlinearity.
+    A block trains 2 D R + R + D numbers. It can't be merged: its nonlinearity is not the
+    feed-forward's.
 
     Raises:
         ValueError: an option is out of its range.
@@ -88,11 +88,11 @@ class AdaptFormerConfig(AdapterConfig):
         check_dropout(self.dropout)
 
     def adapt(self, module: nn.Module, name: str) -> ParallelBottleneck:
-        """Return the layer that takes the place of a feed-forward: linears, and what is between.
+        """Return the layer that replaces a feed-forward: linears and what is between them.
 
         Raises:
-            ValueError: `module` holds Parameters itself, or its first linear does not read as many
-                numbers as its last one gives.
+            ValueError: `module` holds Parameters itself, or its first linear's input is not as wide
+                as its last one's output.
         """
         linears = [
             part for part in made_of_children(module, name).modules() if isinstance(part, nn.Linear)

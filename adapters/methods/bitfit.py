@@ -56,7 +56,7 @@ class BitFitConfig(AdapterConfig):
         return getattr(module, "bias", None) is not None
 
     def adapt(self, module: nn.Module, name: str) -> TunedBias:
-        """Return the layer that takes the place of a plain `nn.Linear` or `nn.LayerNorm`.
+        """Return the layer that replaces a plain `nn.Linear` or `nn.LayerNorm`.
 
         Raises:
             ValueError: `module` is neither, or has no bias.

@@ -1,7 +1,7 @@
 """DoRA: LoRA whose rows are scaled to trained lengths (arXiv:2402.09353).
 
-The bias stands outside the scaling. The length that a row is divided by is a constant to autograd
-(section 4.3 of the paper).
+The bias is not scaled. Autograd takes the length that a row is divided by as a constant (section
+4.3 of the paper).
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class DoRALinear(LoRALinear):
         self.magnitude = nn.Parameter(self.row_norm())  # (O,)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return y (..., O) for x (..., I); dropout spares the base's own W x, as in PEFT."""
+        """Return y (..., O) for x (..., I); as in PEFT, dropout does not change the base's W x."""
         if not self.enabled:
             return F.linear(x, self.weight, self.bias)
         c = self.magnitude / self.row_norm()  # (O,)
@@ -44,7 +44,7 @@ class DoRALinear(LoRALinear):
     def row_norm(self) -> Tensor:
         """Return ||W + scale B A|| of every row (O,), in float32 or wider.
 
-        Faster than the closed form, which saves the (O, I) temporary but takes three thin products.
+        A closed form would need no (O, I) temporary but three thin products, and is slower.
         """
         norm: Tensor = torch.linalg.vector_norm(super().adapted_weight(), dim=1)
         return norm
@@ -68,7 +68,7 @@ class DoRAConfig(LoRAConfig):
     peft_tensors = LoRAConfig.peft_tensors | {"magnitude": "lora_magnitude_vector"}
 
     def adapt(self, module: nn.Module, name: str) -> LoRALinear:
-        """Return the DoRA layer that takes the place of a plain `nn.Linear`.
+        """Return the DoRA layer that replaces a plain `nn.Linear`.
 
         Raises:
             ValueError: as for LoRA, or a row of the weight is zero and so has no direction.

@@ -76,7 +76,7 @@ class IA3Config(AdapterConfig):
     A layer trains O numbers, and I where it is one of `feedforward`.
 
     Raises:
-        ValueError: `feedforward` is one string, or longer names than the targets.
+        ValueError: `feedforward` is one string, or holds a longer name for one of the targets.
     """
 
     targets: tuple[str, ...] = ("wk", "wv", "w2")
@@ -105,10 +105,10 @@ class IA3Config(AdapterConfig):
                     )
 
     def adapt_all(self, modules: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
-        """Return the (IA)^3 layers that take the places of plain `nn.Linear`s.
+        """Return the (IA)^3 layers that replace plain `nn.Linear`s.
 
         Raises:
-            ValueError: one of them is not, or one of `feedforward`, if given, is none of them.
+            ValueError: one of them is not, or `feedforward` is given and names none of them.
         """
         for wanted in self.feedforward:
             given = self.feedforward != type(self).feedforward
@@ -120,10 +120,10 @@ class IA3Config(AdapterConfig):
 
     @classmethod
     def from_peft(cls, written: Mapping[str, Any]) -> Self:
-        """Return the config that an adapter_config.json tells; keys left out have PEFT's defaults.
+        """Return the config in an adapter_config.json; a missing option has PEFT's default.
 
         Raises:
-            ValueError: an option is missing, has a wrong value, or is not supported and not off.
+            ValueError: an option is missing, has a wrong value, or is in use but not supported.
         """
         wanted = written.get("feedforward_modules") or ()
         targets = written.get("target_modules") or ()
@@ -137,7 +137,7 @@ class IA3Config(AdapterConfig):
         return super().from_peft({**written, "feedforward_modules": inputs})
 
     def to_peft(self) -> dict[str, Any]:
-        """Return the entries of an adapter_config.json; `feedforward` by the targets' names."""
+        """Return the entries of an adapter_config.json, `feedforward` as names of targets."""
         chosen = {name for wanted in self.feedforward for name in select(self.targets, wanted)}
         inputs: Any = [name for name in self.targets if name in chosen]
         if any(_ends(name, inputs) for name in self.targets if name not in chosen):
@@ -145,7 +145,7 @@ class IA3Config(AdapterConfig):
         return super().to_peft() | {"feedforward_modules": inputs}
 
     def adapt(self, module: nn.Module, name: str) -> AdapterLinear:
-        """Return the (IA)^3 layer that takes the place of a plain `nn.Linear`.
+        """Return the (IA)^3 layer that replaces a plain `nn.Linear`.
 
         Raises:
             ValueError: `module` is not a plain `nn.Linear`.
@@ -155,5 +155,5 @@ class IA3Config(AdapterConfig):
 
 
 def _ends(name: str, endings: Iterable[str]) -> bool:
-    """Return whether a name ends in one of these, as PEFT takes it: also within a part."""
+    """Return whether a name ends in one of these; as in PEFT, they need not follow a dot."""
     return any(name.endswith(ending) for ending in endings)

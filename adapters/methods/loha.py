@@ -16,7 +16,7 @@ from adapters.plain import plain_linear
 
 
 class DeltaLinear(AdapterLinear):
-    """y = (W + delta) x + b, from x (..., I) to y (..., O), for an update as large as W."""
+    """y = (W + delta) x + b, from x (..., I) to y (..., O), for a full delta (O, I)."""
 
     def delta(self) -> Tensor:
         """Return the update (O, I)."""
@@ -69,7 +69,7 @@ class LoHaConfig(RankConfig):
     peft_ignored = RankConfig.peft_ignored | {"init_weights"}
 
     def adapt(self, module: nn.Module, name: str) -> LoHaLinear:
-        """Return the LoHa layer that takes the place of a plain `nn.Linear`.
+        """Return the LoHa layer that replaces a plain `nn.Linear`.
 
         Raises:
             ValueError: `module` is not a plain `nn.Linear`.

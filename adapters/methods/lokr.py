@@ -1,7 +1,7 @@
 """LoKr: the update is a Kronecker product (arXiv:2309.14859, section 3.3; after arXiv:2212.10650).
 
-y = (W + scale C kron D) x + b, where C is about as large as D, and D a product of two thin matrices
-where its rank is small beside its sides.
+y = (W + scale C kron D) x + b, where C and D are about equally large, and D is a product of two
+thin matrices if the rank is below half its longer side.
 """
 
 import math
@@ -36,22 +36,22 @@ class LoKrLinear(DeltaLinear):
         self.scale = scale
         c_out, d_out = factorise(self.out_features, decompose_factor)
         c_in, d_in = factorise(self.in_features, decompose_factor)
-        self._make("c", c_out, c_in, rank if decompose_both else max(c_out, c_in), start=0.0)
-        self._make("d", d_out, d_in, rank, start=None)
+        self._make("c", c_out, c_in, rank if decompose_both else max(c_out, c_in), zero=True)
+        self._make("d", d_out, d_in, rank, zero=False)
 
-    def _make(self, name: str, n_out: int, n_in: int, rank: int, *, start: float | None) -> None:
-        """Add a matrix, or two thin ones for it where they are smaller; the first is `start`."""
+    def _make(self, name: str, n_out: int, n_in: int, rank: int, *, zero: bool) -> None:
+        """Add C or D, or its two thin factors where `rank` is small; with `zero` it starts at 0."""
         shapes = {name: (n_out, n_in)}
         if rank < max(n_out, n_in) / 2:
             shapes = {f"{name}_b": (n_out, rank), f"{name}_a": (rank, n_in)}
         for i, (key, shape) in enumerate(shapes.items()):
             tensor = wide(self.weight.new_zeros(shape))
-            if i > 0 or start is None:
+            if i > 0 or not zero:
                 nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
             self.register_parameter(key, nn.Parameter(tensor))
 
     def _matrix(self, name: str) -> Tensor:
-        """Return C or D, by attribute: FSDP and torch.func put plain tensors there."""
+        """Return C or D, from the attributes, where FSDP and torch.func put plain tensors."""
         if hasattr(self, name):
             return cast(Tensor, getattr(self, name))
         return cast(Tensor, getattr(self, f"{name}_b") @ getattr(self, f"{name}_a"))
@@ -73,7 +73,7 @@ class LoKrConfig(RankConfig):
     decompose_factor: int = option(-1, "rows and columns of the first factor; -1: near the root")
 
     peft_marks = {"peft_type": "LOKR"}
-    sizes = {}  # a rank above a side makes no thin factors
+    sizes = {}  # no tensor shows a rank too high for thin factors
     peft_options = RankConfig.peft_options | {
         "decompose_both": "decompose_both",
         "decompose_factor": "decompose_factor",
@@ -98,7 +98,7 @@ class LoKrConfig(RankConfig):
             )
 
     def adapt(self, module: nn.Module, name: str) -> LoKrLinear:
-        """Return the LoKr layer that takes the place of a plain `nn.Linear`.
+        """Return the LoKr layer that replaces a plain `nn.Linear`.
 
         Raises:
             ValueError: `module` is not a plain `nn.Linear`.
@@ -115,9 +115,10 @@ class LoKrConfig(RankConfig):
 
 
 def factorise(size: int, factor: int) -> tuple[int, int]:
-    """Return two numbers whose product is `size`: `factor` first if it divides, else near the root.
+    """Return two numbers whose product is `size`, the first of them `factor` if that divides it.
 
-    Then the first is the largest divisor up to the square root, and up to `factor` if not -1.
+    Otherwise the first is the largest divisor up to the square root and, unless that is -1, up to
+    `factor`.
     """
     if factor > 0 and size % factor == 0:
         return factor, size // factor

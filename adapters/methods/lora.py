@@ -1,4 +1,4 @@
-"""LoRA: a linear layer in, the layer plus a product of two thin matrices out (arXiv:2106.09685)."""
+"""LoRA: the update of a linear is a product of two thin matrices (arXiv:2106.09685)."""
 
 import math
 from collections.abc import Mapping
@@ -11,19 +11,21 @@ from torch import Tensor, nn
 
 from adapters.config import RankConfig, check_dropout, option
 from adapters.layers import AdapterLinear, cast_to, wide
-from adapters.methods.starts import INITS
+from adapters.methods.inits import INITS
 from adapters.plain import plain_linear
 
-UNCHANGED = ("gaussian", "orthogonal", "eva", "mica")  # PEFT's starts that leave W as it is
-CONVERTED = ("pissa", "olora")  # B A does not start at zero, and W + scale B A must start at W
+UNCHANGED = ("gaussian", "orthogonal", "eva", "mica")  # PEFT's inits that leave W unchanged
+# values of init where B A does not start at zero: files hold them converted to a plain LoRA
+CONVERTED = ("pissa", "olora")
 
 
 class FoldedProduct(torch.autograd.Function):
-    """y = x (W + scale B A)^T with one product forward, and backward no gradient of W.
+    """y = x (W + scale B A)^T with one product forward, and no gradient of W backward.
 
-    Written plainly, W x + scale B (A x) makes two more passes over y, and (W + scale B A) x through
-    autograd builds the gradient of the sum, as large as W's, only to multiply it by A and by B.
-    RunLoRA (arXiv:2312.03415) compares the orders of the products.
+    In plain PyTorch, W x + scale B (A x) makes two more passes over y, and for (W + scale B A) x
+    autograd computes the gradient of the sum, as large as W, only to multiply it by A and by B.
+    RunLoRA (arXiv:2312.03415) compares the orders of the products. Below, `T` is the number of
+    tokens in a batch.
     """
 
     generate_vmap_rule = True
@@ -37,7 +39,7 @@ class FoldedProduct(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Save x (T, I), W (O, I), A (R, I) and B (O, R), all of which exist anyway."""
+        """Save x (T, I), W (O, I), A (R, I) and B (O, R), which need no memory of their own."""
         x, weight, _, a, b, ctx.scale = inputs
         ctx.save_for_backward(x, weight, a, b)
 
@@ -46,9 +48,9 @@ class FoldedProduct(torch.autograd.Function):
         """Return the gradients of x, A and B for that of y (T, O)."""
         x, weight, a, b = ctx.saved_tensors
         grad_x = grad_a = grad_b = None
-        if ctx.needs_input_grad[0]:  # the sum once more costs less than to keep it
+        if ctx.needs_input_grad[0]:  # computing the sum again costs less than keeping it
             grad_x = grad @ torch.addmm(weight, b, a, alpha=ctx.scale)
-        # rows of tokens: with columns, BLAS is several times slower
+        # in this order, as BLAS is several times slower where T is the first axis of a result
         if ctx.needs_input_grad[3]:
             grad_a = ctx.scale * (b.T @ grad.T) @ x  # (R, T) @ (T, I)
         if ctx.needs_input_grad[4]:
@@ -70,7 +72,7 @@ class LowRankLinear(AdapterLinear):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        """Return the options that are shown when the layer is printed."""
+        """Return what a printed layer shows of its options."""
         return f"{super().extra_repr()}, rank={len(self.factors()[0])}, scale={self.scale:g}"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +92,7 @@ class LowRankLinear(AdapterLinear):
         return y + self.update(self.dropout(x)).to(y.dtype)
 
     def folds_update(self, x: Tensor) -> bool:
-        """Return whether to add the update to W before it meets x (..., I); not with dropout."""
+        """Return whether to multiply x (..., I) by W plus the update; not with dropout."""
         return not (self.dropout.p > 0 and self.training) and super().folds_update(x)
 
     def update(self, x: Tensor) -> Tensor:
@@ -113,8 +115,8 @@ class LowRankLinear(AdapterLinear):
 class LoRALinear(LowRankLinear):
     """y = W x + b + scale B A dropout(x), from x (..., I) to y (..., O); A and B train.
 
-    Where B A does not start at zero, its initial value is subtracted: the update is
-    scale (B A - B0 A0), which has rank 2 R, and the base's W stays unchanged.
+    Where B A does not start at zero, its initial value B0 A0 is subtracted, so that the base's W
+    stays unchanged: the update is scale (B A - B0 A0), of rank 2 R.
     """
 
     start_a: Tensor  # A0: (R, I)
@@ -133,13 +135,13 @@ class LoRALinear(LowRankLinear):
             self.register_buffer("start_b", b.clone())
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Return A (R, I) and B (O, R), or both of rank 2 R."""
+        """Return A (R, I) and B (O, R), or with rank 2 R where B0 A0 is subtracted."""
         if not self.converted:
             return self.lora_a, self.lora_b
         return torch.cat([self.lora_a, self.start_a]), torch.cat([self.lora_b, -self.start_b], 1)
 
     def exported(self) -> dict[str, Tensor]:
-        """Return the tensors of the plain LoRA that computes the same."""
+        """Return the layer's tensors, with A and B of the plain LoRA that computes the same."""
         a, b = self.factors()
         return self.state_dict() | {"lora_a": a.detach(), "lora_b": b.detach()}
 
@@ -189,7 +191,7 @@ class LoRAConfig(RankConfig):
             raise ValueError(f"init={self.init!r} is unknown; choose from {', '.join(INITS)}")
 
     def adapt(self, module: nn.Module, name: str) -> LoRALinear:
-        """Return the LoRA layer that takes the place of a plain `nn.Linear`.
+        """Return the LoRA layer that replaces a plain `nn.Linear`.
 
         Raises:
             ValueError: `module` is not a plain `nn.Linear`, or the rank exceeds its sides where A
@@ -211,19 +213,19 @@ class LoRAConfig(RankConfig):
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def lr_factors(self) -> dict[str, float]:
-        """Return what to multiply the learning rate by, for a layer's own parameters by name."""
+        """Return factors of the learning rate, by the name of a parameter that a layer adds."""
         return {"lora_b": self.lr_ratio}
 
     def kept_options(self) -> dict[str, Any]:
-        """Return the options that PEFT has no key for; a converted start has become plain LoRA."""
+        """Return the options that PEFT has no key for; not `init` where the file is converted."""
         options = super().kept_options()
-        return {k: v for k, v in options.items() if (k, v in CONVERTED) != ("init", True)}
+        return {k: v for k, v in options.items() if k != "init" or v not in CONVERTED}
 
     def to_peft(self) -> dict[str, Any]:
-        """Return the entries of an adapter_config.json; a converted start doubles the rank."""
+        """Return the entries of an adapter_config.json; conversion doubles the rank."""
         written = super().to_peft()
         if self.init in CONVERTED:
-            twice = math.sqrt(2) if self.use_rslora else 2  # what keeps the scale
+            twice = math.sqrt(2) if self.use_rslora else 2  # so that the scale stays the same
             written["r"] *= 2
             written["lora_alpha"] *= twice
             for pattern, factor in {"rank_pattern": 2, "alpha_pattern": twice}.items():
@@ -233,10 +235,10 @@ class LoRAConfig(RankConfig):
 
     @classmethod
     def from_peft(cls, written: Mapping[str, Any]) -> Self:
-        """Return the config that an adapter_config.json tells; keys left out have PEFT's defaults.
+        """Return the config in an adapter_config.json; a missing option has PEFT's default.
 
         Raises:
-            ValueError: an option is missing, has a wrong value, or is not supported and not off.
+            ValueError: an option is missing, has a wrong value, or is in use but not supported.
         """
         init = written.get("init_lora_weights", True)
         if init not in (None, True, False, *UNCHANGED):

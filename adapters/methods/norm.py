@@ -10,7 +10,7 @@ from adapters.plain import plain
 
 
 class TunedNorm(AdapterNorm):
-    """y = w' normalised(x) + b', from and to (..., D); both start at the base's values."""
+    """y = w' normalised(x) + b', (..., D) for x (..., D); w' and b' start at the base's values."""
 
     def __init__(self, base: nn.LayerNorm) -> None:
         super().__init__(base)
@@ -56,7 +56,7 @@ class NormConfig(AdapterConfig):
     }
 
     def adapt(self, module: nn.Module, name: str) -> TunedNorm:
-        """Return the layer that takes the place of a plain `nn.LayerNorm`.
+        """Return the layer that replaces a plain `nn.LayerNorm`.
 
         Raises:
             ValueError: `module` is not a plain `nn.LayerNorm`.

@@ -1,4 +1,4 @@
-"""SSF: scale and shift what every operation gives, y = gamma * f(x) + beta (arXiv:2210.08823)."""
+"""SSF: scale and shift every operation's output, y = gamma * f(x) + beta (arXiv:2210.08823)."""
 
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ class ScaleAndShift(AffineLayer):
         return {"gain": self.gamma, "bias": self.adapted_bias()}
 
     def adapted_weight(self) -> Tensor:
-        """Return diag(gamma) W (O, I) of a linear, gamma * w (D,) of a norm."""
+        """Return diag(gamma) W (O, I) of a linear, gamma * w (D,) of a norm, cast by `wide`."""
         gamma = wide(self.gamma)
         return gamma.view(-1, *[1] * (self.weight.ndim - 1)) * wide(self.weight)
 
@@ -54,7 +54,7 @@ class SSFNorm(ScaleAndShift, AdapterNorm):
 class SSFConfig(AdapterConfig):
     """SSF: a trained scale and shift behind linears and norms (arXiv:2210.08823).
 
-    A layer trains 2 O numbers. A linear without bias can't be merged: nothing holds its shift.
+    A layer trains 2 O numbers. A linear without bias can't be merged: no Parameter holds its shift.
     """
 
     targets: tuple[str, ...] = (*LINEARS, "norm1", "norm2")
@@ -63,7 +63,7 @@ class SSFConfig(AdapterConfig):
     peft_tensors = {"gamma": "ssf_gamma", "beta": "ssf_beta"}
 
     def adapt(self, module: nn.Module, name: str) -> ScaleAndShift:
-        """Return the SSF layer that takes the place of a plain `nn.Linear` or `nn.LayerNorm`.
+        """Return the SSF layer that replaces a plain `nn.Linear` or `nn.LayerNorm`.
 
         Raises:
             ValueError: `module` is neither.

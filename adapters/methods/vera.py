@@ -18,7 +18,7 @@ from adapters.plain import plain_linear
 
 
 class Projections(nn.Module):
-    """The frozen matrices A (R, largest I) and B (largest O, R), uniform, drawn from a seed."""
+    """The frozen random matrices A (R, largest I) and B (largest O, R) of all layers."""
 
     a: Tensor
     b: Tensor
@@ -27,7 +27,7 @@ class Projections(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         for name, (rows, columns) in {"a": (rank, n_in), "b": (n_out, rank)}.items():
-            bound = math.sqrt(6 / columns)  # Kaiming's for ReLU (arXiv:1502.01852)
+            bound = math.sqrt(6 / columns)  # Kaiming uniform for ReLU (arXiv:1502.01852)
             drawn = torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
             drawn = drawn.to(like.device, wide_dtype(like))
             self.register_buffer(name, drawn, persistent=False)
@@ -98,13 +98,13 @@ class VeRAConfig(AdapterConfig):
             raise ValueError(f"projection_seed={self.projection_seed} is not in 0 <= seed < 2**63")
 
     def shared(self) -> dict[str, str]:
-        """Return PEFT's names for tensors that a file holds once for all layers, by a layer's."""
+        """Return the tensors that a file holds once for all layers: a layer's name -> PEFT's."""
         return (
             {"projections.a": "vera_A", "projections.b": "vera_B"} if self.save_projection else {}
         )
 
     def adapt_all(self, modules: Mapping[str, nn.Module]) -> dict[str, AdapterLayer]:
-        """Return the VeRA layers that take the places of plain `nn.Linear`s.
+        """Return the VeRA layers that replace plain `nn.Linear`s.
 
         Raises:
             ValueError: one of them is not a plain `nn.Linear`.
@@ -121,5 +121,9 @@ class VeRAConfig(AdapterConfig):
         return {name: VeRALinear(base, projections, **options) for name, base in linears.items()}
 
     def adapt(self, module: nn.Module, name: str) -> VeRALinear:
-        """Return the VeRA layer that takes the place of one plain `nn.Linear`, alone."""
+        """Return the VeRA layer that replaces a single plain `nn.Linear`.
+
+        Raises:
+            ValueError: `module` is not a plain `nn.Linear`.
+        """
         return cast(VeRALinear, self.adapt_all({name: module})[name])

@@ -1,7 +1,7 @@
-"""Visual prompt tuning, deep: each block has trained tokens of its own (arXiv:2203.12119, eq. 6).
+"""Deep visual prompt tuning: each block gets trained tokens of its own (arXiv:2203.12119, eq. 6).
 
-The block's outputs for the prompts are dropped; the next block has prompts of its own. Where the
-prompts stand among the tokens means nothing to attention, so they stand last.
+A block's outputs for its prompts are dropped, and the next block gets other prompts. They stand
+behind the tokens; attention does not depend on the order.
 """
 
 import math
@@ -22,7 +22,7 @@ OTHER = "choose another method"
 
 
 class PromptedBlock(Wrapper):
-    """A block from tokens (B, N, D) to tokens (B, N, D) that reads P prompts besides."""
+    """A block from tokens (B, N, D) to tokens (B, N, D) that attends to P prompts too."""
 
     prompts: nn.Parameter  # (1, P, D)
     prompt_dropout: float
@@ -32,24 +32,24 @@ class PromptedBlock(Wrapper):
         cls, base: nn.Module, dim: int, *, n_prompts: int, dropout: float
     ) -> "PromptedBlock":
         """Return a block of width `dim` with prompts within Xavier's bound, as in the paper."""
-        layer, bound = cls.around(base), math.sqrt(6 / (2 * dim))  # for patches of D numbers
+        layer, bound = cls.around(base), math.sqrt(6 / (2 * dim))  # of patches of D numbers
         prompts = wide(next(base.parameters()).new_empty(1, n_prompts, dim))
         layer.prompts = nn.Parameter(prompts.uniform_(-bound, bound))
         layer.prompt_dropout = dropout
         return layer
 
     def forward(self, x: Tensor, *rest: Any, **named: Any) -> Any:
-        """Return the block's tokens (B, N, D), or the first of them, for x (B, N, D).
+        """Return the block's output (B, N, D) for x (B, N, D), without that for the prompts.
 
         Raises:
-            ValueError: the block reads other tensors too, such as positions or a mask, which have
-                no room for prompts; or it gives something else than tokens.
+            ValueError: the block takes other tensors too, such as positions or a mask, which have
+                no entries for prompts; or it returns something other than tokens.
         """
         if not self.enabled:
             return super().forward(x, *rest, **named)
         if any(isinstance(part, Tensor) for part in _flat((rest, named))):
             raise ValueError(f"{PROMPTED} reads positions or a mask beside its tokens; {OTHER}")
-        prompts = self.prompts.expand(x.shape[0], -1, -1)  # before dropout: a mask for each image
+        prompts = self.prompts.expand(x.shape[0], -1, -1)  # first, for a dropout mask an image
         prompts = F.dropout(prompts, self.prompt_dropout, self.training).to(x.dtype)
         y = super().forward(torch.cat([x, prompts], dim=1), *rest, **named)  # (B, N + P, D)
         if not isinstance(y, Tensor):
@@ -70,9 +70,9 @@ def _flat(value: Any) -> Iterator[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class VPTConfig(AdapterConfig):
-    """Visual prompt tuning: each block reads trained tokens besides its own (arXiv:2203.12119).
+    """Visual prompt tuning: each block attends to trained tokens too (arXiv:2203.12119).
 
-    A block trains P D numbers. It can't be merged: the prompts are tokens, no weights.
+    A block trains P D numbers. It can't be merged: the prompts are tokens, not weights.
 
     Raises:
         ValueError: an option is out of its range.
@@ -93,10 +93,10 @@ class VPTConfig(AdapterConfig):
         check_dropout(self.dropout)
 
     def adapt(self, module: nn.Module, name: str) -> PromptedBlock:
-        """Return the layer that takes the place of a block with layer norms on its tokens.
+        """Return the layer that replaces a block with layer norms on its tokens.
 
         Raises:
-            ValueError: `module` holds Parameters itself, or has no norm that tells the width.
+            ValueError: `module` holds Parameters itself, or has no layer norm.
         """
         dim = block_width(module, name, "VPT")
         return PromptedBlock.prompted(module, dim, n_prompts=self.n_prompts, dropout=self.dropout)

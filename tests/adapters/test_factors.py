@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from adapters import METHODS
 from adapters.config import option
+from adapters.methods.inits import INITS
 from adapters.methods.lokr import factorise
-from adapters.methods.starts import INITS
 from tests.adapters.toy import config, toy
 
 LINEAR = ("lora", "dora", "loha", "lokr", "vera", "ia3", "ssf", "bitfit")

@@ -1,1 +1,1 @@
-"""Other libraries' Vision Transformers, in their folders and files, as ours."""
+"""Other libraries' Vision Transformers: their folders and files read as ours, and written back."""

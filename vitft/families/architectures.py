@@ -1,7 +1,7 @@
 """The name of a timm architecture in; the options that its tensors do not show out.
 
-timm keeps heads, eps and activation in the code that a name stands for. Tests compare every name
-that is covered with timm's own model.
+In timm, number of heads, eps and activation are in the code of the named function. Tests compare
+every covered name with timm's own model.
 """
 
 import re
@@ -10,23 +10,24 @@ from typing import Any
 
 from torch import Tensor
 
-from vitft.families.told import side_of
+from vitft.families.records import side_of
 
-# kinds of architectures that are no plain ViT, or not read yet
+# parts of the names of architectures that are no plain ViT, or not covered yet
 NOT_COVERED = re.compile(
     r"swin|eva02|beit|convnext|resnet|mvit|maxvit|hiera|aimv2|vit_pe_|_pe_|naflex|rope|gap_|"
     r"_rpn|relpos|srelpos|xcit|cait|davit|efficient|hybrid|_r\d+_|_r_|qk_norm|_parallel|_ci_|"
     r"lingbot|sapiens|_\d+x2_|_xp_"
 )
+# names of architectures with the tanh approximation of gelu
 TANH = re.compile(r"(patch32|so400m_patch16|giantopt\w*)_siglip|large_patch16_siglip\w*_512")
-# width -> heads; those of DINOv3 and of SigLIP's giant are others
+# width -> number of heads; DINOv3 and SigLIP's giant differ
 HEADS = {width: width // 64 for width in (192, 256, 384, 512, 640, 768, 896, 1024, 1536)}
 HEADS |= {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 HEADS_DINOV3 = HEADS | {1280: 20, 4096: 32}
 HEADS_GIANTOPT = {1536: 16}
 POOLING = {"token": "cls", "avg": "mean", "map": "map"}
-# arguments of a model that its tensors tell as well, or that matter in training only
-TOLD = {
+# arguments of a model that are read here, that its tensors show, or that matter only in training
+COVERED_ARGUMENTS = {
     *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth"),
     *("num_heads", "mlp_ratio", "qkv_bias", "init_values", "class_token", "no_embed_class"),
     *("reg_tokens", "num_reg_tokens", "pre_norm", "fc_norm", "dynamic_img_size", "weight_init"),
@@ -41,7 +42,7 @@ def describe_architecture(
     """Return the family's name and the options of a timm architecture.
 
     Args:
-        name: with or without the tag of its weights, "vit_small_patch16_224.augreg_in1k".
+        name: such as "vit_small_patch16_224.augreg_in1k", with or without the weights' tag.
         config: the hub's config.json.
         tensors: by timm's names.
 
@@ -53,7 +54,7 @@ def describe_architecture(
     if NOT_COVERED.search(name) or not plain:
         raise ValueError(f"architecture {name!r} is not covered; plain ViTs are")
     arguments = config.get("model_args") or {}
-    if unknown := sorted(key for key in arguments.keys() - TOLD if arguments[key]):
+    if unknown := sorted(key for key in arguments.keys() - COVERED_ARGUMENTS if arguments[key]):
         raise ValueError(f"model_args {unknown[0]}={arguments[unknown[0]]!r} is not covered")
     dinov3, giantopt = "dinov3" in name, "giantopt" in name
     heads = HEADS_DINOV3 if dinov3 else HEADS_GIANTOPT if giantopt else HEADS
@@ -76,7 +77,11 @@ def describe_architecture(
 
 
 def heads_of(patch: Tensor, heads: Mapping[int, int]) -> int:
-    """Return the number of heads of a ViT by its width, the first side of its patches' weight.
+    """Return the number of heads of a ViT by its width.
+
+    Args:
+        patch: weight of the patch embedding (D, C, p, p).
+        heads: width D -> number of heads.
 
     Raises:
         ValueError: no known ViT has this width.
@@ -91,7 +96,7 @@ def heads_of(patch: Tensor, heads: Mapping[int, int]) -> int:
 
 
 def is_gated(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether timm's fc1 holds gate and value: it is twice as high as fc2 is wide."""
+    """Return whether timm's fc1 holds gate and value, with twice as many rows as fc2 columns."""
     up, down = (tensors.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
     if up is None or down is None or (up.ndim, down.ndim) != (2, 2):
         return False
@@ -105,7 +110,7 @@ def _act(name: str) -> str:
 
 
 def _pooling(config: Mapping[str, Any], tensors: Mapping[str, Tensor], default: str) -> str:
-    """Return our name of the pooling that a config or the tensors tell.
+    """Return our name of the pooling in a config, else of that which the tensors show.
 
     Raises:
         ValueError: it is not covered.

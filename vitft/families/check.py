@@ -1,4 +1,4 @@
-"""A folder of another library in, its model there; and how far its output is from ours."""
+"""An exported folder in; the other library's model of it, and the difference of outputs, out."""
 
 import json
 from collections.abc import Iterator
@@ -15,20 +15,21 @@ from vitft.model.vit import VisionTransformer
 
 
 def difference(model: VisionTransformer, folder: Path, library: str, images: Tensor) -> float:
-    """Return the largest difference of a library's output for a folder from the model's.
+    """Return the largest absolute difference between a library's output for a folder and ours.
 
     Args:
-        model: what was written.
-        folder: what it was written to.
+        model: that was exported.
+        folder: that it was exported to.
         library: "hf" or "timm".
         images: normalised (B, C, height, width).
 
     Raises:
-        ValueError: the library is not installed, or does not load the folder.
+        ValueError: the library is not installed, does not load the folder, or its output has
+            another shape.
     """
     found = output(load(folder, library, str(model.facts["family"])), images)
-    without_head = model.features if library == "timm" else model.tokens
-    expected = model(images) if model.has_head else without_head(images)
+    headless = model.features if library == "timm" else model.tokens
+    expected = model(images) if model.has_head else headless(images)
     if expected.shape != found.shape:
         raise ValueError(
             f"{library} gives {tuple(found.shape)} for the folder, not {tuple(expected.shape)}"
@@ -40,9 +41,9 @@ def load(folder: Path, library: str, family: str) -> nn.Module:
     """Return a library's model of a folder that was written for it, in float32.
 
     Args:
-        folder: as its users will load it.
+        folder: loaded as its users will.
         library: "hf" or "timm".
-        family: whose names the tensors have.
+        family: name of the family that the folder's tensors follow.
 
     Raises:
         ValueError: the library is not installed, does not load the folder, or finds a tensor
@@ -67,7 +68,11 @@ def load(folder: Path, library: str, family: str) -> nn.Module:
 
 @contextmanager
 def silent(logging: Any) -> Iterator[None]:
-    """Let transformers show no progress, by its module for that."""
+    """Hide transformers' progress bars.
+
+    Args:
+        logging: the module transformers.utils.logging.
+    """
     was_shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -78,13 +83,18 @@ def silent(logging: Any) -> Iterator[None]:
 
 
 def output(theirs: nn.Module, images: Tensor) -> Tensor:
-    """Return logits, embeddings or tokens of a library's model, whichever it gives first."""
+    """Return the first that a library's model has of logits, image embeddings and tokens.
+
+    Args:
+        theirs: the library's model.
+        images: normalised (B, C, height, width).
+    """
     options: dict[str, Any] = {}
     config = getattr(theirs, "config", None)
     kind = str(getattr(config, "model_type", ""))
     if kind and not kind.startswith("dino"):
         options["interpolate_pos_encoding"] = True
-    if kind == "vit_mae":  # hides no patch, and leaves them in their order
+    if kind == "vit_mae":  # masks no patch, and keeps their order
         assert config is not None
         config.mask_ratio, n = 0.0, (config.image_size // config.patch_size) ** 2
         options["noise"] = torch.arange(n, dtype=images.dtype).expand(len(images), n)
@@ -96,7 +106,7 @@ def output(theirs: nn.Module, images: Tensor) -> Tensor:
 
 
 def _import(name: str) -> Any:
-    import_torchvision()  # first, where its operators do not fit torch: the library gives up
+    import_torchvision()  # first, since the library fails where its operators do not fit torch
     try:
         return __import__(name)
     except ImportError as error:

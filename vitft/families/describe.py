@@ -1,4 +1,4 @@
-"""A source in; its family, options that its tensors do not show, classes and facts out."""
+"""A source in; its family, the options that its tensors do not show, classes and facts out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 from vitft.families.architectures import describe_architecture
 from vitft.families.huggingface import CLIP_MEAN, CLIP_STD, HALF, KINDS, Kind, describe_huggingface
 from vitft.families.originals import describe_original
+from vitft.families.records import side_of
 from vitft.families.source import Source
-from vitft.families.told import side_of
 from vitft.pictures.preprocess import Framing
 
 
 def describe(source: Source) -> tuple[str, dict[str, Any]]:
-    """Return the family's name and the options that its tensors do not tell.
+    """Return the family's name and the options that its tensors do not show.
 
     Raises:
         ValueError: the family is not covered.
     """
     config, tensors = source.config, source.tensors
-    if any(key.startswith("visual.") for key in tensors):  # beside a config.json of transformers
+    if any(key.startswith("visual.") for key in tensors):  # even with a config.json of transformers
         return describe_original(tensors, source.open_clip)
     if config.get("model_type"):
         return describe_huggingface(config, tensors)
@@ -27,8 +27,8 @@ def describe(source: Source) -> tuple[str, dict[str, Any]]:
     return describe_original(tensors, source.open_clip)
 
 
-def told_names(config: Mapping[str, Any]) -> Sequence[str]:
-    """Return the class names that a config tells, if any, as they stand there.
+def names_in(config: Mapping[str, Any]) -> Sequence[str]:
+    """Return the class names in a config, unchanged; [] where there are none.
 
     Raises:
         ValueError: a key of id2label is no number.
@@ -43,11 +43,14 @@ def told_names(config: Mapping[str, Any]) -> Sequence[str]:
 
 
 def class_names(config: Mapping[str, Any], n_classes: int) -> tuple[str, ...]:
-    """Return the class names that a config tells, () where it has none for this head.
+    """Return the class names in a config, made unique; () if they are not as many as the classes.
 
-    A name that stands there again gets its number: ImageNet's "crane" is a bird and a machine.
+    A repeated name gets its index: ImageNet's "crane" is a bird and a machine.
+
+    Raises:
+        ValueError: a key of id2label is no number.
     """
-    names = told_names(config)
+    names = names_in(config)
     if len(names) != n_classes:
         return ()
     first = {name: i for i, name in reversed([*enumerate(names)])}
@@ -60,26 +63,26 @@ def statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel, for pixels in 0..1.
 
-    They are the source's; where it does not tell them, its family's.
+    They are the source's or, where it has none, its family's.
     """
     pretrained = source.config.get("pretrained_cfg") or {}
-    told = [
+    candidates = [
         (source.preprocessing.get("image_mean"), source.preprocessing.get("image_std")),
         (source.open_clip.get("preprocess_cfg", {}).get("mean"),)
         + (source.open_clip.get("preprocess_cfg", {}).get("std"),),
         (pretrained.get("mean"), pretrained.get("std")),
         _usual(source, family),
     ]
-    mean, std = next((m, s) for m, s in told if m and s)
+    mean, std = next((m, s) for m, s in candidates if m and s)
     if len(mean) != n_channels:
         mean, std = (0.5,) * n_channels, (0.5,) * n_channels
     return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def framing(source: Source) -> Framing:
-    """Return how the source makes a square of a picture; a JPEG may be decoded small first.
+    """Return how the source resizes and crops an image; a JPEG may be decoded at a smaller size.
 
-    What it does not tell is: the shorter side fills the square, all of it, by a bicubic kernel.
+    By default the shorter side is resized to the square's, by a bicubic kernel, and crop is 1.
     """
     processor, pretrained = source.preprocessing, source.config.get("pretrained_cfg") or {}
     clip = source.open_clip.get("preprocess_cfg") or {}
@@ -92,11 +95,11 @@ def framing(source: Source) -> Framing:
         whole = size.get("shortest_edge") or size.get("height")
         side = cut.get("height") or cut.get("shortest_edge")
         crop = side / whole if side and whole else 1.0
-    told = str(pretrained.get("crop_mode") or clip.get("resize_mode"))
+    mode = str(pretrained.get("crop_mode") or clip.get("resize_mode"))
     resize = {
         **{"center": "shortest", "border": "pad"},  # timm's names
         **{"shortest": "shortest", "squash": "squash", "longest": "pad"},  # open_clip's
-    }.get(told, resize)
+    }.get(mode, resize)
     crop = float(pretrained.get("crop_pct") or crop)
     by = processor.get("resample") or pretrained.get("interpolation") or clip.get("interpolation")
     kernel = "draft-bilinear" if by in (2, "bilinear") else "draft-bicubic"
@@ -104,7 +107,7 @@ def framing(source: Source) -> Framing:
 
 
 def _usual(source: Source, family: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation of a family's images."""
+    """Return the usual mean and standard deviation of a family's images."""
     architecture = str(source.config.get("architecture"))
     if family == "clip" or "_clip_" in architecture:
         return CLIP_MEAN, CLIP_STD
@@ -115,9 +118,10 @@ def _usual(source: Source, family: str) -> tuple[tuple[float, ...], tuple[float,
 
 
 def facts(source: Source, family: str) -> dict[str, Any]:
-    """Return what a converted file tells of its source."""
+    """Return what a converted file records of its source, for users and for the export."""
     pretrained = source.config.get("pretrained_cfg") or {}
-    config = {k: v for k, v in source.written.items() if k != "_name_or_path"}  # of who saved it
+    local = "_name_or_path"  # may be a path on the computer that saved the source
+    config = {key: value for key, value in source.raw_config.items() if key != local}
     found = {
         "source": source.name,
         "family": family,

@@ -1,6 +1,6 @@
-"""A Hugging Face config.json in; the family, and the options that its tensors do not tell, out.
+"""A Hugging Face config.json in; the family, and the options that its tensors do not show, out.
 
-What equals the default of transformers' config class may be missing in the file.
+The file may lack entries that equal the defaults of transformers' config class.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitft.families.told import side_of
+from vitft.families.records import side_of
 
 ACTS = {
     "gelu": "gelu",
@@ -21,7 +21,7 @@ ACTS = {
 
 @dataclass(frozen=True)
 class Kind:
-    """A model_type: its family, our options, and where its config class differs from ViT's."""
+    """A model_type: its family, our options, and the defaults of its config class."""
 
     family: str
     pooling: str
@@ -68,7 +68,7 @@ KINDS = {
 def describe_huggingface(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[str, dict[str, Any]]:
-    """Return the family's name and the options that its tensors do not tell.
+    """Return the family's name and the options that its tensors do not show.
 
     Raises:
         ValueError: the kind of model or its activation is not covered.
@@ -81,7 +81,7 @@ def describe_huggingface(
     own = own if name in ("clip", "siglip") else config
     act = own.get("hidden_act", kind.act)
     gated_dinov3 = family == "hf-dinov3" and any(".gate_proj." in key for key in tensors)
-    if gated_dinov3:  # whose gate the config tells; DINOv2's is silu
+    if gated_dinov3:  # hidden_act is its gate's; DINOv2's gate is always silu
         family = "hf-dinov3-gated"
     if act not in ACTS:
         raise ValueError(f"hidden_act {act!r} is not covered; there are {', '.join(ACTS)}")
@@ -99,7 +99,7 @@ def describe_huggingface(
 
 
 def _as_classifier(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return what transformers' classes for image classification do otherwise."""
+    """Return the options in which transformers' classes for image classification differ."""
     if any(key.startswith("cls_classifier.") for key in tensors):
         return {"pooling": "cls+dist"}
     if not any(key.startswith("classifier.") for key in tensors):

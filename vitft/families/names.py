@@ -1,7 +1,7 @@
-"""Names of tensors: a table a family, theirs -> ours.
+"""Names of tensors: a table for each family, the library's name -> ours.
 
-A name may hold {i}, a block's number. A module's name stands for its weight and bias. Where theirs
-is one tensor for several of ours, stacked along its first side, ours is a tuple.
+A name may hold {i}, a block's number. A module's name stands for its weight and bias. Where one
+tensor of the library is several of ours, stacked along its first axis, our name is a tuple.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Names = dict[str, str | tuple[str, ...]]
 
 
 def block(prefix: str, names: Names) -> Names:
-    """Return the names of a block's parts with `prefix`, which holds {i}, and ours before them."""
+    """Return a table of names in a block with `prefix`, which holds {i}, and ours added."""
     return {
         prefix + theirs: tuple(f"blocks.{{i}}.{one}" for one in ours)
         if isinstance(ours, tuple)
@@ -24,12 +24,12 @@ def block(prefix: str, names: Names) -> Names:
 
 @dataclass(frozen=True)
 class Family:
-    """How a library lays a ViT out.
+    """The names of a library's ViTs.
 
     Attributes:
-        names: their names of modules and tensors -> ours.
-        prefixes: what task models put before every name; left out.
-        unused: regular expressions of names that no forward pass of ours needs.
+        names: the library's names of modules and tensors -> ours.
+        prefixes: prefixes of every name in models for a task; they are removed.
+        unused: regular expressions for names of tensors that our forward pass does not need.
     """
 
     names: Names
@@ -49,7 +49,7 @@ _HF_EMBEDDINGS: Names = {
     "distillation_classifier": "head_dist",
 }
 _HF_UNUSED = (r"pooler\.dense\..*", r"embeddings\.mask_token", r"decoder\..*", r".*position_ids")
-# transformers 4, which is what files hold, and the names in memory of transformers 5
+# names of transformers 4, which files hold, and those of transformers 5 in memory
 _HF_VIT = block(
     "encoder.layer.{i}.",
     {

@@ -1,6 +1,6 @@
-"""A model in, an ONNX file with a free batch out: normalised images to logits.
+"""A model in; an ONNX file out, from normalised images of any batch size to logits.
 
-Of a base without a head it gives the features.
+A base without a head gives features instead.
 """
 
 import warnings
@@ -16,24 +16,24 @@ OPSET = 18
 
 
 class Features(nn.Module):
-    """What the head of a model reads, (B, D or 2 D), as a model."""
+    """A model without its head, from images to the head's input (B, D) or (B, 2 D)."""
 
     def __init__(self, model: VisionTransformer) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the features of normalised images (B, C, height, width)."""
+        """Return features (B, D) or (B, 2 D) of normalised images (B, C, height, width)."""
         return self.model.features(images)
 
 
 def exported(model: VisionTransformer) -> tuple[nn.Module, str]:
-    """Return what is written of a model, and the name of its output: "logits" or "features"."""
+    """Return the module to export, and the name of its output, "logits" or "features"."""
     return (model, "logits") if model.has_head else (Features(model), "features")
 
 
 def write_onnx(model: VisionTransformer, path: Path) -> None:
-    """Write `path`, whole or not at all.
+    """Write the model to `path` as ONNX, the whole file or nothing.
 
     Raises:
         ValueError: the packages onnx and onnxscript are missing, or torch can't export the model.
@@ -49,7 +49,7 @@ def write_onnx(model: VisionTransformer, path: Path) -> None:
     images = torch.zeros(2, model.config.n_channels, size, size)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter, about itself
+            warnings.simplefilter("ignore")  # the exporter warns about itself
             program = torch.onnx.export(
                 computed,
                 (images,),
@@ -67,7 +67,12 @@ def write_onnx(model: VisionTransformer, path: Path) -> None:
 
 
 def check_onnx(model: VisionTransformer, path: Path, images: Tensor) -> float:
-    """Return the largest difference of ONNX Runtime's output, for one image and for all.
+    """Return the largest absolute difference between ONNX Runtime's output and the model's.
+
+    Args:
+        model: that was exported.
+        path: of the ONNX file.
+        images: normalised (B, C, height, width); the first one is also tried alone.
 
     Raises:
         ValueError: the package onnxruntime is missing.

@@ -1,6 +1,6 @@
-"""Tensors of an original file in; its family, and options that they do not show, out.
+"""Tensors of a file from a model's authors in; its family, and options that they do not show, out.
 
-DINOv2, DINOv3, DINO, MAE and DeiT come without a config; open_clip's vision towers with an
+DINOv2, DINOv3, DINO, MAE and DeiT come without a config, open_clip's vision towers with an
 open_clip_config.json.
 """
 
@@ -13,8 +13,9 @@ from vitft.families.architectures import HEADS, HEADS_DINOV3, heads_of
 from vitft.families.names import FAMILIES
 
 OPENAI = "input_resolution"  # a tensor that only OpenAI's own files hold
-# of open_clip's vision_cfg: what is read below, what tensors tell, what matters in training only
-TOLD = {
+# entries of open_clip's vision_cfg that are read here, that tensors show, or that matter only in
+# training
+COVERED_ENTRIES = {
     *("image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "patch_dropout"),
     *("output_tokens", "no_ln_pre", "pool_type", "final_ln_after_pool", "act_kwargs"),
     *("norm_kwargs", "pos_embed_type"),
@@ -24,10 +25,10 @@ TOLD = {
 def describe_original(
     tensors: Mapping[str, Tensor], clip: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """Return the family's name and the options that the tensors do not tell.
+    """Return the family's name and the options that the tensors do not show.
 
     Args:
-        tensors: by the file's names.
+        tensors: by their names in the file.
         clip: open_clip_config.json, {} where there is none.
 
     Raises:
@@ -42,7 +43,7 @@ def describe_original(
         raise ValueError(f"an open_clip vision tower of {name} is not covered; plain ViTs are")
     patch = tensors.get("patch_embed.proj.weight")
     if patch is not None and ("storage_tokens" in tensors or "rope_embed.periods" in tensors):
-        periods = tensors.get("rope_embed.periods")  # a quarter of a head's width
+        periods = tensors.get("rope_embed.periods")  # as many as a quarter of a head's width
         if periods is not None and not (patch.ndim and periods.ndim and len(periods)):
             raise ValueError("rope_embed.periods has no numbers")
         n_heads = (
@@ -71,7 +72,7 @@ def describe_original(
 
 
 def _is_dinov2(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether these are Meta's names, blocks in chunks or not."""
+    """Return whether the names are those of Meta's DINOv2, with blocks in chunks or not."""
     return "mask_token" in tensors and any(key.endswith(".ls1.gamma") for key in tensors)
 
 
@@ -97,7 +98,7 @@ def _describe_clip(tensors: Mapping[str, Tensor], clip: Mapping[str, Any]) -> di
             "with open_clip_config.json"
         )
     vision = dict(model.get("vision_cfg") or {})
-    if unknown := sorted(key for key in vision.keys() - TOLD if vision[key]):
+    if unknown := sorted(key for key in vision.keys() - COVERED_ENTRIES if vision[key]):
         raise ValueError(f"vision_cfg {unknown[0]}={vision[unknown[0]]!r} is not covered")
     pool, act_options = vision.get("pool_type", "tok"), vision.get("act_kwargs") or {}
     if pool not in ("tok", "avg"):

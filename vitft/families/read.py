@@ -1,7 +1,7 @@
-"""Another library's ViT in, a `VisionTransformer` out, equal to it to rounding.
+"""Another library's ViT in; a `VisionTransformer` out that computes the same up to rounding.
 
-Most of the config follows from the tensors: widths, biases, tokens, norms. `describe` gives the
-rest.
+Most of the config follows from the tensors: widths, biases, tokens, norms. The rest is from
+`describe`.
 """
 
 import math
@@ -27,7 +27,7 @@ def read_foreign(path: str | Path) -> VisionTransformer:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: a family, option or tensor that is not covered; names it.
+        ValueError: a family, option or tensor is not covered; the message names it.
     """
     source = read_source(Path(path))
     try:
@@ -44,8 +44,8 @@ def read_foreign(path: str | Path) -> VisionTransformer:
     try:
         model.classes = class_names(source.config, model.head.out_features) or model.classes
         mean, std = statistics(source, family, model.config.n_channels)
-        own = {"image_size": model.image_size, "mean": mean, "std": std}
-        model.preprocessing = own | asdict(framing(source))
+        record = {"image_size": model.image_size, "mean": mean, "std": std}
+        model.preprocessing = record | asdict(framing(source))
     except ValueError as error:
         raise ValueError(f"{path} ({family}): {error}") from error
     model.facts = facts(source, family)
@@ -59,8 +59,8 @@ def build(
 
     Args:
         tensors: by our names.
-        options: what they do not tell.
-        inverse: see `_periods`.
+        options: those that the tensors do not show.
+        inverse: rotary periods are rounded as Hugging Face's are, by 1 / period.
 
     Raises:
         ValueError: a tensor is missing, left over or of a wrong shape.
@@ -71,7 +71,7 @@ def build(
     if options["pooling"] == "cls+dist":
         _join_heads(tensors)
     config = infer(tensors, options)
-    if config.pooling != "map":  # a head of the source that its task does not use
+    if config.pooling != "map":  # the source has a pooling head that its task does not use
         tensors = {name: t for name, t in tensors.items() if not name.startswith("map_pool.")}
     with torch.device("meta"):
         model = VisionTransformer(config)
@@ -90,7 +90,11 @@ def build(
 
 
 def infer(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> ViTConfig:
-    """Return the config of tensors under our names, with the options that they do not tell."""
+    """Return the config of tensors under our names, with the options that they do not show.
+
+    Raises:
+        ValueError: a tensor that the config needs is missing or of a wrong shape.
+    """
     for name in ("patch_embed.weight", "blocks.0.ffn.w1.weight"):
         if name not in tensors:
             raise ValueError(f"tensor {name} is missing")
@@ -158,7 +162,7 @@ def _complete(
     *,
     inverse: bool,
 ) -> None:
-    """Add what a source leaves out: keys' biases of zero, a head of zeros, rotary periods."""
+    """Add tensors that a source may lack: zero biases of keys, a head of zeros, rotary periods."""
     for name, empty in expected.items():
         if name in tensors:
             continue

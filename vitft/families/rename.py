@@ -1,4 +1,4 @@
-"""Tensors under a family's names in, under ours out; every one is used, known, or named."""
+"""Tensors under a family's names in, under ours out; an unknown name is an error."""
 
 import re
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ from torch import Tensor
 
 from vitft.families.names import FAMILIES, Family
 
-KINDS = ("weight", "bias")
+PARAMETERS = ("weight", "bias")
 CHUNK = re.compile(r"(?<=\.)\d+\.(?=\d+\.)")  # in "blocks.1.11.norm1", as DINOv2's large files have
 
 
 def rename(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
-    """Return the tensors under our names, several of ours cut from one of theirs.
+    """Return the tensors under our names; one of theirs may be split into several of ours.
 
     Raises:
-        ValueError: a name is unknown, or a tensor cannot be cut.
+        ValueError: a name is unknown, or a tensor cannot be split.
     """
     found: dict[str, Tensor] = {}
     left: list[str] = []
@@ -45,27 +45,27 @@ def rename(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
 
 
 def ours_of(name: str, family: Family) -> tuple[str, ...]:
-    """Return our names for what theirs holds, () where it is unknown."""
+    """Return our names for a module or tensor of a family, () where its name is unknown."""
     name = CHUNK.sub("", name)
     numbers = [*re.finditer(r"(?<=\.)\d+(?=\.)", name)]
-    places = [(name, "")] + [
+    patterns = [(name, "")] + [
         (f"{name[: n.start()]}{{i}}{name[n.end() :]}", n.group()) for n in numbers
     ]
-    for pattern, number in places:
+    for pattern, number in patterns:
         module, _, kind = pattern.rpartition(".")
         if pattern in family.names:
             ours, ending = family.names[pattern], ""
-        elif kind in KINDS and module in family.names:
+        elif kind in PARAMETERS and module in family.names:
             ours, ending = family.names[module], f".{kind}"
         else:
             continue
-        several = (ours,) if isinstance(ours, str) else ours
-        return tuple(one.replace("{i}", number) + ending for one in several)
+        names = (ours,) if isinstance(ours, str) else ours
+        return tuple(one.replace("{i}", number) + ending for one in names)
     return ()
 
 
 def translate(name: str, family_name: str) -> tuple[str, ...]:
-    """Return our names for a family's module or tensor, () where there is no such or no family."""
+    """Return our names for a module or tensor, () if its name or the family is unknown."""
     family = FAMILIES.get(family_name)
     if family is None:
         return ()

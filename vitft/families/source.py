@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vitft.families.huggingface import KINDS
-from vitft.families.told import Config, Index, OpenClip, Processor, checked
+from vitft.families.records import Config, Index, OpenClip, Processor, checked
 from vitft.files import read_json
 from vitft.records import record_of
 
@@ -25,8 +25,8 @@ WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 INDEX = "model.safetensors.index.json"
-# where files of training runs keep the model, tried in this order
-INSIDE = ("model", "state_dict", "teacher", "model_state_dict", "target_encoder")
+# keys under which checkpoints of training hold the model, tried in this order
+MODEL_KEYS = ("model", "state_dict", "teacher", "model_state_dict", "target_encoder")
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Source:
     config: dict[str, Any]  # config.json, {} where there is none
     preprocessing: dict[str, Any]  # preprocessor_config.json, {} where there is none
     open_clip: dict[str, Any]  # open_clip_config.json, {} where there is none
-    written: dict[str, Any]  # config.json as it stands there, with its nulls
-    licence: str | None  # as a model card's head says
-    checksum: str  # of the files with tensors
+    raw_config: dict[str, Any]  # config.json unchanged, with its nulls
+    licence: str | None  # from the head of README.md, the model card
+    checksum: str  # of the files with tensors: 16 hexadecimal digits of SHA-256
 
 
 def read_source(path: Path) -> Source:
@@ -55,7 +55,7 @@ def read_source(path: Path) -> Source:
     files = weight_files(path) if path.is_dir() else [path]
     tensors: dict[str, Tensor] = {}
     digest = hashlib.sha256()
-    written = _written(folder / "config.json") if described else {}
+    raw_config = _read_entries(folder / "config.json") if described else {}
     for file in files:
         tensors |= read_tensors(file)
         with file.open("rb") as stream:
@@ -63,10 +63,12 @@ def read_source(path: Path) -> Source:
     return Source(
         name=path.name,
         tensors=tensors,
-        config=_covered(written, str(folder / "config.json")),
-        preprocessing=_said(folder / "preprocessor_config.json", Processor) if described else {},
-        open_clip=_said(folder / "open_clip_config.json", OpenClip) if described else {},
-        written=written,
+        config=_checked_config(raw_config, str(folder / "config.json")),
+        preprocessing=_read_checked(folder / "preprocessor_config.json", Processor)
+        if described
+        else {},
+        open_clip=_read_checked(folder / "open_clip_config.json", OpenClip) if described else {},
+        raw_config=raw_config,
         licence=_licence(folder / "README.md") if described else None,
         checksum=digest.hexdigest()[:16],
     )
@@ -80,7 +82,7 @@ def weight_files(folder: Path) -> list[Path]:
         ValueError: the index names a file outside the folder.
     """
     if (folder / INDEX).is_file():
-        names = sorted(set(_said(folder / INDEX, Index).get("weight_map", {}).values()))
+        names = sorted(set(_read_checked(folder / INDEX, Index).get("weight_map", {}).values()))
         if any(os.path.basename(name) != name for name in names):
             raise ValueError(f"{folder / INDEX} names files outside its folder")
         return [folder / name for name in names]
@@ -92,7 +94,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors, .pth, .pt or .bin file; a pickle may run no code.
+    """Return the tensors of a .safetensors, .pth, .pt or .bin file; a pickle runs no code.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -107,8 +109,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200]
         raise ValueError(f"{file} holds no tensors that can be read ({reason})") from error
-    for _ in INSIDE:
-        inside = [name for name in INSIDE if isinstance(content, dict) and name in content]
+    for _ in MODEL_KEYS:
+        inside = [name for name in MODEL_KEYS if isinstance(content, dict) and name in content]
         content = content[inside[0]] if inside else content
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}, no tensors by name")
@@ -120,10 +122,10 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def real(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Return the tensors, which hold a real number for every place.
+    """Return the tensors, once each is known to be dense, real and not quantized.
 
     Raises:
-        ValueError: one does not.
+        ValueError: one is not.
     """
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized:
@@ -132,7 +134,7 @@ def real(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
 
 
 def _licence(card: Path) -> str | None:
-    """Return the licence that stands in the head of a model card, None where there is none."""
+    """Return the licence in the head of a model card, None where there is none."""
     if not card.is_file():
         return None
     head = card.read_text(errors="replace").split("---")
@@ -140,18 +142,18 @@ def _licence(card: Path) -> str | None:
     return found[1].strip("\"'") if found else None
 
 
-def _covered(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return a config as `checked` does; that of a model that is not covered as it stands."""
+def _checked_config(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a config as `checked` does, or unchanged if its model_type is not covered."""
     kind = config.get("model_type")
     return config if isinstance(kind, str) and kind not in KINDS else checked(config, Config, where)
 
 
-def _said(path: Path, kind: type[Any]) -> dict[str, Any]:
-    """Return what a file says, without nulls; see `checked`."""
-    return checked(_written(path), kind, str(path))
+def _read_checked(path: Path, kind: type[Any]) -> dict[str, Any]:
+    """Return a file's entries as `checked` does."""
+    return checked(_read_entries(path), kind, str(path))
 
 
-def _written(path: Path) -> dict[str, Any]:
+def _read_entries(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:

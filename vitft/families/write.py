@@ -1,7 +1,7 @@
 """A base converted from another library in, a folder that this library loads out.
 
-A converted base remembers its source's config and the names, shapes and dtypes of its tensors, so
-the way back is exact: what was not trained is bit for bit what it was.
+A converted base records its source's config and the names, shapes and dtypes of its tensors, so the
+way back is exact: tensors that did not train are bit for bit the source's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from vitft.families.describe import class_names, told_names
+from vitft.families.describe import class_names, names_in
 from vitft.families.rename import translate
 from vitft.files import write_bytes, write_json
 from vitft.model.vit import VisionTransformer
 
-# model_type -> what transformers' class for image classification puts before names, and its name
+# model_type -> prefix of names in transformers' class for image classification, and its name
 CLASSIFIERS = {
     "vit": ("vit.", "ViTForImageClassification"),
     "deit": ("deit.", "DeiTForImageClassification"),
@@ -41,7 +41,8 @@ def write_source(model: VisionTransformer, folder: Path, library: str) -> None:
         library: "hf" or "timm".
 
     Raises:
-        ValueError: the base comes from elsewhere, or the library has no class for its head.
+        ValueError: the base comes from elsewhere, or the library has no class for its head or no
+            processor that prepares images as it does.
         OSError: the folder can't be written.
     """
     family, config = str(model.facts.get("family", "")), dict(model.facts.get("config") or {})
@@ -57,7 +58,7 @@ def write_source(model: VisionTransformer, folder: Path, library: str) -> None:
     config |= {"hf": _hf_entries, "timm": _timm_entries}[library](model, config)
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
     dtype = kinds.pop() if len(kinds) == 1 else "float32"
-    # what transformers computes in, if not told otherwise: its key, and that of version 4
+    # the dtype that transformers computes in by default; version 4 has the second key
     config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config}
     write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
     write_json(folder / "config.json", config)
@@ -65,10 +66,10 @@ def write_source(model: VisionTransformer, folder: Path, library: str) -> None:
 
 
 def their_tensors(model: VisionTransformer) -> dict[str, Tensor]:
-    """Return the tensors as the source has them: names, shapes, and dtypes where they are exact.
+    """Return the tensors under the source's names, in its shapes, and in its dtypes where exact.
 
-    Of those that our base does not hold, mask tokens are zeros; pools and decoders, which no output
-    of ours needs, are left out.
+    Of tensors that our base lacks, mask tokens are zeros; poolers and decoders, which our outputs
+    don't need, are left out.
     """
     family, ours = str(model.facts["family"]), model.state_dict() | _two_heads(model)
     found: dict[str, Tensor] = {}
@@ -87,7 +88,7 @@ def their_tensors(model: VisionTransformer) -> dict[str, Tensor]:
 
 
 def _two_heads(model: VisionTransformer) -> dict[str, Tensor]:
-    """Return the heads of class and distillation token whose logits' mean is the one head's."""
+    """Return heads of class and distillation token; the mean of their logits is the one head's."""
     if model.config.pooling != "cls+dist":
         return {}
     weights = (2 * model.head.weight).chunk(2, dim=1)
@@ -98,7 +99,7 @@ def _two_heads(model: VisionTransformer) -> dict[str, Tensor]:
 
 
 def _shape(shape: list[int], tensor: Tensor) -> list[int]:
-    """Return the source's shape, with as many positions as there are now."""
+    """Return the source's shape, with the number of positions that the tensor has now."""
     size = torch.Size(shape).numel()
     return shape if size == tensor.numel() else [*shape[:-2], tensor.shape[-2], shape[-1]]
 
@@ -113,7 +114,7 @@ def _with_head(
     if library == "timm":
         return tensors | {f"head.{name}": tensor for name, tensor in head.items()}, config
     kind = str(config["model_type"])
-    if kind == "vit_mae":  # a ViT like others, once it has learned
+    if kind == "vit_mae":  # a plain ViT after pretraining
         kind, config = "vit", config | {"model_type": "vit"}
         tensors = {key: t for key, t in tensors.items() if "mask_token" not in key}
     if kind not in CLASSIFIERS:
@@ -128,22 +129,22 @@ def _with_head(
 
 
 def _hf_entries(model: VisionTransformer, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries of a config for transformers that tell classes and image size."""
+    """Return a config's entries of classes and image size, for transformers."""
     names = {str(i): name for i, name in enumerate(_class_names(model, config))}
     size = {} if "vision_config" in config else {"image_size": model.config.image_size}
     return size | {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
 
 
 def _class_names(model: VisionTransformer, config: Mapping[str, Any]) -> Sequence[str]:
-    """Return the names of the model's classes; the source's own, of which some may be the same."""
+    """Return the class names; where they are the source's, as it has them, with repeated names."""
     if not model.has_head:
         return ()
     is_theirs = class_names(config, len(model.classes)) == model.classes
-    return told_names(config) if is_theirs else model.classes
+    return names_in(config) if is_theirs else model.classes
 
 
 def _timm_entries(model: VisionTransformer, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries of a config for timm that tell classes and how images are prepared."""
+    """Return a config's entries of classes and preprocessing, for timm."""
     size, n = model.config.image_size, model.head.out_features if model.has_head else 0
     pooling = {key: config[key] for key in ("global_pool",) if config.get(key)}
     pretrained = dict(config.get("pretrained_cfg") or {})
@@ -166,7 +167,7 @@ def _timm_entries(model: VisionTransformer, config: dict[str, Any]) -> dict[str,
 
 
 def _processor(model: VisionTransformer) -> dict[str, Any]:
-    """Return the preprocessor_config.json that prepares images as we do.
+    """Return the entries of a preprocessor_config.json that prepares images as we do.
 
     Raises:
         ValueError: transformers has no processor that pads.

@@ -1,6 +1,7 @@
-"""How the two thin matrices of a linear layer's update start: a weight (O, I) in, A and B out.
+"""Initial values of LoRA: the weight W (O, I) of a linear in, A (R, I) and B (O, R) out.
 
-A (R, I) and B (O, R) are in float32 or wider, contiguous, and hold only their memory.
+Each function takes W, the rank R and the update's scale. A and B are in float32 or wider,
+contiguous, and own their memory.
 """
 
 import math
@@ -20,21 +21,21 @@ def kaiming(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
 
 
 def gaussian(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Return A of N(0, 1 / R^2) and B zero."""
+    """Return A drawn from N(0, 1 / R^2) and B zero, as PEFT does."""
     a = wide(weight.new_empty(rank, weight.shape[1]))
     nn.init.normal_(a, std=1 / rank)
     return a, a.new_zeros(len(weight), rank)
 
 
 def pissa(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Return A, B with scale B A the best approximation of W of this rank (arXiv:2404.02948)."""
+    """Return A, B with scale B A the rank-R matrix closest to W (PiSSA, arXiv:2404.02948)."""
     u, s, v = torch.linalg.svd(wide(weight), full_matrices=False)
     root = (s[:rank] / scale).sqrt()
     return (root[:, None] * v[:rank]).contiguous(), (u[:, :rank] * root).contiguous()
 
 
 def olora(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Return the first rows and columns of W's QR decomposition (arXiv:2406.01775)."""
+    """Return the QR decomposition of W, its first rows and columns (OLoRA, arXiv:2406.01775)."""
     q, r = torch.linalg.qr(wide(weight))
     dense = torch.contiguous_format
     return r[:rank].clone(memory_format=dense), q[:, :rank].clone(memory_format=dense)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import adapters
-from adapters.methods.starts import INITS
+from adapters.methods.inits import INITS
 
 O, I, R = 96, 128, 16  # noqa: E741 (out, in, rank)
 

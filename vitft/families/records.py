@@ -1,6 +1,6 @@
-"""What the JSON files of another library's folder may say, of the entries that are read here.
+"""Typed records of the JSON files in other libraries' folders, with the entries that we read.
 
-Each is checked for its type when the folder is read. An entry that is null counts as left out.
+Their types are checked when a folder is read. An entry that is null counts as missing.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ Positive = Annotated[int, msgspec.Meta(gt=0)]
 Numbers = tuple[float, ...]
 Name = str | int | float | bool  # of a class
 Names = list[Name] | dict[str, Name]
-Side = Positive | list[Positive]  # of images; or height and width
+Side = Positive | list[Positive]  # of square images; or height and width
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Of transformers: what its tensors do not tell."""
+    """Entries of transformers' config.json that the tensors do not show."""
 
     hidden_size: Positive | None = None
     hidden_act: str | None = None
@@ -32,7 +32,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class PretrainedCfg:
-    """Of timm: how its images are prepared, and its classes."""
+    """timm's `pretrained_cfg`: preprocessing and classes."""
 
     mean: Numbers | None = None
     std: Numbers | None = None
@@ -46,7 +46,7 @@ class PretrainedCfg:
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """Of timm: arguments of the model."""
+    """timm's `model_args`: arguments of the model."""
 
     img_size: Side | None = None
     num_heads: Positive | None = None
@@ -83,21 +83,21 @@ class Processor:
 
 @dataclass(frozen=True)
 class NormKwargs:
-    """Of open_clip: of the layer norms."""
+    """open_clip's `norm_kwargs`: options of the layer norms."""
 
     eps: float | None = None
 
 
 @dataclass(frozen=True)
 class ActKwargs:
-    """Of open_clip: of the activation."""
+    """open_clip's `act_kwargs`: options of the activation."""
 
     approximate: str | None = None
 
 
 @dataclass(frozen=True)
 class VisionCfg:
-    """Of open_clip: the vision tower."""
+    """open_clip's `vision_cfg`: the vision tower."""
 
     timm_model_name: str | None = None
     pool_type: str | None = None
@@ -109,7 +109,7 @@ class VisionCfg:
 
 @dataclass(frozen=True)
 class ModelCfg:
-    """Of open_clip: the model."""
+    """open_clip's `model_cfg`: the model."""
 
     quick_gelu: bool | None = None
     vision_cfg: VisionCfg | None = None
@@ -117,7 +117,7 @@ class ModelCfg:
 
 @dataclass(frozen=True)
 class PreprocessCfg:
-    """Of open_clip: how its images are prepared."""
+    """open_clip's `preprocess_cfg`: preprocessing."""
 
     mean: Numbers | None = None
     std: Numbers | None = None
@@ -141,7 +141,7 @@ class Index:
 
 
 def side_of(size: int | list[int]) -> int:
-    """Return the side of square images.
+    """Return the side of square images in pixels.
 
     Raises:
         ValueError: they are not square.
@@ -153,15 +153,20 @@ def side_of(size: int | list[int]) -> int:
 
 
 def checked(found: Mapping[str, Any], kind: type[Any], where: str) -> dict[str, Any]:
-    """Return what a file says without its nulls, once what is read of it is of its type.
+    """Return a file's entries without nulls, after a check of the types of those that we read.
+
+    Args:
+        found: the file's entries.
+        kind: the record with the entries that we read.
+        where: the file's path, for messages.
 
     Raises:
-        ValueError: something is not.
+        ValueError: an entry is of another type.
     """
-    said: dict[str, Any] = _without_nulls(found)
+    entries: dict[str, Any] = _without_nulls(found)
     known = {field.name for field in fields(kind)}
-    record_of(kind, {key: value for key, value in said.items() if key in known}, where)
-    return said
+    record_of(kind, {key: value for key, value in entries.items() if key in known}, where)
+    return entries
 
 
 def _without_nulls(value: Any) -> Any:
