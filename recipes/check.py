@@ -52,7 +52,7 @@ def as_json(listing: Listing, found: Checked) -> dict[str, Any]:
         "counts": counts,
         "broken": {str(path): why for path, why in found.broken.items()},
         "passed_over": dict(listing.skipped),
-        "one_colour": [*map(str, found.plain)],
+        "one_colour": [*map(str, found.one_colour)],
         "exact": pairs(found.exact),
         "near": pairs(found.near),
     }
@@ -80,7 +80,7 @@ def lines(listing: Listing, found: Checked) -> list[str]:
     kinds = ", ".join(f"{n} {kind}" for kind, n in listing.skipped.most_common()) or "none"
     rows.append(f"passed over     {kinds}")
     rows += _listed("broken", [why for why in found.broken.values()])
-    rows += _listed("one colour", [str(path) for path in found.plain])
+    rows += _listed("one colour", [str(path) for path in found.one_colour])
     rows += _listed("twice", [_twice(pair) for pair in found.exact], _across(found.exact))
     rows += _listed("nearly twice", [_twice(pair) for pair in found.near], _across(found.near))
     return rows
@@ -97,7 +97,7 @@ def _listed(name: str, found: Sequence[str], more: str = "") -> list[str]:
 
 
 def _across(pairs: Sequence[Pair]) -> str:
-    n = sum(pair.across for pair in pairs)
+    n = sum(pair.in_two_splits for pair in pairs)
     return f", {n} of them in two splits, where they make accuracy look better" if n else ""
 
 

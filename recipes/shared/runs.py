@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from recipes.shared.options import TrainOptions
 from recipes.shared.places import check_writable, held
 from recipes.sharing.card import CARD, is_ours
-from vitft.data.load import unmistakable
+from vitft.data.load import unambiguous
 from vitft.devices.processes import attempt, from_first, is_first, launch_time
 from vitft.files import read_json, remove_unfinished, write_json
 from vitft.records import record_of
@@ -62,7 +62,7 @@ def continued(options: Options) -> Options:
         resume, overwrite = resume or ours, overwrite and not ours
     resume = resume and any((folder / name).exists() for name in OUTPUTS)
     resume, overwrite = from_first((resume, overwrite))
-    data = unmistakable(options.data)
+    data = unambiguous(options.data)
     return replace(options, resume=resume, overwrite=overwrite, data=data)
 
 
