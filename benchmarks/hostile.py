@@ -23,7 +23,7 @@ from recipes.shared.finetuning import FinetuneOptions, resolve
 from recipes.shared.runs import recall, started
 from tests.families.sources import hf_model, timm_model
 from vitft import VisionTransformer, ViTConfig, load_model, save_model
-from vitft.command.streams import Outliving
+from vitft.command.streams import SafeStream
 from vitft.pictures.decode import read_image
 from vitft.pictures.images import Images
 from vitft.pictures.preprocess import Fit
@@ -207,7 +207,7 @@ def use_run(folder: Path) -> str:
         (inspect, [str(folder)]),
     ):
         told = StringIO()
-        with redirect_stdout(cast(TextIO, Outliving(told))), redirect_stderr(StringIO()):
+        with redirect_stdout(cast(TextIO, SafeStream(told))), redirect_stderr(StringIO()):
             # click keeps the names of the help option with the command
             command.main(arguments, standalone_mode=False, help_option_names=["-h", "--help"])
         if "\x1b" in told.getvalue() or "\x00" in told.getvalue():

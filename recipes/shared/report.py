@@ -10,7 +10,7 @@ from adapters.changes import Update
 from vitft.devices.processes import is_first
 from vitft.evaluation.evaluate import Evaluation
 from vitft.evaluation.rollout import MAX_TOKENS, n_tokens, rollout
-from vitft.files import loaded
+from vitft.files import parse_json
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.images import Images
 from vitft.pictures.preprocess import Fit
@@ -105,7 +105,7 @@ def _facts(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return record_of(dict[str, Any], loaded(path.read_bytes(), finite=True), path.name)
+        return record_of(dict[str, Any], parse_json(path.read_bytes(), finite=True), path.name)
     except ValueError as error:
         raise ValueError(f"{path.parent} is broken: {error}") from error
 
@@ -115,7 +115,7 @@ def _history(path: Path) -> list[dict[str, float | None]]:
     if not path.is_file():
         return []
     try:
-        rows = [loaded(line, finite=True) for line in path.read_bytes().splitlines()]
+        rows = [parse_json(line, finite=True) for line in path.read_bytes().splitlines()]
         found = record_of(list[dict[str, float | None]], rows, path.name)
         if any(row.get("epoch") is None for row in found):
             raise ValueError(f"{path.name}: a line has no epoch")
