@@ -5,13 +5,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vitft.data.listing import Listing
+from vitft.data.listing import SPLIT_NAMES, Listing
 from vitft.data.tables import list_table
 from vitft.pictures.decode import has_heif, is_image
-
-# a folder's name in lower case -> the split that it holds
-NAMES = {"train": "train", "test": "test"}
-NAMES |= dict.fromkeys(("val", "valid", "validation"), "validation")
 
 
 def list_folder(folder: Path) -> Listing:
@@ -28,13 +24,15 @@ def list_folder(folder: Path) -> Listing:
     if (table := folder / "metadata.csv").is_file():
         return list_table(table)
     inside = _folders(folder)
-    split_folders = [path for path in inside if path.name.lower() in NAMES]
-    splits = [NAMES[path.name.lower()] for path in split_folders]
+    split_folders = [path for path in inside if path.name.lower() in SPLIT_NAMES]
+    splits = [SPLIT_NAMES[path.name.lower()] for path in split_folders]
     # Without train, a folder called test among others is a class of that name.
     if not split_folders or ("train" not in splits and len(split_folders) < len(inside)):
         return _list_classes(folder, inside, "")
     if twice := [split for split, count in Counter(splits).items() if count > 1]:
-        names = " and ".join(p.name for p in split_folders if NAMES[p.name.lower()] == twice[0])
+        names = " and ".join(
+            p.name for p in split_folders if SPLIT_NAMES[p.name.lower()] == twice[0]
+        )
         raise ValueError(f"{folder} holds {names}, which are one split; join them")
     listing = Listing()
     for path, split in zip(split_folders, splits, strict=True):

@@ -20,6 +20,8 @@ from vitft.pictures.preprocess import Fit
 
 SEPARATOR = "|"  # between the labels of an image
 SPLITS = ("train", "validation", "test")
+# The names of splits that users' folders and tables have -> our names.
+SPLIT_NAMES = {split: split for split in SPLITS} | {"val": "validation", "valid": "validation"}
 TEST_FRACTION = 0.2  # of images that have no splits
 TEST_SEED = 0  # so that every run has the same test split, whatever its seed
 

@@ -4,12 +4,11 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vitft.data.listing import SEPARATOR, SPLITS, Listing
+from vitft.data.listing import SEPARATOR, SPLIT_NAMES, SPLITS, Listing
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 PATH = ("path", "file_name")  # the second is the name in Hugging Face's metadata.csv
 LABEL = ("label", "labels")
-NAMES = {split: split for split in SPLITS} | {"val": "validation", "valid": "validation", "": ""}
 
 
 def list_table(file: Path, split: str = "") -> Listing:
@@ -35,11 +34,11 @@ def list_table(file: Path, split: str = "") -> Listing:
         if not name or not label:
             raise ValueError(f"{file}: row {number} lacks its {label_key if name else path_key}")
         given = row.get("split", "").lower()
-        if given not in NAMES:
+        if given and given not in SPLIT_NAMES:
             raise ValueError(
                 f"{file}: row {number} is of split {given!r}, not {', '.join(SPLITS)} or val"
             )
-        listing.add([file.parent / name], label, NAMES[given] or split)
+        listing.add([file.parent / name], label, SPLIT_NAMES.get(given, split))
         listing.several |= SEPARATOR in label
     if missing := [path for path in listing.paths if not path.is_file()]:
         names = ", ".join(str(path) for path in missing[:10])
