@@ -20,7 +20,7 @@ import adapters
 from recipes.compare import command as compare
 from recipes.inspect import command as inspect
 from recipes.shared.finetuning import FinetuneOptions, resolve
-from recipes.shared.runs import recall, started
+from recipes.shared.runs import read_config, typed_options
 from tests.families.sources import hf_model, timm_model
 from vitft import VisionTransformer, ViTConfig, load_model, save_model
 from vitft.command.streams import SafeStream
@@ -200,7 +200,7 @@ def use_run(folder: Path) -> str:
     """Compare and inspect a run, and read what its report shows and how it goes on."""
     Findings.read(folder)
     needed = {"adapter": "lora", "base": "b", "data": "x", "out": "o"}
-    given = needed | recall(started(folder, "go on with"), FinetuneOptions)
+    given = needed | typed_options(read_config(folder, "go on with"), FinetuneOptions)
     resolve(FinetuneOptions(**given), CPU)
     for command, arguments in (
         (compare, [str(folder), "--out", str(folder / "page.html")]),
