@@ -20,10 +20,10 @@ import adapters
 from recipes.compare import command as compare
 from recipes.inspect import command as inspect
 from recipes.shared.finetuning import FinetuneOptions, resolve
-from recipes.shared.runs import recall, started
+from recipes.shared.runs import read_config, typed_options
 from tests.families.sources import hf_model, timm_model
 from vitft import VisionTransformer, ViTConfig, load_model, save_model
-from vitft.command.streams import Outliving
+from vitft.command.streams import SafeStream
 from vitft.pictures.decode import read_image
 from vitft.pictures.images import Images
 from vitft.pictures.preprocess import Fit
@@ -200,14 +200,14 @@ def use_run(folder: Path) -> str:
     """Compare and inspect a run, and read what its report shows and how it goes on."""
     Findings.read(folder)
     needed = {"adapter": "lora", "base": "b", "data": "x", "out": "o"}
-    given = needed | recall(started(folder, "go on with"), FinetuneOptions)
+    given = needed | typed_options(read_config(folder, "go on with"), FinetuneOptions)
     resolve(FinetuneOptions(**given), CPU)
     for command, arguments in (
         (compare, [str(folder), "--out", str(folder / "page.html")]),
         (inspect, [str(folder)]),
     ):
         told = StringIO()
-        with redirect_stdout(cast(TextIO, Outliving(told))), redirect_stderr(StringIO()):
+        with redirect_stdout(cast(TextIO, SafeStream(told))), redirect_stderr(StringIO()):
             # click keeps the names of the help option with the command
             command.main(arguments, standalone_mode=False, help_option_names=["-h", "--help"])
         if "\x1b" in told.getvalue() or "\x00" in told.getvalue():

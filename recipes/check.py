@@ -1,10 +1,9 @@
-"""Look for faults of a data set: `vitft check DATA`."""
+"""Find faults in a data set: `vitft check DATA`."""
 
 import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,7 +14,7 @@ from vitft.data.check import Checked, Pair, check
 from vitft.data.listing import Listing
 from vitft.data.load import list_data
 
-UNEVEN = 10  # times as many images in one class as in another
+UNEVEN = 10  # ratio of the largest to the smallest class from which on it is reported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,11 @@ class CheckOptions:
 
 
 def run(options: CheckOptions) -> None:
-    """Check, and print what was found."""
+    """Check the data set, and print what was found.
+
+    Raises:
+        ValueError: DATA is no folder or table of images.
+    """
     listing = list_data(options.data)
     found = check(listing)
     if options.json:
@@ -38,7 +41,7 @@ def run(options: CheckOptions) -> None:
 
 
 def as_json(listing: Listing, found: Checked) -> dict[str, Any]:
-    """Return what was found, for programs."""
+    """Return what was found as a dictionary for JSON."""
 
     def pairs(some: Sequence[Pair]) -> list[dict[str, Any]]:
         return [
@@ -52,14 +55,14 @@ def as_json(listing: Listing, found: Checked) -> dict[str, Any]:
         "counts": counts,
         "broken": {str(path): why for path, why in found.broken.items()},
         "passed_over": dict(listing.skipped),
-        "one_colour": [*map(str, found.plain)],
+        "one_colour": [*map(str, found.one_colour)],
         "exact": pairs(found.exact),
         "near": pairs(found.near),
     }
 
 
 def lines(listing: Listing, found: Checked) -> list[str]:
-    """Return what was found, for people."""
+    """Return what was found as lines of text."""
     splits = [s for s in ("", "train", "validation", "test") if s in listing.splits]
     totals = {label: sum(found.counts[label, s] for s in splits) for label in {*listing.labels}}
     width = max(map(len, [*totals, "class"]))
@@ -67,8 +70,8 @@ def lines(listing: Listing, found: Checked) -> list[str]:
     for label in sorted(totals):
         counts = "".join(f"{found.counts[label, split]:>12,}" for split in splits)
         rows.append(f"{label:<{width}}{counts}")
-    sums = "".join(f"{listing.splits.count(split):>12,}" for split in splits)
-    rows.append(f"{'all':<{width}}{sums}\n")
+    all_counts = "".join(f"{listing.splits.count(split):>12,}" for split in splits)
+    rows.append(f"{'all':<{width}}{all_counts}\n")
     few, many = (f(totals, key=totals.__getitem__) for f in (min, max))
     if totals[many] >= UNEVEN * totals[few]:
         rows.append(
@@ -79,14 +82,17 @@ def lines(listing: Listing, found: Checked) -> list[str]:
     rows += [f"note            {note}" for note in listing.notes]
     kinds = ", ".join(f"{n} {kind}" for kind, n in listing.skipped.most_common()) or "none"
     rows.append(f"passed over     {kinds}")
-    rows += _listed("broken", [why for why in found.broken.values()])
-    rows += _listed("one colour", [str(path) for path in found.plain])
-    rows += _listed("twice", [_twice(pair) for pair in found.exact], _across(found.exact))
-    rows += _listed("nearly twice", [_twice(pair) for pair in found.near], _across(found.near))
+    rows += _listed("broken", [*found.broken.values()])
+    rows += _listed("one colour", [str(path) for path in found.one_colour])
+    rows += _listed("twice", [_twice(pair) for pair in found.exact], _in_two_splits(found.exact))
+    rows += _listed(
+        "nearly twice", [_twice(pair) for pair in found.near], _in_two_splits(found.near)
+    )
     return rows
 
 
 def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    """Return the median size, and the range, of pictures (width, height), in pixels."""
     low, high = (f"{w}x{h}" for w, h in (min(sizes), max(sizes)))
     usual = "x".join(str(round(statistics.median(side))) for side in zip(*sizes, strict=True))
     return usual if low == high else f"{usual} in the middle, from {low} to {high}"
@@ -96,18 +102,15 @@ def _listed(name: str, found: Sequence[str], more: str = "") -> list[str]:
     return [f"{name:<15} {len(found) or 'none'}{more}", *(f"  {line}" for line in found)]
 
 
-def _across(pairs: Sequence[Pair]) -> str:
-    n = sum(pair.across for pair in pairs)
+def _in_two_splits(pairs: Sequence[Pair]) -> str:
+    n = sum(pair.in_two_splits for pair in pairs)
     return f", {n} of them in two splits, where they make accuracy look better" if n else ""
 
 
 def _twice(pair: Pair) -> str:
-    places = [f"{Path(p)} ({s}, {c})" if s else f"{Path(p)} ({c})" for p, s, c in _three(pair)]
-    return " = ".join(places)
-
-
-def _three(pair: Pair) -> Sequence[tuple[Path, str, str]]:
-    return [*zip(pair.paths, pair.splits, pair.labels, strict=True)]
+    """Return a pair as PATH (SPLIT, CLASS) = PATH (SPLIT, CLASS)."""
+    files = zip(pair.paths, pair.splits, pair.labels, strict=True)
+    return " = ".join(f"{path} ({s}, {c})" if s else f"{path} ({c})" for path, s, c in files)
 
 
 command = cli.command("check", CheckOptions, run)

@@ -21,6 +21,7 @@ from vitft.records import record_of
 from vitft.report.comparison import OF_IMAGES, ranking, table, text_table
 from vitft.report.page import write_page
 
+# Columns, each with the format of its values.
 NAMES = {"run": "", "method": "", "data": ""}
 FIGURES = {
     "trained_share": ".2%",
@@ -55,7 +56,7 @@ Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What is compared of a run's summary.json."""
+    """The fields of summary.json that are compared."""
 
     data: str
     n_parameters: Count
@@ -72,13 +73,14 @@ class Summary:
 
 
 def compare(options: CompareOptions) -> list[dict[str, Any]]:
-    """Return a row a run, by data set and the most accurate first, and write the page.
+    """Write the page, and return a row for each run, by data set, the most accurate first.
 
     Raises:
-        ValueError, OSError: a folder holds no finished run, or the page can't be written.
+        ValueError, OSError: a folder holds no finished run or a broken one, or the page cannot be
+            written.
     """
     folders = dict.fromkeys(run for folder in options.dir for run in find_runs(folder))
-    rows = tell_apart([read_run(folder) for folder in folders])
+    rows = differing_options([read_run(folder) for folder in folders])
     rows.sort(key=lambda row: (_images(row), -(row["test_accuracy"] or 0), -_val_accuracy(row)))
     with output(options.out) as out:
         write_page(out, "Runs side by side", "".join(map(_section, by_images(rows))))
@@ -86,12 +88,12 @@ def compare(options: CompareOptions) -> list[dict[str, Any]]:
 
 
 def by_images(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Return the rows in groups that were measured on the same images."""
+    """Return the sorted rows in groups that were measured on the same images."""
     return [list(group) for _, group in groupby(rows, key=_images)]
 
 
 def _images(row: Mapping[str, Any]) -> tuple[str, int]:
-    """Return what tells which images a run was measured on: the set, and how many they are."""
+    """Return the data set and the number of test images, the same for runs that can be ranked."""
     return row["data"], row["n_test"] or 0
 
 
@@ -100,7 +102,7 @@ def _val_accuracy(row: Mapping[str, Any]) -> float:
 
 
 def _section(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return what the page shows of the runs on one data set."""
+    """Return the page's HTML for the runs on one data set."""
     tested = rows[0]["test_accuracy"] is not None
     share, n = ("test_accuracy", "n_test") if tested else ("val_accuracy", "n_validation")
     images = f"{rows[0][n]:,} " if rows[0][n] else ""
@@ -114,10 +116,10 @@ def _section(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def find_runs(folder: str) -> list[str]:
-    """Return the folder where it is a finished run's, else those of the finished runs below it.
+    """Return the folder itself if it is a finished run's, else the finished runs' folders below it.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no finished run.
     """
     if Path(folder, "summary.json").is_file():
         return [folder.rstrip("/")]
@@ -130,10 +132,10 @@ def find_runs(folder: str) -> list[str]:
 
 
 def read_run(folder: str) -> dict[str, Any]:
-    """Return what a run's summary.json tells of it, and `options`, its config.json.
+    """Return a run's row, from its summary.json, with `options`, the content of its config.json.
 
     Raises:
-        ValueError: one of them is broken.
+        ValueError: one of the files is broken.
     """
     config = Path(folder, "config.json")
     try:
@@ -148,7 +150,7 @@ def read_run(folder: str) -> dict[str, Any]:
         "method": summary.adapter,
         "data": Path(summary.data).name,
         "trained_share": summary.n_trainable / summary.n_parameters,
-        "test_accuracy": summary.test_accuracy,  # None for those a sweep did not pick
+        "test_accuracy": summary.test_accuracy,  # None for a sweep's runs that are not the best
         "n_test": summary.n_test,
         "val_accuracy": summary.val_accuracy,
         "n_validation": summary.n_validation,
@@ -159,15 +161,15 @@ def read_run(folder: str) -> dict[str, Any]:
 
 
 def _known(kind: type[Any], path: Path) -> dict[str, Any]:
-    """Return what a file tells of a record of this kind; it may tell more."""
+    """Return those values of a JSON file that are fields of this dataclass."""
     found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path.name} is no dictionary")
     return {name: found[name] for name in kind.__dataclass_fields__ if name in found}
 
 
-def tell_apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows with only those options whose values differ between the runs.
+def differing_options(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with a column for each option whose values differ between the runs.
 
     Lists, and options that only one of the runs has, are left out.
     """

@@ -28,10 +28,10 @@ class ConvertOptions:
 
 
 def convert(options: ConvertOptions) -> VisionTransformer:
-    """Write the base, and return it as read back.
+    """Write the base, and return it as loaded from the file.
 
     Raises:
-        ValueError, OSError: the source is missing, broken or not covered, or the file is there.
+        ValueError, OSError: the source is missing, broken or not covered, or the file exists.
     """
     with new_output(options.out) as out:
         model = load_model(options.source)
@@ -52,9 +52,10 @@ def at_size(model: VisionTransformer, image_size: int) -> VisionTransformer:
     config = replace(config_of(model), image_size=image_size)
     tensors = model.state_dict()
     if model.pos_embedding is not None:
-        positions, n_own = model.positions(), model.n_pos_prefix
+        # model.positions() is already resized; those of prefix tokens are kept as they are.
+        positions, n_prefix = model.positions(), model.n_pos_prefix
         grid = positions[:, -config.n_patches :]
-        tensors["pos_embedding"] = torch.cat([model.pos_embedding[:, :n_own], grid], dim=1)
+        tensors["pos_embedding"] = torch.cat([model.pos_embedding[:, :n_prefix], grid], dim=1)
     with torch.device("meta"):
         resized = VisionTransformer(config)
     resized.load_state_dict(tensors, assign=True)

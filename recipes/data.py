@@ -16,7 +16,7 @@ class DataOptions:
 
 
 def run(options: DataOptions) -> None:
-    """Print a line a set."""
+    """Print a line for each set."""
     for name, classes in CLASSES.items():
         click.echo(f"{name:<14} drawn by the program, {len(classes)} classes")
     for name, (torchvision_name, *_) in DATASETS.items():

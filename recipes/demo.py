@@ -1,8 +1,8 @@
-"""The whole path in a few minutes, on images that the program draws: `make demo`.
+"""Everything from pretraining to a merged adapter, in a few minutes, on drawn images: `make demo`.
 
 A small base learns shapes; a linear probe and LoRA teach it symbols; the adapter is reloaded in
 code, classifies an image file and is baked in. On two CPU cores the probe stays far behind LoRA.
-Last, LoRA in the last two blocks of the base that ships, on a few of the images.
+At the end, LoRA adapts the last two blocks of the bundled base, on a few of the images.
 """
 
 import json
@@ -23,7 +23,7 @@ from vitft.data.shapes import CLASSES, draw
 
 SIZES = "--dim 128 --hidden-dim 256 --n-heads 4 --n-layers 4"
 METHODS = ("linear", "lora")
-SHIPPED = "--base cifar10 --layers 4-5 --limit 400 --epochs 8"
+BUNDLED = "--base cifar10 --layers 4-5 --limit 400 --epochs 8"
 
 
 def vitft(arguments: str) -> None:
@@ -35,7 +35,7 @@ def vitft(arguments: str) -> None:
 
 
 def demo(folder: Path) -> list[dict[str, Any]]:
-    """Run the path, every file of it below `folder`, and return the summaries of its runs."""
+    """Run the demo, with all its files below `folder`, and return the summaries of its runs."""
     base = folder / "base"
     vitft(
         f"pretrain --data shapes --out {base} --epochs 6 --sizes 16:0.67 "
@@ -55,14 +55,14 @@ def demo(folder: Path) -> list[dict[str, Any]]:
     (folder / "merged.safetensors").unlink(missing_ok=True)
     vitft(f"merge --base {base} --adapter {folder / 'lora'} --out {folder / 'merged.safetensors'}")
     vitft(
-        f"finetune --adapter lora {SHIPPED} --data symbols --out {folder / 'shipped'} --overwrite"
+        f"finetune --adapter lora {BUNDLED} --data symbols --out {folder / 'shipped'} --overwrite"
     )
     names = ("base", *METHODS, "shipped")
     return [json.loads((folder / name / "summary.json").read_text()) for name in names]
 
 
 def reload_in_code(base: Path, adapter: Path, images: torch.Tensor) -> str:
-    """Return what the adapter, loaded in code, makes of uint8 images (n, 3, height, width)."""
+    """Return the class of the first of uint8 images (n, 3, height, width), and its probability."""
     model = load_model(base)
     adapters.load_adapter(model, adapter)
     with torch.inference_mode():
@@ -72,7 +72,7 @@ def reload_in_code(base: Path, adapter: Path, images: torch.Tensor) -> str:
 
 
 def table(summaries: list[dict[str, Any]]) -> str:
-    """Return a line a run: data, what trained, its share, test accuracy and seconds."""
+    """Return a table with a line for each run."""
     lines = ["data     images  trained  parameters    share  test accuracy  seconds"]
     for summary in summaries:
         n, total = summary["n_trainable"], summary["n_parameters"]

@@ -35,7 +35,7 @@ class EmbedOptions(ModelOptions):
 
 
 def embed(options: EmbedOptions) -> tuple[np.ndarray, list[str]]:
-    """Return the features (n, D or 2 D) of the images, and their paths.
+    """Return the features, float32 (n, D or 2 D), of the images, and their paths.
 
     Raises:
         ValueError, OSError: a file is missing or broken.
@@ -52,10 +52,10 @@ def embed(options: EmbedOptions) -> tuple[np.ndarray, list[str]]:
                     if not options.skip_broken:
                         raise ValueError(f"{image}, or leave it out with --skip-broken")
                     complain(f"skipped: {image}")
-            whole = [(path, image) for path, image in read if isinstance(image, Tensor)]
-            if whole:
-                paths += [path for path, _ in whole]
-                features.append(classifier.embed(torch.stack([image for _, image in whole])))
+            readable = [(path, image) for path, image in read if isinstance(image, Tensor)]
+            if readable:
+                paths += [path for path, _ in readable]
+                features.append(classifier.embed(torch.stack([image for _, image in readable])))
     return torch.cat(features).numpy(), paths
 
 

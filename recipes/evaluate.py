@@ -9,7 +9,7 @@ import torch
 
 from recipes.shared.model import ModelOptions, open_model
 from recipes.shared.options import DataOptions, pick_bf16, pick_device
-from recipes.shared.splits import held, open_data
+from recipes.shared.splits import on_device, open_data
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.data.listing import ImageSet
@@ -48,24 +48,30 @@ def measured_split(data: ImageSet) -> tuple[str, Images]:
 
 
 def labels_for(model: VisionTransformer, classes: Sequence[str], images: Images) -> None:
-    """Number the labels of images as the model numbers its classes.
+    """Change the labels of images, in place, to the model's numbering of the classes.
+
+    Args:
+        model: the model to measure.
+        classes: the data set's classes, in the order of its labels.
+        images: their labels are class indices (n,), or 0 and 1 (n, len(classes)).
 
     Raises:
         ValueError: an image is of a class that the model does not know, or has several labels where
-            the model tells one.
+            the model predicts one, or one where it predicts several.
     """
-    several, place = images.labels.ndim == 2, {name: i for i, name in enumerate(model.classes)}
+    several, index = images.labels.ndim == 2, {name: i for i, name in enumerate(model.classes)}
     if several != (model.labels == "several"):
         kind = "several labels" if several else "one label"
         raise ValueError(f"the images have {kind} each, but the model tells {model.labels}")
     there = images.labels.sum(dim=0) > 0 if several else images.labels.bincount() > 0
     for name, is_there in zip(classes, there.tolist(), strict=False):
-        if is_there and name not in place:
+        if is_there and name not in index:
             known = ", ".join(model.classes[:20])
             raise ValueError(f"the model has no class {name!r}; it tells apart {known}")
-    numbers = torch.tensor([place.get(name, len(place)) for name in classes])
+    # A class that the model does not know, and no image has, gets a number that is not used.
+    numbers = torch.tensor([index.get(name, len(index)) for name in classes])
     if several:
-        labels = images.labels.new_zeros(len(images), len(place) + 1)
+        labels = images.labels.new_zeros(len(images), len(index) + 1)
         labels[:, numbers] = images.labels
         images.labels = labels[:, :-1]
     else:
@@ -73,7 +79,12 @@ def labels_for(model: VisionTransformer, classes: Sequence[str], images: Images)
 
 
 def run(options: EvaluateOptions) -> None:
-    """Evaluate and print accuracy and loss."""
+    """Evaluate the model, and print accuracy and loss.
+
+    Raises:
+        ValueError, OSError: a file is missing or broken, an option is out of its range, or the
+            classes do not fit the model.
+    """
     device = pick_device(options.device)
     if options.batch_size is not None and options.batch_size < 1:
         raise ValueError(f"batch_size={options.batch_size} is not positive")
@@ -81,7 +92,7 @@ def run(options: EvaluateOptions) -> None:
     data = open_data(options, model, learn=False)
     split, images = measured_split(data)
     labels_for(model, data.classes, images)
-    images = held(images, device, skip_broken=options.skip_broken)
+    images = on_device(images, device, skip_broken=options.skip_broken)
     if not len(images):
         raise ValueError(f"{data.name} has no readable image in its {split} split")
     bf16 = pick_bf16(options.precision, device)

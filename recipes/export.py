@@ -24,7 +24,7 @@ from vitft.files import unfinished
 from vitft.model.vit import VisionTransformer
 
 FORMATS = ("hf", "timm", "onnx", "peft-hf", "peft-timm")
-MOST = 1e-4  # a difference of outputs above which an export is an error
+MAX_DIFFERENCE = 1e-4  # of the outputs; an export that differs more is an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,35 +46,37 @@ class ExportOptions(ModelOptions):
 
 @torch.no_grad()
 def export(options: ExportOptions) -> float:
-    """Write OUT and return the largest difference of the other library's output from ours.
+    """Write OUT, and return the largest difference of the other library's output from ours.
 
-    Measured on 3 images of noise, from what was written.
+    The difference is that of the written model's outputs on 3 images of noise.
 
     Raises:
-        ValueError, OSError: a file is missing or there already, the format does not suit the base,
-            or the outputs differ.
+        ValueError, OSError: a file is missing or OUT exists, the format does not suit the base, or
+            the outputs differ too much.
     """
     if options.format not in FORMATS:
         raise ValueError(f"unknown format {options.format!r}; choose from {', '.join(FORMATS)}")
-    with new_output(options.out) as out, temporarily(out) as place:
+    with new_output(options.out) as out, temporarily(out) as temporary:
         model, generator = to_export(options), torch.Generator().manual_seed(0)
         shape = (3, model.config.n_channels, model.image_size, model.image_size)
         images = torch.randn(shape, generator=generator)
-        difference = write_and_check(model, place, options.format, images)
-        if not difference < MOST:
+        difference = write_and_check(model, temporary, options.format, images)
+        if not difference < MAX_DIFFERENCE:
             raise ValueError(
-                f"{options.format}'s outputs differ by {difference:.1e}, over {MOST:g}; nothing "
-                "was written"
+                f"{options.format}'s outputs differ by {difference:.1e}, over "
+                f"{MAX_DIFFERENCE:g}; nothing was written"
             )
-        place.rename(out)
+        temporary.rename(out)
         return difference
 
 
 def to_export(options: ExportOptions) -> VisionTransformer:
-    """Return the base: with its adapter where that is written alone, else merged, at its size.
+    """Return the base, with its adapter merged, or injected if only the adapter is exported.
+
+    Position embeddings are resized to the image size that the adapter was trained at.
 
     Raises:
-        ValueError, OSError: a file is missing or broken, or no adapter is named.
+        ValueError, OSError: a file is missing or broken, or an adapter is needed and not given.
     """
     model = open_model(options.base, options.adapter)
     if options.format.startswith("peft-"):
@@ -90,19 +92,26 @@ def to_export(options: ExportOptions) -> VisionTransformer:
 
 @contextmanager
 def temporarily(out: Path) -> Iterator[Path]:
-    """Yield another name for a file or folder; what still has it at the end goes."""
-    place = unfinished(out)
+    """Yield a temporary path beside a file or folder; what is there at the end is removed."""
+    temporary = unfinished(out)
     try:
-        yield place
+        yield temporary
     finally:
-        if place.is_dir():
-            shutil.rmtree(place)
-        elif place.exists():
-            place.unlink()
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        elif temporary.exists():
+            temporary.unlink()
 
 
 def write_and_check(model: VisionTransformer, out: Path, kind: str, images: torch.Tensor) -> float:
-    """Write the model in a format; return how far what was written differs on these images."""
+    """Write the model in a format, and return the largest difference of its outputs.
+
+    Args:
+        model: to export.
+        out: the file or folder to write.
+        kind: one of FORMATS.
+        images: normalised, (B, C, height, width); the outputs on them are compared.
+    """
     if kind == "onnx":
         write_onnx(model, out)
         return check_onnx(model, out, images)

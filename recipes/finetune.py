@@ -13,7 +13,7 @@ import click
 import torch
 
 import adapters
-from recipes.shared.adapt import adapt, at_full_rate, frame, pick_cached, save_trained
+from recipes.shared.adapt import adapt, at_full_rate, pick_cached, save_trained, set_framing
 from recipes.shared.finetuning import (
     PRESETS,
     CommonOptions,
@@ -25,7 +25,7 @@ from recipes.shared.options import pick_device
 from recipes.shared.runs import check_run, continued, locked
 from recipes.shared.splits import make_splits, open_data, say
 from recipes.shared.summary import accuracy_line
-from recipes.shared.training import place, train
+from recipes.shared.training import to_device, train
 from vitft.command import options as cli
 from vitft.command.telling import logger
 from vitft.devices.processes import joined
@@ -40,8 +40,8 @@ class Finetuned:
 
     Attributes:
         model: with its adapter, ready for evaluation.
-        history: a row an epoch, as in metrics.jsonl.
-        summary: what summary.json holds.
+        history: a row for each epoch, as in metrics.jsonl.
+        summary: the content of summary.json.
     """
 
     model: VisionTransformer
@@ -64,7 +64,7 @@ def finetune(**given: Any) -> Finetuned:
 
 
 def train_adapter(options: CommonOptions) -> Finetuned:
-    """Train an adapter, write the files of the run and return what it leaves.
+    """Train an adapter, write the files of the run, and return the model, history and summary.
 
     The order is fixed: build, load, inject (which freezes), move to the device, compile, optimize.
 
@@ -85,12 +85,12 @@ def _train_adapter(options: CommonOptions) -> Finetuned:
     check_base(options.base, folder)
     with locked(folder):
         model = load_model(options.base)
-        frame(model, options)
+        set_framing(model, options)
         fingerprint = adapters.fingerprint(model, exclude=("head",))
         data = open_data(options, model)
         adapt(model, options, config, data.classes, fingerprint)
         splits = make_splits(data, options, device)
-        place(model, options, device)
+        to_device(model, options, device)
         trained, n_all = (
             sum(p.numel() for p in ps) for ps in (_trainable(model), model.parameters())
         )
@@ -99,7 +99,7 @@ def _train_adapter(options: CommonOptions) -> Finetuned:
         )
         n_images = len(splits.train) + len(splits.validation)
         plan = at_full_rate(plan, model, options)
-        if model.has_head:  # it has learned already
+        if model.has_head:  # it is trained already, so a linear probe would undo that
             plan = replace(plan, probe_head=False)
         plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
         save = partial(save_trained, options=options, folder=folder)
@@ -141,7 +141,7 @@ def run_command(options: CommonOptions) -> None:
 
 
 def next_lines(options: CommonOptions, out: str) -> list[str]:
-    """Return the commands that use what was trained into `out`."""
+    """Return the commands that use the model or adapter in `out`."""
     model = _model(options, out)
     return [
         f"evaluate it     vitft evaluate {model} --data {shlex.quote(options.data)}",

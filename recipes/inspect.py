@@ -27,10 +27,10 @@ class InspectOptions:
 
 
 def inspect(path: str) -> dict[str, Any]:
-    """Return what stands in a base file, a bundled base, an adapter's folder or a run's.
+    """Return the facts about a base file, a bundled base, an adapter's folder or a run's.
 
     Raises:
-        ValueError, OSError: nothing there that can be read.
+        ValueError, OSError: there is no base or adapter, or it is broken.
     """
     folder = Path(fetched(path))
     if (folder / "adapter_config.json").is_file():
@@ -49,7 +49,7 @@ def inspect(path: str) -> dict[str, Any]:
 
 
 def inspect_base(path: str) -> dict[str, Any]:
-    """Return what stands in a base file."""
+    """Return the facts about a base."""
     model = load_model(path)
     return {
         "kind": "base",
@@ -63,7 +63,7 @@ def inspect_base(path: str) -> dict[str, Any]:
 
 
 def inspect_adapter(folder: Path) -> dict[str, Any]:
-    """Return what stands in an adapter's folder."""
+    """Return the facts about the adapter in a folder."""
     saved = read_adapter(folder)
     return {
         "kind": "adapter",
@@ -77,7 +77,7 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
 
 
 def run(options: InspectOptions) -> None:
-    """Print the contents of a file or folder."""
+    """Print the facts about a base or an adapter."""
     facts = inspect(options.path)
     if options.json:
         click.echo(json.dumps(facts))

@@ -26,7 +26,8 @@ class MergeOptions(ModelOptions):
 def merge(options: MergeOptions) -> float:
     """Write the merged base; return the largest difference of its logits from the adapted base's.
 
-    Measured on images of uniform noise, 64 or as many as suit their size, from the file as written.
+    The difference is that of the written file's logits on images of uniform noise: 64, or fewer if
+    they are large.
 
     Raises:
         ValueError, OSError: a file is missing, broken or cannot be written, or the method

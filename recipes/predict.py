@@ -15,7 +15,7 @@ from torch import Tensor
 from recipes.shared.classifier import Classes, Classifier, best_of, expand
 from recipes.shared.model import ModelOptions
 from recipes.shared.places import output
-from recipes.shared.splits import held
+from recipes.shared.splits import on_device
 from vitft.bars import progress_bar
 from vitft.command import options as cli
 from vitft.command.options import option
@@ -59,8 +59,8 @@ class PredictOptions(ModelOptions):
 def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | ValueError]]:
     """Yield each image's path with its classes by each adapter, or by the base if there is none.
 
-    Several adapters answer together, in one pass through the base. For a broken
-    image, its error comes in place of an answer, and the others go on.
+    Several adapters are computed together, in one pass through the base. A broken image gives its
+    error instead of its classes, and the others follow.
 
     Raises:
         ValueError, OSError: a file is missing, adapters can't be stacked, or an option is out of
@@ -76,8 +76,8 @@ def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | Valu
         neighbour = Neighbours(classifier, options.knn, skip_broken=options.skip_broken)
         answer, classes = neighbour.answer, [neighbour.classes]
     for read in classifier.read_each(options.image):
-        whole = [image for _, image in read if isinstance(image, Tensor)]
-        rows = iter(answer(torch.stack(whole)) if whole else ())
+        readable = [image for _, image in read if isinstance(image, Tensor)]
+        rows = iter(answer(torch.stack(readable)) if readable else ())
         for path, image in read:
             if isinstance(image, ValueError):
                 yield path, image
@@ -87,14 +87,24 @@ def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | Valu
 
 
 class Neighbours:
-    """Classification by the labels of the nearest features (k-NN, arXiv:1805.01978)."""
+    """Classification by the labels of the nearest features (k-NN, arXiv:1805.01978).
+
+    Args:
+        classifier: gives the features.
+        data: the data set whose training images are the neighbours; what `load_data` takes.
+        skip_broken: leave out broken images of it.
+
+    Raises:
+        ValueError, OSError: the set is missing or broken, has no readable training image, or has
+            several labels an image.
+    """
 
     def __init__(self, classifier: Classifier, data: str, *, skip_broken: bool) -> None:
         self.classifier = classifier
         found = load_data(data, classifier.fit, learn=False)
         if found.several:
             raise ValueError(f"--knn needs images of one label each, and {data} has several")
-        images = held(found.train, torch.device("cpu"), skip_broken=skip_broken)
+        images = on_device(found.train, torch.device("cpu"), skip_broken=skip_broken)
         if not len(images):
             raise ValueError(f"{data} has no readable image to train on, so --knn has none to find")
         self.classes = found.classes
@@ -102,7 +112,7 @@ class Neighbours:
         self.targets = SingleLabel().targets(images.labels, len(self.classes))
 
     def answer(self, images: Tensor) -> Tensor:
-        """Return the shares (B, 1, n_classes) of the neighbours' votes."""
+        """Return each class's share of the neighbours' votes, (B, 1, n_classes)."""
         votes = neighbours(self.features, self.targets, self.classifier.embed(images))
         return (votes / votes.sum(dim=1, keepdim=True))[:, None]
 
@@ -121,9 +131,10 @@ def shown(rows: Sequence[dict[str, Any]], kind: str, *, first: bool = True) -> s
     """Return answers as text, CSV or JSON.
 
     Args:
-        rows: image, and its classes by adapter; the adapter of the base alone is "".
+        rows: each has "image", a path, and "adapters", the classes by adapter; with no or one
+            adapter, its name is "".
         kind: one of FORMATS.
-        first: whether a header is wanted.
+        first: whether to begin CSV with a header.
     """
     if kind == "json":
         plain = [
@@ -151,10 +162,10 @@ def shown(rows: Sequence[dict[str, Any]], kind: str, *, first: bool = True) -> s
 
 
 def run(options: PredictOptions) -> None:
-    """Classify, and print a line an image, or one for each adapter, as they come.
+    """Classify, and print a line for each image and adapter as soon as it is computed.
 
     Raises:
-        ValueError: images were broken; the others have been answered.
+        ValueError: an option is wrong, or images were broken; the others have been classified.
     """
     if options.csv and options.json:
         raise ValueError("--csv and --json are two formats; choose one")
@@ -168,14 +179,14 @@ def run(options: PredictOptions) -> None:
     with progress_bar(len(options.image)) as bar:
         for path, answers in predict(options):
             bar.update()
-            bar.clear()  # for a line of text
+            bar.clear()  # so that the line below does not stand behind the bar
             if isinstance(answers, ValueError):
                 broken.append(path)
                 complain(f"skipped: {answers}")
                 continue
             row = {"image": path, "adapters": dict(zip(names, answers, strict=True))}
             rows.append(row)
-            if options.out is None and kind != "json":  # as they come
+            if options.out is None and kind != "json":
                 click.echo(shown([row], kind, first=len(rows) == 1), nl=False)
     if options.out is not None:
         with output(options.out) as out:

@@ -9,10 +9,10 @@ import click
 import torch
 
 from recipes.shared.options import TrainOptions, make_plan, pick_device
-from recipes.shared.runs import check_run, continued, locked, resumed
+from recipes.shared.runs import check_run, continued, locked, resumed_options
 from recipes.shared.splits import make_splits, open_data, say
 from recipes.shared.summary import accuracy_line
-from recipes.shared.training import place, train
+from recipes.shared.training import to_device, train
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.data.split import channel_statistics
@@ -25,20 +25,20 @@ from vitft.pictures.preprocess import Framing
 from vitft.training.run import Run
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # flips and shifts; for few epochs
+    # Flips and shifts, for few epochs.
     "default": {},
-    # on two cores: most of the epochs on small images, which cost a quarter
+    # For two CPU cores: most of the epochs are on small images, which cost a quarter.
     # --data cifar10 (a JPEG copy): 82.66 %, seed 0, in 92 minutes beside other work on two cores of
-    # an AMD EPYC; with --epochs 7 --sizes 16:0.72,24:0.14 78.86 %, in 43 minutes
+    # an AMD EPYC; with --epochs 7 --sizes 16:0.72,24:0.14 78.86 %, in 43 minutes.
     "cpu": {
         "epochs": 12,
         "batch_size": 256,
         "stem": "conv",
         "sizes": ("16:0.66", "24:0.17"),
     },
-    # for one GPU with --compile, by the roofline a minute or so on an H100; not measured yet
+    # For one GPU with --compile; by the roofline a minute or so on an H100, not measured yet.
     "fast": {"epochs": 130, "batch_size": 512, "stem": "conv", "cutmix": 0.5},
-    # the same for some 20 minutes; not measured yet
+    # The same for some 20 minutes; not measured yet.
     "best": {
         "epochs": 2500,
         "batch_size": 512,
@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mixup": 0.3,
         "trivial": True,
     },
-    # the tutorial's recipe, to compare with
+    # The recipe of the article that the model comes from, to compare with.
     "article": {
         "epochs": 150,
         "batch_size": 16,
@@ -117,23 +117,23 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
 def _pretrain(options: PretrainOptions) -> dict[str, Any]:
     """Train a base, in a process that has joined the others."""
     device = pick_device(options.device)
-    own = {field.name for field in fields(PretrainOptions)}
-    names = [field.name for field in fields(ViTConfig) if field.name in own]
+    known = {field.name for field in fields(PretrainOptions)}
+    names = [field.name for field in fields(ViTConfig) if field.name in known]
     config = ViTConfig(**{name: getattr(options, name) for name in names})
     plan = make_plan(options, device, parse_sizes(options.sizes, config))
     folder = check_run(options)
     with locked(folder):
-        plain = VisionTransformer(config)
-        plain.framing = Framing(resize=options.resize, kernel="draft-bicubic")
-        data = open_data(options, plain)
+        untrained = VisionTransformer(config)  # gives the preprocessing; classes are not known yet
+        untrained.framing = Framing(resize=options.resize, kernel="draft-bicubic")
+        data = open_data(options, untrained)
         splits = make_splits(data, options, device)
         torch.manual_seed(options.seed)
         model = VisionTransformer(replace(config, n_classes=len(data.classes)))
-        model.framing, model.labels = plain.framing, plain.labels
+        model.framing, model.labels = untrained.framing, untrained.labels
         initialise(model, options.init)
         model.classes = data.classes
         model.mean, model.std = channel_statistics(splits.train)
-        place(model, options, device)
+        to_device(model, options, device)
         n_parameters = sum(p.numel() for p in model.parameters())
         say(
             f"{n_parameters:,} parameters train on {splits} "
@@ -149,10 +149,11 @@ def _pretrain(options: PretrainOptions) -> dict[str, Any]:
 
 
 def parse_sizes(sizes: tuple[str, ...], config: ViTConfig) -> tuple[tuple[int, float], ...]:
-    """Return (image size, share of the epochs) for each SIZE:SHARE.
+    """Return (image size in pixels, share of the epochs) for each SIZE:SHARE.
 
     Raises:
-        ValueError: not of that form, a size that patches do not fill, or shares beyond 0..1.
+        ValueError: a text has another form, a size is no multiple of the patch size, or a share or
+            their sum is not in 0..1.
     """
     text = f"sizes={','.join(sizes)}"
     try:
@@ -160,7 +161,7 @@ def parse_sizes(sizes: tuple[str, ...], config: ViTConfig) -> tuple[tuple[int, f
     except ValueError:
         raise ValueError(f"{text} is not SIZE:SHARE,SIZE:SHARE, e.g. 16:0.6,24:0.3") from None
     for size, share in parsed:
-        replace(config, image_size=size)  # says what is wrong with a size
+        replace(config, image_size=size)  # raises if the patches do not fill it
         if not 0 <= share <= 1:
             raise ValueError(f"{text}: share {share} is not in 0..1")
     if sum(share for _, share in parsed) > 1:
@@ -178,8 +179,8 @@ def run(options: PretrainOptions) -> None:
 
 
 def recalled(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that --resume takes from the run."""
-    return resumed(given, PretrainOptions) if given.get("resume") and "out" in given else {}
+    """Return the options that --resume takes from the run, {} without --resume."""
+    return resumed_options(given, PretrainOptions) if given.get("resume") and "out" in given else {}
 
 
 command = cli.command("pretrain", PretrainOptions, run, PRESETS, recalled)

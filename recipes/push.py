@@ -44,7 +44,7 @@ class PushOptions:
 
 
 def push(options: PushOptions) -> tuple[str, str, list[str]]:
-    """Upload a folder; return the address, the commit's number and the names of the files.
+    """Upload a folder; return the address, the commit's hash and the names of the files.
 
     Raises:
         ValueError, OSError: the folder holds nothing to upload, a file is broken or holds a path of
@@ -59,10 +59,11 @@ def push(options: PushOptions) -> tuple[str, str, list[str]]:
 
 
 def published(folder: Path, repository: str, *, with_report: bool) -> dict[str, bytes | Path]:
-    """Return what of a run's folder goes to the hub, by name, without a path of this machine.
+    """Return the files of a run's folder to upload, by name, without paths of this machine.
 
     Raises:
-        ValueError, OSError: it holds no adapter and no base, or a file is broken or holds a path.
+        ValueError, OSError: it holds no adapter and no base, a file is broken, or the header of
+            the weights holds a path.
     """
     run = read_run_files(folder)
     paths = private_paths(folder, run.config, run.summary, run.adapter)
@@ -79,7 +80,7 @@ def published(folder: Path, repository: str, *, with_report: bool) -> dict[str, 
 
 
 def public(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a summary whose data set and base have the names by which others know them.
+    """Return a summary with public names of its data set and base instead of paths.
 
     A base that others can't load is left out.
     """
@@ -93,10 +94,10 @@ def public(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_weights(file: Path, paths: list[str]) -> None:
-    """Check that the header of a file of weights holds no path of this machine.
+    """Check that the header of a safetensors file holds no path of this machine.
 
     Raises:
-        ValueError: it does.
+        ValueError: it holds one.
     """
     with safe_open(file, framework="pt") as opened:
         text = " ".join((opened.metadata() or {}).values())

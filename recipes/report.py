@@ -21,7 +21,7 @@ class ReportOptions:
 
 
 def report(options: ReportOptions) -> list[tuple[Path, str]]:
-    """Make the pages; return of each its path and what it lacks, "" for nothing.
+    """Write the pages; return the path of each and what it lacks, "" for nothing.
 
     Raises:
         ValueError, OSError: a folder holds no run, or one of its files is broken.
@@ -34,7 +34,7 @@ def report(options: ReportOptions) -> list[tuple[Path, str]]:
 
 
 def run(options: ReportOptions) -> None:
-    """Make the pages, and tell where they are."""
+    """Write the pages, and print where they are."""
     for page, lacks in report(options):
         if lacks:
             say(f"{page.parent}: {lacks}")

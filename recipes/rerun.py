@@ -1,4 +1,4 @@
-"""Repeat a run by what its folder says, and compare the result.
+"""Repeat a run with the options in its folder, and compare the weights.
 
 `vitft rerun runs/signs`
 """
@@ -15,7 +15,7 @@ import torch
 from recipes.finetune import finetune
 from recipes.pretrain import PretrainOptions, pretrain
 from recipes.shared.finetuning import FinetuneOptions
-from recipes.shared.runs import recall, started
+from recipes.shared.runs import read_config, typed_options
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.files import read_tensors
@@ -47,9 +47,9 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
     folder = Path(options.dir)
     before = _summary(folder)
     out = options.out or f"{folder}-again"
-    told = started(folder, PURPOSE)
-    kind = FinetuneOptions if "adapter" in told else PretrainOptions
-    given = recall(told, kind) | {"out": out, "overwrite": options.overwrite, "log": ()}
+    config = read_config(folder, PURPOSE)
+    kind = FinetuneOptions if "adapter" in config else PretrainOptions
+    given = typed_options(config, kind) | {"out": out, "overwrite": options.overwrite, "log": ()}
     if lacks := [f.name for f in fields(kind) if f.default is MISSING and f.name not in given]:
         raise ValueError(f"the run in {folder} is broken: config.json lacks {lacks[0]}")
     if kind is PretrainOptions:
@@ -57,14 +57,14 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
     else:
         after = finetune(**given).summary
     name = before.get("file", "model.safetensors")
-    weights = [read_tensors(Path(place, name))[0] for place in (folder, out)]
+    weights = [read_tensors(Path(run_folder, name))[0] for run_folder in (folder, out)]
     if weights[0].keys() != weights[1].keys():
         raise ValueError(f"{folder}/{name} has been changed since: it holds other tensors")
-    apart = {key: _distance(value, weights[1][key]) for key, value in weights[0].items()}
+    distances = {key: _distance(value, weights[1][key]) for key, value in weights[0].items()}
     return {
         "same": all(torch.equal(value, weights[1][key]) for key, value in weights[0].items()),
-        "n_tensors": len(apart),
-        "largest_difference": max(apart.values()),
+        "n_tensors": len(distances),
+        "largest_difference": max(distances.values()),
         **{key: [before.get(key), after.get(key)] for key in FIGURES},
         "versions_differ": [
             key for key, value in before["versions"].items() if after["versions"].get(key) != value
@@ -75,6 +75,11 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
 
 
 def _summary(folder: Path) -> dict[str, Any]:
+    """Return the content of a finished run's summary.json.
+
+    Raises:
+        ValueError: there is none, it is broken, or the run was stopped.
+    """
     path = folder / "summary.json"
     if not path.is_file():
         raise ValueError(f"there is no run to {PURPOSE} in {folder}: it has no summary.json")
@@ -89,6 +94,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the largest absolute difference; infinity if the shapes differ."""
     if one.shape != other.shape:
         return float("inf")
     return (one.double() - other.double()).abs().max().item() if one.numel() else 0.0

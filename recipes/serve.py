@@ -53,17 +53,17 @@ class ServeOptions(ModelOptions):
 
 
 def named(folders: tuple[str, ...]) -> dict[str, str]:
-    """Return folders by their names: those given as NAME=FOLDER, else the folders' own.
+    """Return adapters' folders by name: NAME of NAME=FOLDER, else the last part of the path.
 
     Raises:
-        ValueError: two have one name.
+        ValueError: two adapters have the same name.
     """
     found: dict[str, str] = {}
     for text in folders:
         name, equals, folder = text.partition("=")
         if not equals or Path(text).is_dir():
-            place = repository_of(text)[0] if is_name(text) else Path(text).resolve()
-            name, folder = Path(place).name, text
+            path = repository_of(text)[0] if is_name(text) else Path(text).resolve()
+            name, folder = Path(path).name, text
         if name in found:
             raise ValueError(f"two adapters are called {name}; write NAME=FOLDER")
         found[name] = folder
@@ -72,14 +72,14 @@ def named(folders: tuple[str, ...]) -> dict[str, str]:
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
-    """Listen at every address of a host, of which one at least can be had.
+    """Listen at every address of a host that is free, and yield the sockets.
 
     Args:
         host: a name or an address.
-        port: 0 for one that is free.
+        port: its port; 0 for any that is free.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the port is out of its range, or no address of the host is free.
     """
     if not 0 <= port < 2**16:
         raise ValueError(f"--port {port} is not in 0..{2**16 - 1}")
@@ -91,9 +91,10 @@ def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
         except (OSError, UnicodeError) as error:
             addresses, reason = [], error
         for family, _, _, _, (name, _, *rest) in addresses:
-            own = found[0].getsockname()[1] if found else port  # one port for all of them
+            # With port 0, the first socket chooses the port for all.
+            same_port = found[0].getsockname()[1] if found else port
             try:
-                bound = socket.create_server((name, own, *rest), family=family)
+                bound = socket.create_server((name, same_port, *rest), family=family)
             except OSError as error:
                 reason = error
                 continue
@@ -110,7 +111,8 @@ def run(options: ServeOptions) -> None:
     """Serve until interrupted.
 
     Raises:
-        ValueError, OSError: what the user can mend.
+        ValueError, OSError: an option is out of its range, a package or a file is missing or
+            broken, or the port is not free.
     """
     try:
         import uvicorn
@@ -146,7 +148,7 @@ def run(options: ServeOptions) -> None:
         host = f"[{options.host}]" if ":" in options.host else options.host
         click.echo(f"page            http://{host}:{listeners[0].getsockname()[1]}/")
         app = make_app(desk, limits, token=token, hosts=hosts)
-        with suppress(KeyboardInterrupt):  # by which it ends
+        with suppress(KeyboardInterrupt):  # Ctrl-C is how a server is ended
             uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(listeners)
 
 

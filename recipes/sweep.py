@@ -17,7 +17,7 @@ import click
 
 import adapters
 from recipes.finetune import check_base, next_lines
-from recipes.shared.adapt import frame
+from recipes.shared.adapt import set_framing
 from recipes.shared.finetuning import CommonOptions, resolve
 from recipes.shared.logs import logged
 from recipes.shared.options import pick_device
@@ -37,11 +37,11 @@ from vitft.report.page import write_page
 from vitft.training.saving import finish_save
 from vitft.training.state import STATE
 
-SWEEP = "sweep.json"  # what it found
+SWEEP = "sweep.json"  # the sweep's result
 
 
 def sweep(options: SweepBase) -> dict[str, Any]:
-    """Train every adapter, write their folders, sweep.json and report.html, and return the former.
+    """Train every adapter, write their folders, sweep.json and report.html; return the result.
 
     Raises:
         ValueError, OSError: what the user can mend.
@@ -65,7 +65,7 @@ def sweep(options: SweepBase) -> dict[str, Any]:
             held.enter_context(locked(Path(folder)))
         finish_save([Path(member.out) for _, member, _, _ in made if member.resume])
         base = load_model(options.base)
-        frame(base, options)
+        set_framing(base, options)
         fingerprint = adapters.fingerprint(base, exclude=("head",))
         data = open_data(options, base)
         base.new_head(data.classes)
@@ -87,10 +87,10 @@ def sweep(options: SweepBase) -> dict[str, Any]:
 
 
 def _check_folders(options: SweepBase, made: Sequence[CommonOptions]) -> None:
-    """Check that neither the base nor, unless they may be, earlier files are replaced.
+    """Check that no run replaces the base, or earlier files without --overwrite or --resume.
 
     Raises:
-        ValueError: they would.
+        ValueError: one would.
     """
     out = Path(options.out)
     there = [name for name in (SWEEP, *OUTPUTS) if (out / name).exists()]
@@ -105,16 +105,22 @@ def _check_folders(options: SweepBase, made: Sequence[CommonOptions]) -> None:
 
 
 def _resumed(member: CommonOptions) -> CommonOptions:
-    """Return the options to go on with; where there is no state, not begun or failed, anew."""
-    there = Path(member.out, STATE).exists()
-    resume, overwrite = member.resume and there, member.overwrite or member.resume > there
+    """Return the options with --resume only for a run with a state; others start anew.
+
+    A run without a state has not begun, or has failed.
+    """
+    has_state = Path(member.out, STATE).exists()
+    resume, overwrite = member.resume and has_state, member.overwrite or member.resume > has_state
     return replace(member, resume=resume, overwrite=overwrite)
 
 
 def _conclude(options: SweepBase, members: Sequence[Member]) -> dict[str, Any]:
-    """Read the test split for the best, and write sweep.json and report.html.
+    """Measure the best on the test split, write sweep.json and report.html; return the result.
 
-    A share of the runs has no best, and writes neither.
+    With --only there is no best, and neither file is written.
+
+    Raises:
+        ValueError: every adapter failed.
     """
     rows = _rows(members)
     best = best_of(rows)
@@ -133,7 +139,7 @@ def _conclude(options: SweepBase, members: Sequence[Member]) -> dict[str, Any]:
 
 
 def _finish(member: Member) -> dict[str, Any]:
-    """Read the test split for a member, and tell it to its loggers, which go on with the run."""
+    """Measure a member on the test split, log the figures, and return its summary."""
     run, options, folder = member.run, member.options, member.folder
     with logged(options, folder, run) as logs:
         summary = finish(run, member.splits, options, folder, member.facts)
@@ -142,13 +148,16 @@ def _finish(member: Member) -> dict[str, Any]:
 
 
 def best_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the row of the highest validation accuracy; of several, that of the lowest loss."""
+    """Return the row of the highest validation accuracy, at equal accuracy of the lowest loss.
+
+    None if every row has failed.
+    """
     done = [row for row in rows if not row["failed"]]
     return max(done, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default=None)
 
 
 def _rows(members: Sequence[Member]) -> list[dict[str, Any]]:
-    """Return a row for every combination: the mean over its seeds of the last validation."""
+    """Return a row for every combination, with the mean of the kept validation over its seeds."""
     groups: dict[tuple[Any, ...], list[Member]] = {}
     for member in members:
         key = tuple(v for name, v in member.chosen.items() if name != "seed")
@@ -193,7 +202,7 @@ def make_sweep_report(folder: Path) -> bool:
         best = next(row for row in rows if row["folders"] == found["best"]["folders"])
         title, n_seeds = f"{options['adapter']} on {options['data']}", len(best["folders"])
         chosen = [name for name in rows[0] if name in GRID]
-        body = f"<p>{escape(_told(best, chosen, n_seeds))}</p>" + course(
+        body = f"<p>{escape(_caption(best, chosen, n_seeds))}</p>" + course(
             rows,
             chosen[0] if chosen else "n_trainable",
             "val_accuracy",
@@ -208,12 +217,12 @@ def make_sweep_report(folder: Path) -> bool:
 
 
 def _line(chosen: Sequence[str], row: Mapping[str, Any]) -> str:
-    """Return what is the same along a line of the picture: all that has several values but x."""
+    """Return the label of a line in the plot: the values of all varied options but the x axis."""
     return ", ".join(f"{name} {row[name]:g}" for name in chosen[1:])
 
 
-def _told(best: Mapping[str, Any], chosen: Sequence[str], n_seeds: int) -> str:
-    """Return what the figures are of, and what is best."""
+def _caption(best: Mapping[str, Any], chosen: Sequence[str], n_seeds: int) -> str:
+    """Return the report's caption: what the figures are, and the best values."""
     n = best.get("n_validation")
     images = f"{n:,} validation images" if n else "the validation images"
     seeds = f"The mean over {n_seeds} seeds of accuracy" if n_seeds > 1 else "Accuracy"
@@ -223,7 +232,11 @@ def _told(best: Mapping[str, Any], chosen: Sequence[str], n_seeds: int) -> str:
 
 
 def run(options: SweepBase) -> None:
-    """Sweep, and print the table and the best; or write the plan."""
+    """Sweep, and print the table and the best; with --plan, only write the commands.
+
+    Raises:
+        ValueError, OSError: as for `sweep`.
+    """
     if options.plan is not None:
         runs = [given for _, given in combinations(options)]
         with output(options.plan) as plan:

@@ -7,7 +7,7 @@ from io import StringIO
 import pytest
 
 from vitft import bars
-from vitft.bars import Lines, note, progress_bar
+from vitft.bars import LogLines, note, progress_bar
 
 
 class Terminal(StringIO):
@@ -20,7 +20,7 @@ def test_a_log_gets_a_line_when_one_is_due(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(bars.time, "monotonic", lambda: float(next(seconds)))
     monkeypatch.setattr(sys, "stderr", shown := StringIO())
     with progress_bar(70, desc="features") as bar:
-        assert isinstance(bar, Lines)
+        assert isinstance(bar, LogLines)
         for i in range(14):
             bar.set_postfix_str(f"loss {i}", refresh=False)
             bar.n += 5

@@ -1,6 +1,6 @@
 """A Vision Transformer whose named linears take adapters: model, data, training and command line.
 
-Names are imported on first use, so that `vitft --help` needs no torch.
+A name is imported when it is first used, so that `vitft --help` needs no torch.
 """
 
 import importlib
@@ -25,7 +25,7 @@ __all__ = [
     "save_model",
 ]
 
-_HOME = {
+_MODULES = {
     "Classifier": "recipes.shared.classifier",
     "finetune": "recipes.finetune",
     "VisionTransformer": "vitft.model.vit",
@@ -36,6 +36,6 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'vitft' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

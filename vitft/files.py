@@ -1,4 +1,4 @@
-"""Files written whole or not at all: a temporary one beside the target, flushed, then renamed."""
+"""Files written whole or not at all: a temporary file beside the target is renamed to it."""
 
 import json
 import os
@@ -15,18 +15,17 @@ from torch import Tensor
 
 from vitft.version import __version__
 
-LARGEST = 1e9  # of a weight: beyond it, what is computed is soon infinite
-FORMAT = 1  # of the files; raised when an older vitft would misread them
+LARGEST = 1e9  # largest weight; products of larger ones soon overflow
+FORMAT = 1  # version of the file format; raised when an older vitft would misread a file
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Replace the file at `path` by `content`.
 
-    After a crash it holds either all of `content` or what it held before.
+    After a crash the file holds either all of `content` or what it held before.
 
     Raises:
-        OSError: the folder cannot be made or written to, or the disk is full; says which file
-            was meant.
+        OSError: the folder cannot be made or written to, or the disk is full.
     """
     path = Path(path)
     temporary = unfinished(path)
@@ -44,28 +43,28 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             temporary.unlink()
 
 
-def cannot_write(place: Path, error: OSError) -> OSError:
-    """Return the error that says what cannot be written, and what to do."""
+def cannot_write(path: Path, error: OSError) -> OSError:
+    """Return an error that says which path cannot be written, why, and what to do."""
     return OSError(
-        f"cannot write {place}: {error.strerror or error}; choose a folder you can write to"
+        f"cannot write {path}: {error.strerror or error}; choose a folder you can write to"
     )
 
 
 def unfinished(path: Path) -> Path:
-    """Return another name beside a file or folder, for as long as it is being written."""
+    """Return a hidden temporary path beside `path`, to write to before it is renamed to `path`."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 def remove_unfinished(folder: Path, name: str | None = None) -> None:
-    """Remove what whoever wrote it left in a folder under its temporary name when he was killed.
+    """Remove the temporary files and folders that killed processes left in a folder.
 
     Args:
-        folder: of the files.
-        name: of the one that was meant; any by default.
+        folder: where to look.
+        name: remove only those that were to become this file; by default all.
     """
-    meant = ".+" if name is None else re.escape(name)
+    target = ".+" if name is None else re.escape(name)
     for path in folder.glob(".*"):
-        if not re.fullmatch(rf"\.+{meant}(\.[0-9a-f]{{32}})+", path.name):
+        if not re.fullmatch(rf"\.+{target}(\.[0-9a-f]{{32}})+", path.name):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -79,29 +78,29 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Return what stands in a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or is nested beyond all use.
+        ValueError: it is no JSON, or is nested too deep.
     """
     try:
-        return loaded(Path(path).read_bytes())
+        return parse_json(Path(path).read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
     except ValueError as error:
         raise ValueError(f"{Path(path).name} is no JSON ({error})") from error
 
 
-def loaded(text: str | bytes, *, finite: bool = False) -> Any:
-    """Return what JSON says.
+def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
+    """Return the value of a JSON text.
 
     Args:
         text: the JSON.
-        finite: take numbers that are not finite for None.
+        finite: return None for each NaN and infinity.
 
     Raises:
-        ValueError: it is none, or is nested beyond all use.
+        ValueError: it is no JSON, or is nested too deep.
     """
     try:
         return json.loads(text, parse_constant=(lambda _: None) if finite else None)
@@ -112,10 +111,13 @@ def loaded(text: str | bytes, *, finite: bool = False) -> Any:
 def write_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 ) -> None:
-    """Write tensors as safetensors, whole or not at all, with `metadata` as JSON in one entry.
+    """Write tensors as safetensors, whole or not at all, with `metadata` as JSON in its header.
 
-    The entry is `vitft`. One, because safetensors writes several in random order, and the same
-    model is to give the same bytes.
+    The header has a single entry, `vitft`, because safetensors writes several in random order, and
+    the same model must give the same bytes.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     metadata = {"format": FORMAT, "version": __version__, **metadata}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -127,16 +129,17 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no safetensors, is cut short, or its metadata is no JSON.
+        ValueError: the file is no whole safetensors file, a newer vitft wrote it, or its metadata
+            is no JSON.
     """
     return _read(path, tensors=True)
 
 
 def check_weight(name: str, tensor: Tensor) -> None:
-    """Check that a model can compute with a tensor's numbers.
+    """Check that a tensor's values are plausible weights.
 
     Raises:
-        ValueError: one is not finite, or beyond what any weight is.
+        ValueError: a value is not finite, or larger than LARGEST.
     """
     if not tensor.isfinite().all():
         raise ValueError(f"tensor {name} has values that are not finite")
@@ -145,7 +148,7 @@ def check_weight(name: str, tensor: Tensor) -> None:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Return the metadata alone, without reading the tensors.
+    """Return the metadata of a file, without reading its tensors.
 
     Raises:
         FileNotFoundError, ValueError: as for `read_tensors`.
@@ -154,13 +157,13 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def _metadata(path: Path, text: str) -> dict[str, Any]:
-    """Return a file's metadata, in a format that is known.
+    """Return a file's metadata without the format and version, which are checked.
 
     Raises:
-        ValueError: it is no JSON, or newer than this vitft.
+        ValueError: it is no JSON dictionary, or a newer vitft wrote it.
     """
     try:
-        metadata = loaded(text)
+        metadata = parse_json(text)
     except ValueError as error:
         raise ValueError(
             f"{path} was not written by vitft: its metadata is no JSON ({error})"
@@ -178,6 +181,7 @@ def _metadata(path: Path, text: str) -> dict[str, Any]:
 
 
 def _read(path: str | Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors, if they are wanted, and the metadata; raises as `read_tensors`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -186,7 +190,7 @@ def _read(path: str | Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[s
             metadata = _metadata(path, (file.metadata() or {}).get("vitft", "{}"))
             names = file.keys() if tensors else ()  # noqa: SIM118
             return {name: file.get_tensor(name) for name in names}, metadata
-    except (SafetensorError, RuntimeError) as error:  # torch's: it was replaced in the middle
+    except (SafetensorError, RuntimeError) as error:  # RuntimeError if the file changes meanwhile
         raise ValueError(
             f"{path} is no whole safetensors file ({error}); download or save it again"
         ) from error

@@ -1,11 +1,11 @@
-"""Names of models on the hub in, folders on this machine out; and files of ours to the hub."""
+"""The name of a model on the Hugging Face hub in, its folder on this machine out; and uploads."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-PATTERNS = [
+PATTERNS = [  # of the files that are downloaded
     "*config.json",
     "*.safetensors",
     "*.safetensors.index.json",
@@ -21,7 +21,7 @@ def is_name(source: str | Path) -> bool:
 
 
 def repository_of(source: str | Path) -> tuple[str, str | None]:
-    """Return the repository and the revision, if one is told, of "hf:OWNER/NAME@REVISION"."""
+    """Return the repository, and the revision or None, of "hf:OWNER/NAME@REVISION"."""
     scheme, _, rest = str(source).partition(":")
     name, _, revision = rest.partition("@")
     if scheme == "timm":
@@ -30,10 +30,10 @@ def repository_of(source: str | Path) -> tuple[str, str | None]:
 
 
 def fetched(source: str | Path) -> str | Path:
-    """Return the folder that "hf:OWNER/NAME[@REVISION]" or "timm:NAME" was fetched to; others as
-    they are.
+    """Download "hf:OWNER/NAME[@REVISION]" or "timm:NAME" and return its folder.
 
-    The hub is asked for the newest version. Without network it is the one in the hub's cache.
+    Any other source is returned as it is. Without a network, the hub's cache gives the version
+    that was downloaded last.
 
     Raises:
         ValueError: the package huggingface_hub is missing.
@@ -43,24 +43,25 @@ def fetched(source: str | Path) -> str | Path:
         return source
     hub = _package(str(source))
     repository, revision = repository_of(source)
-    with one_line(f"could not fetch {source}"):
+    with hub_errors(f"could not fetch {source}"):
         return hub.snapshot_download(repository, revision=revision, allow_patterns=PATTERNS)
 
 
 def push(repository: str, files: Mapping[str, bytes | Path], *, private: bool) -> tuple[str, str]:
-    """Upload files in one commit, and return the repository's address and the commit's number.
+    """Upload files in one commit, and return the repository's address and the commit's hash.
 
     Args:
-        repository: "OWNER/NAME"; made if it is not there.
-        files: what to upload, by the name it gets.
-        private: make a private one.
+        repository: "OWNER/NAME"; created if it does not exist.
+        files: contents or paths, by the name in the repository.
+        private: make a new repository private.
 
     Raises:
-        ValueError: the package huggingface_hub is missing, or the repository is there and public.
+        ValueError: the package huggingface_hub is missing, or `private` is given and the repository
+            is public already.
         OSError: the hub refuses it, or there is no network.
     """
     hub = _package("push")
-    with one_line(f"could not push to hf:{repository}"):
+    with hub_errors(f"could not push to hf:{repository}"):
         api = hub.HfApi()
         api.create_repo(repository, private=private or None, exist_ok=True)
         is_public = private and not api.model_info(repository).private
@@ -68,7 +69,7 @@ def push(repository: str, files: Mapping[str, bytes | Path], *, private: bool) -
         raise ValueError(
             f"hf:{repository} is there and public; choose another name, or no --private"
         )
-    with one_line(f"could not push to hf:{repository}"):
+    with hub_errors(f"could not push to hf:{repository}"):
         added = [
             hub.CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
             for name, content in files.items()
@@ -78,11 +79,14 @@ def push(repository: str, files: Mapping[str, bytes | Path], *, private: bool) -
 
 
 @contextmanager
-def one_line(doing: str) -> Iterator[None]:
-    """Raise whatever the network or the hub says as one line, without the token.
+def hub_errors(doing: str) -> Iterator[None]:
+    """Turn any error of the network or the hub into an OSError of one line, without the token.
+
+    Args:
+        doing: what failed, to begin the message with.
 
     Raises:
-        OSError: something was said.
+        OSError: there was an error.
     """
     try:
         yield
@@ -90,7 +94,9 @@ def one_line(doing: str) -> Iterator[None]:
         text = _reason(error)
     else:
         return
-    raise OSError(f"{doing}: {_without_token(text)}") from None  # nor in a traceback
+    raise OSError(
+        f"{doing}: {_without_token(text)}"
+    ) from None  # a traceback could show the token too
 
 
 def _package(user: str) -> Any:
@@ -102,7 +108,7 @@ def _package(user: str) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """Return what is wrong, and what to do about it."""
+    """Return one line that says what is wrong, and what to do about it."""
     from huggingface_hub.errors import RevisionNotFoundError
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -131,7 +137,7 @@ def _token() -> str | None:
 
 
 def _without_token(text: str) -> str:
-    """Return the text with the token, as it is or escaped, taken out."""
+    """Return the text with the token, as it is or as repr escapes it, replaced by ***."""
     token = _token()
     for form in (token, repr(token)[1:-1]) if token else ():
         text = text.replace(form, "***")

@@ -1,4 +1,4 @@
-"""What a file says in; a record whose every value is of its type out, or an error that names it."""
+"""JSON values of a file in; a record with values of the declared types, or a named error, out."""
 
 import dataclasses
 import math
@@ -12,17 +12,17 @@ MAX_DEPTH, MAX_VALUES = 20, 1_000_000
 
 
 def record_of(kind: type[T], value: Any, where: str, *, finite: bool = True) -> T:
-    """Return JSON's value as a record.
+    """Return a parsed JSON value as an instance of `kind`.
 
     Args:
-        kind: a dataclass; or a type such as dict[str, int].
-        value: of JSON.
-        where: it stands, for an error.
-        finite: whether every number must be.
+        kind: a dataclass, or a type such as dict[str, int].
+        value: the parsed JSON.
+        where: the place of the value, such as a file's name, for error messages.
+        finite: whether every number must be finite.
 
     Raises:
-        ValueError: something is missing, unknown, of another type, out of its range or no finite
-            number, or the value is nested or long beyond all use.
+        ValueError: a field is missing, unknown, of another type, out of its range or not finite, or
+            there are more than MAX_VALUES values or MAX_DEPTH levels.
     """
     _check(value, where, finite=finite)
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
@@ -36,6 +36,7 @@ def record_of(kind: type[T], value: Any, where: str, *, finite: bool = True) -> 
 
 
 def _check(value: Any, where: str, *, finite: bool) -> None:
+    """Check the depth, the number of values, and whether numbers are finite, level by level."""
     level, n = [value], 0
     for _ in range(MAX_DEPTH):
         level = [
@@ -55,7 +56,7 @@ def _check(value: Any, where: str, *, finite: bool) -> None:
 
 
 def _plain(text: str) -> str:
-    """Return msgspec's words without its marks: "Expected `int`, got `str` - at `$.dim`"."""
-    what, _, place = text.partition(" - at ")
-    name = place.strip("`").removeprefix("$.")
+    """Return msgspec's "Expected `int`, got `str` - at `$.dim`" as "dim: Expected int, got str"."""
+    what, _, path = text.partition(" - at ")
+    name = path.strip("`").removeprefix("$.")
     return (f"{name.replace('$', '')}: " if name else "") + what.replace("`", "")

@@ -1,4 +1,4 @@
-"""A base in, given a head and an adapter for new classes; what was trained of it, saved."""
+"""A base and options in; the base with a new head and an adapter, and later their files, out."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,8 +20,8 @@ from vitft.training.plan import Plan
 from vitft.training.run import Run
 
 
-def frame(model: VisionTransformer, options: CommonOptions) -> None:
-    """Take images of the size, resized and cut, as the options say.
+def set_framing(model: VisionTransformer, options: CommonOptions) -> None:
+    """Set the model's image size and how pictures are resized and cropped, where options say so.
 
     Raises:
         ValueError: a value is out of its range.
@@ -41,19 +41,32 @@ def adapt(
     classes: Sequence[str],
     fingerprint: str,
 ) -> None:
-    """Give a base a new head and the adapter, drawn from the seed, which a pass must reach."""
+    """Give a base a new head and an adapter, in place, or those of the run that --from names.
+
+    Args:
+        model: the base.
+        options: of the run; its seed draws the adapter's weights.
+        config: of the adapter, None for a baseline.
+        classes: names of the classes that the head tells apart.
+        fingerprint: of the base without its head.
+
+    Raises:
+        ValueError, OSError: the adapter of --from is broken or another base's, --unfreeze is out of
+            its range, or a forward pass leaves out an adapted module.
+    """
     torch.manual_seed(options.seed)
     if options.from_ is not None and options.adapter != "full":
-        record = model.preprocessing  # of the images that it goes on with
+        preprocessing = model.preprocessing  # load_adapter sets that of the earlier run
         adapters.load_adapter(model, options.from_, train=True, fingerprint=fingerprint)
-        model.preprocessing = record
+        model.preprocessing = preprocessing
     if options.from_ is None or model.classes != tuple(classes):
         model.new_head(classes)
     if options.from_ is not None:
         return
     if options.adapter != "full":
         config, trainable = unfrozen(model, options, config)
-        known = fingerprint if trainable == ("head",) else None  # else of less than all but it
+        # With blocks that train whole, the fingerprint is that of the frozen weights alone.
+        known = fingerprint if trainable == ("head",) else None
         adapters.inject(model, config, trainable=trainable, fingerprint=known)
         image = model.head.weight.new_zeros(1, model.config.n_channels, *[model.image_size] * 2)
         adapters.check(model, model.normalize(image))
@@ -62,10 +75,10 @@ def adapt(
 def unfrozen(
     model: VisionTransformer, options: CommonOptions, config: adapters.AdapterConfig | None
 ) -> tuple[adapters.AdapterConfig | None, tuple[str, ...]]:
-    """Return the config without the blocks that train whole, and the names of what does.
+    """Return the config without the blocks of --unfreeze, and the names of the trainable modules.
 
     Raises:
-        ValueError: there are fewer blocks.
+        ValueError: the model has fewer blocks.
     """
     n, n_blocks = options.unfreeze, len(model.blocks)
     if not 0 <= n <= n_blocks:
@@ -78,9 +91,9 @@ def unfrozen(
 
 
 def at_full_rate(plan: Plan, model: VisionTransformer, options: CommonOptions) -> Plan:
-    """Return the plan in which blocks that train whole do so at full fine-tuning's rate.
+    """Return the plan with full fine-tuning's learning rate for the blocks of --unfreeze.
 
-    That of an adapter would spoil them; where --lr is lower, it holds for them too.
+    An adapter's learning rate is too high for them; a lower --lr applies to them too.
     """
     if not options.unfreeze:
         return plan
@@ -91,7 +104,7 @@ def at_full_rate(plan: Plan, model: VisionTransformer, options: CommonOptions) -
 
 
 def save_trained(run: Run, options: CommonOptions, folder: Path) -> dict[str, Any]:
-    """Write what was trained, and return the summary's facts about it."""
+    """Write the model or adapter that was trained, and return what summary.json says of it."""
     if options.adapter == "full":
         file = folder / "model.safetensors"
         if is_first() or options.shard:
@@ -113,7 +126,13 @@ def save_trained(run: Run, options: CommonOptions, folder: Path) -> dict[str, An
 
 
 def pick_cached(model: VisionTransformer, options: CommonOptions, plan: Plan, n_images: int) -> int:
-    """Return how many of the model's first stages to compute once, 0 for none.
+    """Return the number of frozen first stages whose output is computed once and cached.
+
+    Args:
+        model: the base with its adapter.
+        options: of the run.
+        plan: of the run.
+        n_images: number of images whose features are cached.
 
     Raises:
         ValueError: --cache-features is given, and would change what is trained.

@@ -23,20 +23,20 @@ from vitft.model.checkpoint import load_model
 from vitft.pictures.decode import read_image
 from vitft.pictures.preprocess import Fit
 
-Classes = dict[str, float]  # probabilities of the most probable, best first
+Classes = dict[str, float]  # probability (0..1) by class, the most probable first
 Picture = Any  # a file's path, a PIL image, an array (height, width[, C]), a tensor (C, h, w)
-MAX_ROWS = 64  # of a pass: images times adapters
+MAX_ROWS = 64  # of a forward pass: number of images times number of adapters
 
 
 class Classifier:
-    """A base, with an adapter or several, that tells what pictures show.
+    """Classifies pictures by a base, with no, one or several adapters.
 
     Several adapters answer together, in one pass through the base.
 
     Args:
         base: what `load_model` takes; None for the base that the adapter's run was started with.
-        adapter: the folder of an adapter for that base, or its name on the hub, "hf:OWNER/NAME"; or
-            several; none for the base alone.
+        adapter: the folder of an adapter for that base, or its name on the hub, "hf:OWNER/NAME", or
+            a sequence of these; by default the base alone.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
 
     Attributes:
@@ -62,31 +62,33 @@ class Classifier:
             self.model: nn.Module = self.base
             self.all_classes = [self.base.classes]
         else:
-            places = [fetched(name) for name in self.names]
-            self.base = load_model(find_base_of(base, places[0]))
-            self.model = bank = adapters.Bank(self.base, places)
+            fetched_folders = [fetched(name) for name in self.names]
+            self.base = load_model(find_base_of(base, fetched_folders[0]))
+            self.model = bank = adapters.Bank(self.base, fetched_folders)
             if bank.preprocessing is not None:
                 self.base.preprocessing = bank.preprocessing
-            self.all_classes = bank.classes[1:]
+            self.all_classes = bank.classes[1:]  # the first are the base's
         self.model.to(self.device)
         self.fit = Fit.of(self.base)
         self.classes = self.all_classes[0]
 
     @property
     def batch_size(self) -> int:
-        """How many pictures suit one pass."""
+        """Number of pictures in one forward pass."""
         return max(1, min(MAX_ROWS, suitable_batch(self.base)) // len(self.all_classes))
 
     def predict(self, pictures: Picture | Sequence[Picture], *, top: int = 5) -> Any:
         """Return the most probable classes with their probabilities, best first.
 
         Args:
-            pictures: one, or several: files, folders of files, PIL images, arrays or tensors; their
-                pixels are 0 to 255, or 0 to 1 in floats.
-            top: how many classes.
+            pictures: a file, a folder of files, a PIL image, an array (height, width[, C]) or a
+                tensor (C, height, width), or a list or batch of them. Pixels are 0 to 255, or 0 to
+                1 in floats.
+            top: how many classes to return.
 
         Returns:
-            A dict for one picture, else a list of dicts; of several adapters, by adapter.
+            Probability by class for one picture, else a list of these; with several adapters, a
+            dict of these by adapter.
 
         Raises:
             ValueError, OSError: a picture is missing or broken, or `top` is not positive.
@@ -106,17 +108,21 @@ class Classifier:
     def probabilities(self, pictures: Picture | Sequence[Picture]) -> Tensor:
         """Return the probabilities (n, n_classes) of pictures, as `predict` takes them.
 
-        Of several adapters, those of the first.
+        With several adapters, they are the first one's.
+
+        Raises:
+            ValueError, OSError: a picture is missing or broken.
         """
         n = len(self.classes)
         rows = [self.answer(images)[:, 0, :n] for images in self._whole(pictures)]
         return torch.cat([*rows, torch.zeros(0, n)])
 
     def features(self, pictures: Picture | Sequence[Picture]) -> Tensor:
-        """Return what the head reads (n, D or 2 D), of pictures, as `predict` takes them.
+        """Return what the head reads (n, D or 2 D), of pictures as `predict` takes them.
 
         Raises:
-            ValueError: there are several adapters, each with features of its own.
+            ValueError, OSError: a picture is missing or broken, or there are several adapters,
+                whose features differ.
         """
         rows = [self.embed(images) for images in self._whole(pictures)]
         return torch.cat([*rows, torch.zeros(0, self.base.config.n_features)])
@@ -124,12 +130,12 @@ class Classifier:
     def read_each(
         self, pictures: Picture | Sequence[Picture]
     ) -> Iterator[list[tuple[Picture, Tensor | ValueError]]]:
-        """Yield pictures, as many as suit one pass, each as `read` gives it or with what is wrong.
+        """Yield batches of pictures, each with its tensor as `read` returns it, or with its error.
 
-        They are decoded side by side.
+        The pictures of a batch are decoded in parallel.
 
         Raises:
-            ValueError: a folder holds none.
+            ValueError: a folder holds no images.
             OSError: a file is missing.
         """
         waiting = [*expand(pictures)]
@@ -139,16 +145,17 @@ class Classifier:
                 yield [*zip(some, pool.map(self._try, some), strict=True)]
 
     def _try(self, picture: Picture) -> Tensor | ValueError:
+        """Return what `read` returns, or the error of a broken picture."""
         try:
             return self.read(picture)
         except ValueError as error:
             return error
 
     def _whole(self, pictures: Picture | Sequence[Picture]) -> Iterator[Tensor]:
-        """Yield batches (B, C, image_size, image_size) of pictures.
+        """Yield batches of pictures, uint8 (B, C, image_size, image_size).
 
         Raises:
-            ValueError: one is broken.
+            ValueError, OSError: a picture is missing or broken.
         """
         for read in self.read_each(pictures):
             for _, image in read:
@@ -169,7 +176,10 @@ class Classifier:
         return self.fit(picture.copy())
 
     def answer(self, images: Tensor) -> Tensor:
-        """Return the probabilities (B, n_adapters, n_classes) of images as `read` gives them."""
+        """Return the probabilities (B, n_adapters, n_classes) of images, as `read` returns them.
+
+        Without an adapter, n_adapters is 1: the base.
+        """
         n, images = len(self.all_classes), images.to(self.device)
 
         def part(images: Tensor, ids: Tensor) -> Tensor:
@@ -183,7 +193,7 @@ class Classifier:
         return rows.view(len(images), n, -1).cpu()
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the features (B, D or 2 D) of images as `read` gives them.
+        """Return the features (B, D or 2 D) of images, as `read` returns them.
 
         Raises:
             ValueError: there are several adapters.
@@ -199,10 +209,10 @@ class Classifier:
 
 
 def expand(pictures: Picture | Sequence[Picture]) -> Iterator[Picture]:
-    """Yield pictures one by one: those of a list, of a batch, and the files of folders.
+    """Yield pictures one by one: those of a list or a batch, and the files of folders.
 
     Raises:
-        ValueError: a folder holds none.
+        ValueError: a folder holds no images.
     """
     several = isinstance(pictures, list | tuple) or _is_batch(pictures)
     for picture in pictures if several else [pictures]:
@@ -217,10 +227,10 @@ def expand(pictures: Picture | Sequence[Picture]) -> Iterator[Picture]:
 def as_image(pixels: Any) -> Image.Image:
     """Return a PIL image of an array (height, width[, C]) or a tensor (C, height, width).
 
-    Floats are 0 to 1, as where pixels were divided by 255, or 0 to 255.
+    Pixels are 0 to 255; floats of at most 1 are taken as pixels divided by 255.
 
     Raises:
-        ValueError: it has another shape, values outside these, or no real numbers.
+        ValueError: it has another shape, other values, or no real numbers.
     """
     if isinstance(pixels, Tensor):
         pixels = pixels.detach().cpu()
@@ -251,7 +261,13 @@ def as_image(pixels: Any) -> Image.Image:
 
 
 def best_of(probabilities: Tensor, classes: Sequence[str], top: int) -> Classes:
-    """Return the `top` most probable classes of a row of probabilities, best first."""
+    """Return the `top` most probable classes, best first.
+
+    Args:
+        probabilities: of one image, (at least n_classes,); what lies beyond `classes` is ignored.
+        classes: names of the classes.
+        top: how many to return.
+    """
     best = probabilities[: len(classes)].topk(min(top, len(classes)))
     return {classes[i]: p for p, i in zip(*(t.tolist() for t in best), strict=True)}
 

@@ -1,4 +1,4 @@
-"""A run that is about to train in; what helps to find a fault in it, for --verbose, out."""
+"""A run that is about to train in; log messages for --verbose, to find a fault by, out."""
 
 import logging
 import re
@@ -15,7 +15,7 @@ from vitft.training.run import Run
 
 
 def explain(run: Run) -> None:
-    """Tell the device, the model, the tensors that train, the images and the plan."""
+    """Log the device, the model, the trainable tensors, the images and the plan."""
     if not logger.isEnabledFor(logging.DEBUG):
         return
     free = free_bytes(run.device) / 1e6
@@ -34,7 +34,7 @@ def explain(run: Run) -> None:
 
 
 def tensors(named: dict[str, torch.nn.Parameter]) -> list[str]:
-    """Return a line for the tensors of equal place, shape and type in every block."""
+    """Return a line for each trainable tensor; those that are alike in every block share a line."""
     counts: dict[str, int] = {}
     for name, value in named.items():
         shape = "x".join(map(str, value.shape)) or "one number"

@@ -17,7 +17,7 @@ from recipes.shared.methods import (
     names,
 )
 from recipes.shared.options import TrainOptions, make_plan
-from recipes.shared.runs import recall, resumed, started
+from recipes.shared.runs import read_config, resumed_options, typed_options
 from recipes.sharing.public import is_bundled
 from vitft.command.options import option
 from vitft.model.checkpoint import BUNDLED, find_base, is_known_backbone
@@ -25,8 +25,8 @@ from vitft.training.plan import Plan
 
 PRESETS: dict[str, dict[str, Any]] = {"default": {}}
 HEAD_STARTS = ("probe", "zeros")
-FIXED = ("adapter", "base", "targets", "layers", "unfreeze")  # what --from does not change
-CACHED_BYTES = 2**30  # of features, unless more is asked for
+FIXED = ("adapter", "base", "targets", "layers", "unfreeze")  # cannot be given with --from
+CACHED_BYTES = 2**30  # most memory for cached features, unless --cache-features is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,8 @@ def resolve(
     """Return the options with every default filled in, the adapter's config, and the plan.
 
     Raises:
-        ValueError: an option is unknown, out of its range, or not the method's.
+        ValueError: an option's value is unknown or out of its range, or the method has no such
+            option.
     """
     if options.unfreeze and options.adapter == "full":
         raise ValueError("--adapter full trains every block; leave out --unfreeze")
@@ -111,14 +112,14 @@ def resolve(
     given = {name: getattr(options, name) for name in ("targets", "layers", *method_options())}
     config = make_config(options.adapter, given)
     if is_bundled(options.base) and find_base(options.base).parent != BUNDLED:
-        options = replace(options, base=f"./{options.base}")  # a run's folder that is called so
+        options = replace(options, base=f"./{options.base}")  # a run's folder of the same name
     if options.lr is None:
         is_known = is_known_backbone(options.base)
         options = replace(options, lr=default_lr(options.adapter, known_backbone=is_known))
     plan = replace(make_plan(options, device), probe_head=options.head_start == "probe")
     if config is not None:
-        own = [field.name for field in fields(config) if "help" in field.metadata]
-        options = replace(options, **{name: getattr(config, name) for name in own})
+        own_options = [field.name for field in fields(config) if "help" in field.metadata]
+        options = replace(options, **{name: getattr(config, name) for name in own_options})
         plan = replace(plan, lr_factors=config.lr_factors())
     return options, config, plan
 
@@ -130,12 +131,12 @@ def recalled(given: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: the folder holds no run, or an option of the method is given with --from.
     """
     if given.get("resume") and "out" in given:
-        return resumed(given, FinetuneOptions)
+        return resumed_options(given, FinetuneOptions)
     if "from_" not in given:
         return {}
     if fixed := sorted({*FIXED, *method_options()} & given.keys()):
         raise ValueError(f"--from goes on with the adapter as it is; leave out --{fixed[0]}")
     kept = {"adapter", "base", "targets", "layers", "image_size", "resize", "crop"}
-    told = started(Path(given["from_"]), "go on with")
-    found = recall(told, FinetuneOptions, kept | method_options().keys())
+    config = read_config(Path(given["from_"]), "go on with")
+    found = typed_options(config, FinetuneOptions, kept | method_options().keys())
     return found | ({"base": given["from_"]} if found.get("adapter") == "full" else {})

@@ -1,4 +1,4 @@
-"""A run in; what it was started with, measures and leaves, told to the loggers of --log."""
+"""A run in; its options, figures, pictures and files at the loggers of --log out."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recipes.shared.options import TrainOptions
-from recipes.shared.runs import LOG, OUTPUTS, written
+from recipes.shared.runs import LOG, OUTPUTS, saved_options
 from vitft.command.telling import complain
 from vitft.devices.processes import is_first
 from vitft.devices.shares import Rows
@@ -21,16 +21,16 @@ from vitft.training.loggers import LOGGERS, Logger
 from vitft.training.run import Run
 from vitft.training.state import NEXT, STATE
 
-KEPT = ("config.json", *(name for name in OUTPUTS if name not in (STATE, NEXT)))  # as artifacts
-SIDE = 4  # images in a row, and in a column, of the picture of what trains
+KEPT = ("config.json", *(name for name in OUTPUTS if name not in (STATE, NEXT)))  # files to log
+SIDE = 4  # images in a row, and in a column, of the picture of training images
 
 
 class Logs:
-    """The loggers of a run. One that fails is told and left out, and the run goes on without it.
+    """The loggers of a run. If one fails, an error is shown and the run goes on without it.
 
     Args:
-        options: of the run; names the loggers.
-        folder: of the run.
+        options: the run's options, which name the loggers.
+        folder: the run's folder.
     """
 
     def __init__(self, options: TrainOptions, folder: Path) -> None:
@@ -39,13 +39,13 @@ class Logs:
         self.records: dict[str, dict[str, Any]] = {}
 
     def begin(self, run: Run) -> None:
-        """Open the loggers, and tell them what they do not hold yet of a run.
+        """Open the loggers, and log what they do not have yet.
 
         Args:
-            run: not begun, or restored.
+            run: a new run, or one restored from its state.
 
         Raises:
-            ValueError: a logger cannot begin, or what is known of an earlier one is broken.
+            ValueError: a logger cannot be opened, or log.json is broken.
         """
         if not is_first() or not self.options.log:
             return
@@ -59,23 +59,23 @@ class Logs:
         new = [name for name, logger in self.loggers.items() if logger.is_new]
         picture = augmented(run) if new else torch.empty(0)
         for name in new:
-            self._tell(name, lambda logger: logger.options(written(self.options)))
-            self._tell(name, lambda logger: logger.picture("training_images", picture))
+            self._call(name, lambda logger: logger.options(saved_options(self.options)))
+            self._call(name, lambda logger: logger.picture("training_images", picture))
         write_json(self.folder / LOG, self.records)
         for row in run.history:
             self.epoch(row)
         run.listeners.append(self.epoch)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Tell a row of metrics.jsonl to the loggers that do not hold its epoch yet."""
+        """Log a row of metrics.jsonl, to the loggers that do not have its epoch yet."""
         for name, logger in [*self.loggers.items()]:
             if logger.record["epoch"] < row["epoch"]:
-                self._tell(name, lambda logger: logger.epoch(row))
+                self._call(name, lambda logger: logger.epoch(row))
         if self.loggers:
             write_json(self.folder / LOG, self.records)
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Tell the figures of summary.json and the files that the run leaves."""
+        """Log the figures of summary.json, the confusions and the files of the run."""
         figures = {
             name: float(value)
             for name, value in summary.items()
@@ -83,17 +83,17 @@ class Logs:
         }
         files = [self.folder / name for name in KEPT if (self.folder / name).exists()]
         for name in [*self.loggers]:
-            self._tell(name, self._tell_confusions)
-            self._tell(name, lambda logger: logger.end(figures, files))
+            self._call(name, self._log_confusions)
+            self._call(name, lambda logger: logger.end(figures, files))
 
-    def _tell_confusions(self, logger: Logger) -> None:
+    def _log_confusions(self, logger: Logger) -> None:
         if (picture := confusions(self.folder)) is not None:
             logger.picture("confusions", picture)
 
     def close(self, how: str) -> None:
         """Close the loggers: the run has "finished", was "stopped" or has "failed"."""
         for name in [*self.loggers]:
-            self._tell(name, lambda logger: logger.close(how))
+            self._call(name, lambda logger: logger.close(how))
         self.loggers.clear()
 
     def _read(self) -> dict[str, dict[str, Any]]:
@@ -103,8 +103,8 @@ class Logs:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is broken ({error}); remove it to begin new logs") from error
 
-    def _tell(self, name: str, do: Callable[[Logger], None]) -> None:
-        """Let a logger do something, unless it has failed before."""
+    def _call(self, name: str, do: Callable[[Logger], None]) -> None:
+        """Call `do` with a logger, which is dropped if it fails, or skipped if it was dropped."""
         if name not in self.loggers:
             return
         try:
@@ -116,10 +116,10 @@ class Logs:
 
 @contextmanager
 def logged(options: TrainOptions, folder: Path, run: Run) -> Iterator[Logs]:
-    """Open the loggers of a run, and close them however it ends.
+    """Open the loggers of a run, and close them however the run ends.
 
     Raises:
-        ValueError: a logger cannot begin.
+        ValueError: a logger cannot be opened, or log.json is broken.
     """
     logs, how = Logs(options, folder), "failed"
     try:
@@ -134,9 +134,12 @@ def logged(options: TrainOptions, folder: Path, run: Run) -> Iterator[Logs]:
 
 
 def augmented(run: Run) -> Tensor:
-    """Return training images as the steps see them, in a square: uint8 (3, height, width).
+    """Return augmented training images, as the steps take them, side by side in a square.
 
-    The random state stays what it is.
+    The random state is left as it was, so that logging does not change the run.
+
+    Returns:
+        uint8 (3, SIDE * image_size, SIDE * image_size).
     """
     order = run.order()
     chosen = order[torch.arange(SIDE**2) % len(order)].cpu()
@@ -152,9 +155,9 @@ def augmented(run: Run) -> Tensor:
 
 
 def confusions(folder: Path) -> Tensor | None:
-    """Return a picture, uint8 (3, height, width), of the confusions in a run's report.
+    """Return a picture of the confusion matrix in a run's report, uint8 (3, height, width).
 
-    None where nothing was tested, or where an image has several labels.
+    None if nothing was measured, or if an image may have several labels.
     """
     try:
         found = Findings.read(folder)

@@ -13,8 +13,8 @@ import adapters
 from vitft.command.options import option
 
 BASELINES = {"linear": "only the new head", "full": "everything"}
-# near the best for the base that ships and for a ViT-S/14, see docs/adapters.md and backbones.md;
-# the others' on a known backbone are a tenth
+# Near the best for the bundled base, and LR_KNOWN for a ViT-S/14; see docs/adapters.md and
+# docs/backbones.md. On a known backbone the other methods take a tenth.
 LR = {"lora": 3e-3, "dora": 3e-3, "loha": 1e-2, "lokr": 1e-2, "full": 1e-3}
 LR_OTHERS = 3e-2
 LR_KNOWN = {"lora": 1e-3, "dora": 1e-3, "full": 3e-5}
@@ -31,9 +31,9 @@ def names() -> list[str]:
 
 
 def default_lr(name: str, *, known_backbone: bool) -> float:
-    """Return the default of the highest learning rate of a method or baseline.
+    """Return the default of --lr for a method or baseline.
 
-    Large pretrained ViTs of other libraries need lower rates than the base that ships.
+    Large pretrained ViTs of other libraries need a lower rate than the bundled base.
     """
     lr = LR.get(name, LR_OTHERS)
     return LR_KNOWN.get(name, lr / 10) if known_backbone else lr
@@ -41,13 +41,13 @@ def default_lr(name: str, *, known_backbone: bool) -> float:
 
 @cache
 def method_options() -> dict[str, tuple[Any, Any]]:
-    """Return the options that the methods add: by name its type, and its field for `option`."""
-    texts: dict[str, dict[str, list[str]]] = {}  # name -> help -> the methods that it is for
+    """Return the options that the methods add: for each name, its type and its dataclass field."""
+    texts: dict[str, dict[str, list[str]]] = {}  # name -> help text -> methods with this text
     types: dict[str, Any] = {}
     for method, config in adapters.METHODS.items():
         hints = get_type_hints(config)
         for field in fields(config):
-            if "help" not in field.metadata:  # those that every method has
+            if "help" not in field.metadata:  # such as targets, which every method has
                 continue
             default = field.default if field.default not in (MISSING, (), "") else "none"
             default = ",".join(default) if isinstance(default, tuple) else default
@@ -79,12 +79,11 @@ def make_config(name: str, values: Mapping[str, Any]) -> adapters.AdapterConfig 
     """Return the config of a method, None for a baseline.
 
     Args:
-        name: of the method or baseline.
-        values: by option what the user gave, None where nothing was.
+        name: the method or baseline.
+        values: for each option the value that the user gave, or None.
 
     Raises:
-        ValueError: an unknown method, a value out of its range, or an option that the method
-            does not have.
+        ValueError: the method is unknown, it has no such option, or a value is out of its range.
     """
     if name not in (known := names()):
         raise ValueError(f"unknown adapter {name!r}; choose from {', '.join(known)}")
@@ -100,10 +99,10 @@ def make_config(name: str, values: Mapping[str, Any]) -> adapters.AdapterConfig 
 
 
 def parse_layers(layers: tuple[str, ...]) -> tuple[int, ...]:
-    """Return the numbers that parts such as "0" and "4-5" name.
+    """Return the block numbers that --layers gives, such as (0, 4, 5) for ("0", "4-5").
 
     Raises:
-        ValueError: there is no part, or one is neither a number nor a range.
+        ValueError: nothing is given, or something that is neither a number nor a range.
     """
     if not layers:
         raise ValueError("--layers is empty; leave it out to adapt all")

@@ -30,7 +30,7 @@ def open_model(base: str | None, adapter: str | None) -> VisionTransformer:
     Both may be on the hub: "hf:OWNER/NAME", with "@REVISION" for one version.
 
     Raises:
-        ValueError, OSError: a file is missing, broken, or the adapter is another base's.
+        ValueError, OSError: a file is missing or broken, or the adapter belongs to another base.
     """
     folder = None if adapter is None else fetched(adapter)
     model = load_model(find_base_of(base, folder))
@@ -51,17 +51,17 @@ def find_base_of(base: str | None, adapter: str | Path | None) -> str:
     """Return the base's name: the one given, or the one that the adapter's run was started with.
 
     Args:
-        base: its name, if it was given.
-        adapter: the adapter's folder, on this machine.
+        base: the name that the user gave, or None.
+        adapter: the adapter's folder on this machine, or None.
 
     Raises:
-        ValueError: none is given, and no adapter's folder tells it.
+        ValueError: no base was given, and no file in the adapter's folder names one.
     """
     if base is not None:
         return base
     if adapter is None:
         raise ValueError("there is no base; name one by --base")
-    for name in ("config.json", "summary.json"):  # an adapter of the hub has the second alone
+    for name in ("config.json", "summary.json"):  # an adapter from the hub has only the second
         with suppress(OSError, ValueError, TypeError, KeyError):
             return str(json.loads(Path(adapter, name).read_text())["base"])
     raise ValueError(f"{adapter} does not tell which base it was trained on; name it by --base")

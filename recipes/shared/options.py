@@ -1,4 +1,4 @@
-"""The options of both training commands; and device, precision and plan by them."""
+"""The options of both training commands in; the device, the precision and the plan out."""
 
 import shutil
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ VAL_FRACTION = 0.1  # of the training images of a set without a validation split
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """The options of every command that reads a labelled set."""
+    """The options of every command that reads labelled images."""
 
     data: str = option(
         help="A name that `vitft data` lists; a folder with train, val and test, each with "
@@ -43,7 +43,7 @@ class TrainOptions(DataOptions):
     """The options that both training commands have.
 
     Raises:
-        ValueError: a number is beyond all use.
+        ValueError: a number is not finite, or too large to compute with.
     """
 
     out: str = option(help="Folder for what the run writes.")
@@ -157,10 +157,12 @@ class TrainOptions(DataOptions):
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device by name; "auto" is CUDA where there is one, else the CPU.
+    """Return the device of this name; "auto" is CUDA where it is available, else the CPU.
+
+    Of several processes, each gets a device of its own.
 
     Raises:
-        ValueError: an unknown device, or one that is not there.
+        ValueError: the device is unknown, or this machine has none of that number.
     """
     counts = {
         "cpu": 1,
@@ -178,10 +180,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_bf16(name: str, device: torch.device) -> bool:
-    """Return whether to compute in bfloat16; "auto" says yes where the device has it in hardware.
+    """Return whether to compute in bfloat16; "auto" does where the hardware supports it.
 
     Raises:
-        ValueError: neither auto, fp32 nor bf16.
+        ValueError: `name` is neither auto, fp32 nor bf16.
     """
     if name not in ("auto", "fp32", "bf16"):
         raise ValueError(f"unknown precision {name!r}; choose from auto, fp32, bf16")
@@ -196,10 +198,11 @@ def pick_compile(options: TrainOptions, plan: Plan, n_train: int, device: torch.
     """Return whether compiling the model saves more time than it takes.
 
     On two CPU cores it takes a minute for every image size and saves 3 to 4 % of a step. On a GPU,
-    where memory traffic limits the step, five million images are an estimate, not measured yet.
+    where memory traffic limits the step, it is assumed to pay from five million images in all on,
+    which is not measured yet.
 
     Raises:
-        ValueError: it was asked for, and there is no compiler.
+        ValueError: --compile is given, and there is no C++ compiler.
     """
     if options.compile and not any(map(shutil.which, ("cc", "c++", "g++", "clang++", "cl"))):
         raise ValueError("--compile needs a C++ compiler, and there is none; install g++")
@@ -207,14 +210,23 @@ def pick_compile(options: TrainOptions, plan: Plan, n_train: int, device: torch.
         return options.compile
     if n_processes() > 1:
         return False
-    able = device.type == "cuda" and find_spec("triton") and shutil.which("cc")
-    return bool(able) and not plan.n_cached and options.epochs * n_train >= 5_000_000
+    can_compile = device.type == "cuda" and find_spec("triton") and shutil.which("cc")
+    return bool(can_compile) and not plan.n_cached and options.epochs * n_train >= 5_000_000
 
 
 def make_plan(
     options: TrainOptions, device: torch.device, sizes: tuple[tuple[int, float], ...] = ()
 ) -> Plan:
-    """Return how to train, as the options say."""
+    """Return the plan that the options describe.
+
+    Args:
+        options: of the run.
+        device: where it trains.
+        sizes: (image size in pixels, share of the epochs) for smaller images at the start.
+
+    Raises:
+        ValueError: an option is unknown or out of its range.
+    """
     augmentation = Augmentation(
         flip=options.flip,
         shift=options.shift,
@@ -247,11 +259,15 @@ def make_plan(
         "seed",
         "save_seconds",
     )
-    plain = not options.auto_batch and options.on_nan == "stop"
+    # A recorded step can neither change its number of parts nor be skipped.
+    can_record = not options.auto_batch and options.on_nan == "stop"
     return Plan(
         **{name: getattr(options, name) for name in same},
         bf16=pick_bf16(options.precision, device),
-        recorded=device.type == "cuda" and bool(options.compile) and n_processes() == 1 and plain,
+        recorded=device.type == "cuda"
+        and bool(options.compile)
+        and n_processes() == 1
+        and can_record,
         augmentation=augmentation,
         sizes=sizes,
         auto_accumulate=options.auto_batch,

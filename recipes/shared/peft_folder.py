@@ -1,8 +1,8 @@
 """An adapter of a converted base in, a folder that PEFT loads on the source library's model out.
 
-It is a plain LoRA or DoRA there, whatever its scale was called: alpha / r is 1, and B holds the
-scale. Where several of our linears are one of theirs, as with fused queries, keys and values, the
-ranks add up: A holds theirs one below the other, B has a block for each.
+The folder holds LoRA or DoRA with alpha / r = 1; B is multiplied by the adapter's scale. Where the
+library has one linear for several of ours, such as fused queries, keys and values, the ranks add
+up: A stacks the adapters' rows, and B is block-diagonal.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ from vitft.model.vit import VisionTransformer
 
 
 def write_peft(model: VisionTransformer, out: Path, library: str, images: Tensor) -> float:
-    """Write the folder and return how far PEFT's logits differ from the model's on these images.
+    """Write the folder, and return the largest difference of PEFT's logits from the model's.
 
     Args:
         model: the converted base with its adapter.
@@ -34,9 +34,10 @@ def write_peft(model: VisionTransformer, out: Path, library: str, images: Tensor
         images: normalised (B, C, height, width).
 
     Raises:
-        ValueError: PEFT has no such method, or a part of the adapter has no counterpart.
+        ValueError: peft is not installed, PEFT has no such method, or an adapted module has no
+            counterpart in the library's model.
     """
-    import_torchvision()  # first, where its operators do not fit torch: PEFT gives up
+    import_torchvision()  # PEFT's import fails where torchvision was built for another torch
     try:
         import peft
     except ImportError as error:
@@ -45,16 +46,16 @@ def write_peft(model: VisionTransformer, out: Path, library: str, images: Tensor
     theirs = source_model(model, library)
     peft_folder(model, theirs).save(out)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of PEFT's use of transformers
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT calls what transformers deprecates
         found = output(peft.PeftModel.from_pretrained(theirs, str(out)).eval(), images)
     return float((found - expected).abs().max())
 
 
 def source_model(model: VisionTransformer, library: str) -> nn.Module:
-    """Return the library's model of the base, with a head for the adapter's classes.
+    """Return the base, without adapter but with its head, as a model of the library it came from.
 
     Raises:
-        ValueError: the base comes from elsewhere, or the library has no class for its head.
+        ValueError: the base came from another library, or the library has no model with a head.
     """
     base = adapters.shared_copy(model)
     adapters.eject(base)
@@ -69,14 +70,14 @@ def peft_folder(model: VisionTransformer, theirs: nn.Module) -> AdapterFolder:
     """Return the adapter under the names of the library's model.
 
     Raises:
-        ValueError: PEFT has no such method, a part of the adapter has no counterpart, or its head
-            has not been trained.
+        ValueError: PEFT has no such method, an adapted module has no counterpart, more than the
+            head was trained beside it, or the head has not been trained.
     """
     record = injection(model)
     if not model.has_head:
         raise ValueError("the adapter's head holds zeros: it has not been trained; train it first")
     adapted = {name: adapter_layer(model, name) for name in record.adapted}
-    names = {name: model.translate(name) for name, m in theirs.named_modules()}
+    names = {name: model.translate(name) for name, _ in theirs.named_modules()}
     linears = {name: ours for name, ours in names.items() if adapted.keys() & {*ours}}
     if missing := sorted(adapted.keys() - {one for ours in linears.values() for one in ours}):
         raise ValueError(f"{missing[0]!r} has no counterpart that PEFT adapts; leave it out")
@@ -106,10 +107,14 @@ def peft_folder(model: VisionTransformer, theirs: nn.Module) -> AdapterFolder:
 
 
 def _joined(model: VisionTransformer, ours: tuple[str, ...], is_dora: bool) -> dict[str, Tensor]:
-    """Return PEFT's tensors of the linear that holds several of ours, one below the other.
+    """Return PEFT's tensors for the linear that holds the rows of these linears of ours.
+
+    Returns:
+        lora_A.weight (sum of R, I), lora_B.weight (sum of O, sum of R) and, for DoRA,
+        lora_magnitude_vector (sum of O,).
 
     Raises:
-        ValueError: one is adapted by another method than LoRA or DoRA.
+        ValueError: a linear is adapted by another method than LoRA or DoRA.
     """
     a, b, lengths = [], [], []
     for name in ours:

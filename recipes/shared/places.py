@@ -1,4 +1,4 @@
-"""Places that a command writes to: held by one process, cleared of what a killed one left there."""
+"""A file or folder to write in; the same, locked and cleared of temporary files, out."""
 
 import errno
 import os
@@ -12,8 +12,8 @@ from filelock import FileLock, Timeout
 from vitft.files import cannot_write, remove_unfinished
 from vitft.training.stop import Interrupted, stop_signals
 
-ATTEMPTS = 5  # to hold a lock that goes in that moment
-# What a file system without locks says.
+ATTEMPTS = 5  # to acquire a lock whose file another process removes at the same moment
+# The errors of a file system without locks.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
@@ -25,68 +25,70 @@ def check_writable(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=folder).close()  # without a name, where the file system has such files
+        TemporaryFile(dir=folder).close()  # nameless where the system can, so none is left
     except OSError as error:
         raise cannot_write(folder, error) from error
 
 
 @contextmanager
-def held(place: Path, lock: Path) -> Iterator[None]:
-    """Hold a place by a lock, a file which goes however the process ends.
+def locked_path(path: Path, lock: Path) -> Iterator[None]:
+    """Lock a file or folder against other processes; the lock ends however the process ends.
 
-    On a file system without locks it is not held.
+    A file system without locks gives none.
+
+    Args:
+        path: the file or folder, for error messages.
+        lock: the lock's file, which is removed at the end.
 
     Raises:
-        ValueError: another process holds it, or it was removed meanwhile.
-        OSError: nothing can be written there.
+        ValueError: another process has the lock, or the lock's folder was removed meanwhile.
+        OSError: the lock's file cannot be written.
     """
-    held_by = FileLock(lock)
-    ours = _acquired(held_by, place, lock)
+    file_lock = FileLock(lock)
+    inode = _acquire(file_lock, path, lock)
     try:
         yield
-        if ours is not None and not lock.exists():
+        if inode is not None and not lock.exists():
             raise ValueError(f"{lock.parent} was removed meanwhile; what was written is lost")
     finally:
         with stop_signals() as received:
             with suppress(OSError):
                 lock.unlink(missing_ok=True)
-            held_by.release()
+            file_lock.release()
         if received:
             raise Interrupted(received[0])
 
 
-def _acquired(held_by: FileLock, place: Path, lock: Path) -> int | None:
-    """Acquire a lock, and return the number of its file; None on a file system without locks.
+def _acquire(file_lock: FileLock, path: Path, lock: Path) -> int | None:
+    """Acquire a lock, and return its file's inode; None on a file system without locks.
 
     Raises:
-        ValueError: another process holds it.
-        OSError: nothing can be written there.
+        ValueError: another process has the lock.
+        OSError: the lock's file cannot be written.
     """
-    busy = ValueError(
-        f"another run writes to {place} now; wait for its end or choose another --out"
-    )
+    busy = ValueError(f"another run writes to {path} now; wait for its end or choose another --out")
     for _ in range(ATTEMPTS):
         before = _inode(lock)
         try:
-            held_by.acquire(timeout=0)
+            file_lock.acquire(timeout=0)
         except Timeout:
-            if _inode(lock) is None:  # nor could it be made
+            if _inode(lock) is None:  # its file could not even be made
                 missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-                raise cannot_write(place, missing) from None
+                raise cannot_write(path, missing) from None
             raise busy from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
-                raise cannot_write(place, error) from error
-        if not held_by.is_locked:
+                raise cannot_write(path, error) from error
+        if not file_lock.is_locked:
             return None
-        if before in (None, ours := _inode(lock)):
-            return ours
-        held_by.release()  # that file went with the run that held it; try the new one
+        if before in (None, inode := _inode(lock)):
+            return inode
+        file_lock.release()  # its file was removed by the run that had it locked; try the new one
     raise busy
 
 
 def _inode(path: Path) -> int | None:
-    """Return the number of the file that has this name, None where there is none."""
+    """Return a file's inode, None where there is no file."""
     try:
         return path.stat().st_ino
     except OSError:
@@ -95,31 +97,31 @@ def _inode(path: Path) -> int | None:
 
 @contextmanager
 def output(out: str | Path) -> Iterator[Path]:
-    """Hold the place of a file or folder that a command writes, and yield it.
+    """Lock the file or folder that a command is to write, and yield its path.
 
-    What a killed command has left unfinished of it goes.
+    Temporary files that a killed command left of it are removed.
 
     Raises:
         ValueError: another command writes it now.
-        OSError: nothing can be written there.
+        OSError: its folder cannot be written to.
     """
     out = Path(out)
-    with suppress(OSError):  # which writing there will tell better
+    with suppress(OSError):  # the lock's error says more
         out.parent.mkdir(parents=True, exist_ok=True)
-    with held(out, out.with_name(f".{out.name}.lock")):
+    with locked_path(out, out.with_name(f".{out.name}.lock")):
         remove_unfinished(out.parent, out.name)
         yield out
 
 
 @contextmanager
 def new_output(out: str | Path) -> Iterator[Path]:
-    """Hold the place of an output, as `output` does, where nothing stands yet.
+    """Lock an output as `output` does, after checking that it does not exist yet.
 
     Raises:
-        ValueError: something stands there, or another command writes it now.
-        OSError: nothing can be written there.
+        ValueError: it exists, or another command writes it now.
+        OSError: its folder cannot be written to.
     """
-    with output(out) as place:
-        if place.exists():
+    with output(out) as path:
+        if path.exists():
             raise ValueError(f"{out} is there already; choose another --out or remove it")
-        yield place
+        yield path

@@ -1,4 +1,4 @@
-"""A run's folder in; report.html made of the files in it out. Before that, what it shows, kept."""
+"""A trained model in, the findings for its report out; a run's folder in, report.html out."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -10,7 +10,7 @@ from adapters.changes import Update
 from vitft.devices.processes import is_first
 from vitft.evaluation.evaluate import Evaluation
 from vitft.evaluation.rollout import MAX_TOKENS, n_tokens, rollout
-from vitft.files import loaded
+from vitft.files import parse_json
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.images import Images
 from vitft.pictures.preprocess import Fit
@@ -28,14 +28,16 @@ def keep_findings(
     folder: Path,
     updates: Iterable[Update] | None = None,
 ) -> None:
-    """Write what the report shows beside figures and curves; every process calls it.
+    """Write the findings that the report shows beside figures and curves.
+
+    Every process calls it, since a sharded model needs all of them; the first one writes.
 
     Args:
-        model: as trained.
-        images: that were measured.
-        split: what they are.
-        result: what the model says of them.
-        folder: of the run.
+        model: the trained model.
+        images: the images that were measured.
+        split: the split that they are.
+        result: the model's predictions for them.
+        folder: the run's folder.
         updates: what training has added to the base's weights; None where there was no base.
     """
     found = examine(
@@ -52,9 +54,9 @@ def keep_findings(
 
 
 def _changes(updates: Iterable[Update]) -> Iterator[Change]:
-    """Yield how much of each layer's weight has changed; the head is new, so it is left out.
+    """Yield the norm of each layer's update as a share of its weight's norm.
 
-    So is a weight of zeros, of which nothing is a share.
+    The head is left out, since it is new, and so is a weight of zeros, whose norm is 0.
     """
     for name, weight, update in updates:
         if name != "head" and weight.any():
@@ -63,7 +65,7 @@ def _changes(updates: Iterable[Update]) -> Iterator[Change]:
 
 
 def make_report(folder: Path) -> str:
-    """Write report.html from what a run's folder holds; return what is missing, "" for nothing.
+    """Write report.html from the files in a run's folder; return what it lacks, "" for nothing.
 
     Raises:
         ValueError, OSError: the folder holds no run, or one of its files is broken.
@@ -97,7 +99,7 @@ def make_report(folder: Path) -> str:
 
 
 def _facts(path: Path) -> dict[str, Any] | None:
-    """Return what stands in a file of JSON, None where there is no file.
+    """Return the dictionary in a JSON file, None where there is no file.
 
     Raises:
         ValueError: it is no dictionary.
@@ -105,17 +107,21 @@ def _facts(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return record_of(dict[str, Any], loaded(path.read_bytes(), finite=True), path.name)
+        return record_of(dict[str, Any], parse_json(path.read_bytes(), finite=True), path.name)
     except ValueError as error:
         raise ValueError(f"{path.parent} is broken: {error}") from error
 
 
 def _history(path: Path) -> list[dict[str, float | None]]:
-    """Return a row an epoch, of those that are done."""
+    """Return the rows of metrics.jsonl, one for each epoch that is done.
+
+    Raises:
+        ValueError: the file is broken.
+    """
     if not path.is_file():
         return []
     try:
-        rows = [loaded(line, finite=True) for line in path.read_bytes().splitlines()]
+        rows = [parse_json(line, finite=True) for line in path.read_bytes().splitlines()]
         found = record_of(list[dict[str, float | None]], rows, path.name)
         if any(row.get("epoch") is None for row in found):
             raise ValueError(f"{path.name}: a line has no epoch")

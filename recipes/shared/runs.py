@@ -1,4 +1,4 @@
-"""The folder of a training run: whether it may be used, its options, and its files."""
+"""The options of a training run in; its folder, checked, locked and cleared, out."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from recipes.shared.options import TrainOptions
-from recipes.shared.places import check_writable, held
+from recipes.shared.places import check_writable, locked_path
 from recipes.sharing.card import CARD, is_ours
-from vitft.data.load import unmistakable
+from vitft.data.load import unambiguous
 from vitft.devices.processes import attempt, from_first, is_first, launch_time
 from vitft.files import read_json, remove_unfinished, write_json
 from vitft.records import record_of
@@ -19,8 +19,8 @@ from vitft.training.loggers import EVENTS, check_loggers
 from vitft.training.state import NEXT, STATE
 
 Options = TypeVar("Options", bound=TrainOptions)
-LOG = "log.json"  # where the loggers of --log hold a run
-# What a run leaves beside config.json.
+LOG = "log.json"  # the run's identity at each logger of --log
+# The files that a run writes beside config.json.
 OUTPUTS = (
     STATE,
     NEXT,
@@ -32,7 +32,7 @@ OUTPUTS = (
     FILE,
     "report.html",
 )
-# What may differ between a run's start and its resumption.
+# The options that may differ when a run is resumed.
 MAY_DIFFER = (
     "out",
     "epochs",
@@ -50,11 +50,12 @@ MAY_DIFFER = (
 
 
 def continued(options: Options) -> Options:
-    """Return the options of a run that torchrun may have started again after a process died.
+    """Return the options with --resume and --overwrite as the run's folder requires.
 
-    It resumes a state that the same launch of torchrun saved, not an older one. Where nothing was
-    saved yet, --resume starts the run. All processes follow what the first one finds. A folder of
-    images stays one, whatever stands where the options are read next.
+    When torchrun starts the processes again after one died, the run resumes from its state if this
+    launch of torchrun saved it. Where nothing was saved yet, --resume starts the run. The first
+    process decides for all. A data folder that has a known set's name gets ./ in front, so that it
+    is not taken for the set later.
     """
     folder, resume, overwrite = Path(options.out), options.resume, options.overwrite
     if attempt() and (folder / STATE).is_file():
@@ -62,16 +63,16 @@ def continued(options: Options) -> Options:
         resume, overwrite = resume or ours, overwrite and not ours
     resume = resume and any((folder / name).exists() for name in OUTPUTS)
     resume, overwrite = from_first((resume, overwrite))
-    data = unmistakable(options.data)
+    data = unambiguous(options.data)
     return replace(options, resume=resume, overwrite=overwrite, data=data)
 
 
 def check_run(options: TrainOptions) -> Path:
-    """Return the run's folder, once --resume and --overwrite allow its use; no file is touched yet.
+    """Check that the run's folder may be used, and return it; no file in it is changed yet.
 
     Raises:
-        ValueError: a run stands there already, or there is none to resume, or it was started
-            with other options; or what --log needs is not there.
+        ValueError: the folder holds a run already, there is none to resume or it was started with
+            other options, or a package that --log needs is missing.
         OSError: the folder cannot be written to.
     """
     folder = Path(options.out)
@@ -89,36 +90,37 @@ def check_run(options: TrainOptions) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock the folder, so that no other run writes to it; released however the process ends.
+    """Lock the folder against other runs; the lock is released however the process ends.
 
-    Unfinished files of a killed run are removed. On a file system without locks nothing is locked.
-    Of several processes, the first one locks the folder.
+    Temporary files of a killed run are removed. A file system without locks gives none. Of several
+    processes, the first one locks the folder.
 
     Raises:
-        ValueError: another run holds it.
+        ValueError: another run has locked it, or it was removed meanwhile.
+        OSError: the folder cannot be written to.
     """
     if not is_first():
         yield
         return
-    with held(folder, folder / ".lock"):
+    with locked_path(folder, folder / ".lock"):
         remove_unfinished(folder)
         yield
 
 
 def start_run(options: TrainOptions, folder: Path) -> None:
-    """Write config.json and, unless the run goes on with it, remove what an earlier run left.
+    """Write config.json and, unless the run is resumed, remove the files of an earlier run.
 
     Raises:
         OSError: the folder cannot be written to.
     """
     if not options.resume:
         _clear(folder)
-    write_json(folder / "config.json", written(options))
+    write_json(folder / "config.json", saved_options(options))
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier run left."""
-    for name in OUTPUTS:  # the state first: nothing goes on from it with other options
+    """Remove the files of an earlier run."""
+    for name in OUTPUTS:  # the state first, so that it is never resumed with other options
         (folder / name).unlink(missing_ok=True)
     if is_ours(folder):
         (folder / CARD).unlink(missing_ok=True)
@@ -138,13 +140,14 @@ def check_same(options: TrainOptions, folder: Path) -> None:
         raise ValueError(
             f"there is no run to resume in {folder}, but files of one; start again with --overwrite"
         )
-    told = started(folder, "resume")
+    config = read_config(folder, "resume")
     default = {field.name: field.default for field in fields(options)}
-    for name, value in written(options).items():
-        before = told.get(name, default[name])  # what an older version did not know
-        unknown = name not in told and (before is None or before == ())  # the method's own
-        if name in ("data", "base"):  # which older versions did not tell from what ships
-            before, value = (str(place).removeprefix("./") for place in (before, value))
+    for name, value in saved_options(options).items():
+        before = config.get(name, default[name])  # an older vitft lacked some options
+        # The default is then the method's, which is not known here.
+        unknown = name not in config and (before is None or before == ())
+        if name in ("data", "base"):  # an older vitft wrote folders without ./
+            before, value = (str(path).removeprefix("./") for path in (before, value))
         if name not in MAY_DIFFER and before != value and not unknown:
             raise ValueError(
                 f"the run in {folder} was started with {name} {before}, not {value}; "
@@ -152,36 +155,36 @@ def check_same(options: TrainOptions, folder: Path) -> None:
             )
 
 
-def written(options: TrainOptions) -> dict[str, Any]:
-    """Return the options as they read when they come back from a file: lists for tuples."""
+def saved_options(options: TrainOptions) -> dict[str, Any]:
+    """Return the options as config.json holds them: lists for tuples, no resume or overwrite."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(options)))
     return {name: value for name, value in values.items() if name not in ("resume", "overwrite")}
 
 
-def resumed(given: Mapping[str, Any], options: type[Any]) -> dict[str, Any]:
-    """Return the options that the run of --resume was started with.
+def resumed_options(given: Mapping[str, Any], options: type[Any]) -> dict[str, Any]:
+    """Return the options in the config.json of the run that --resume continues.
 
-    They are {} if nothing was started yet and all required options are given.
+    Where there is none, but all required options are given, return {}: the run starts anew.
 
     Raises:
-        ValueError: nothing was started, and something is missing.
+        ValueError: there is no run, and a required option is missing; or config.json is broken.
     """
     folder = Path(given["out"])
     needed = {field.name for field in fields(options) if field.default is MISSING}
     if needed <= given.keys() and not (folder / "config.json").exists():
         return {}
-    return recall(started(folder, "resume"), options)
+    return typed_options(read_config(folder, "resume"), options)
 
 
-def started(folder: Path, purpose: str) -> dict[str, Any]:
-    """Return what config.json tells of the run in a folder.
+def read_config(folder: Path, purpose: str) -> dict[str, Any]:
+    """Return the content of a run's config.json.
 
     Args:
-        folder: of the run.
-        purpose: what it is wanted for, for an error.
+        folder: the run's folder.
+        purpose: what the run is wanted for, for error messages, such as "resume".
 
     Raises:
-        ValueError: the folder holds no run that tells it.
+        ValueError: the folder holds no config.json, or it is broken.
     """
     try:
         return record_of(dict[str, Any], read_json(folder / "config.json"), "config.json")
@@ -194,27 +197,27 @@ def started(folder: Path, purpose: str) -> dict[str, Any]:
         raise ValueError(f"the run in {folder} is broken: {error}{hint}") from error
 
 
-def recall(
-    told: Mapping[str, Any], options: type[Any], names: Collection[str] | None = None
+def typed_options(
+    config: Mapping[str, Any], options: type[Any], names: Collection[str] | None = None
 ) -> dict[str, Any]:
-    """Return the options that a run was started with, each of its type.
+    """Return the options in a config.json, each converted to the type of its field.
 
     Args:
-        told: by config.json.
+        config: the content of config.json.
         options: the dataclass of the run's options.
-        names: of those that are wanted, where it is not all.
+        names: return only these; by default all.
 
     Raises:
         ValueError: a value is of another type.
     """
     types = get_type_hints(options)
     known = types.keys() if names is None else types.keys() & names
-    given = {name: value for name, value in told.items() if name in known and value is not None}
+    given = {name: value for name, value in config.items() if name in known and value is not None}
     for name, value in given.items():
         if isinstance(value, float) and value.is_integer() and float not in _kinds(types[name]):
-            given[name] = int(value)  # epochs=2.0, from Python
+            given[name] = int(value)  # a script may have given epochs=2.0
         found = record_of(types[name], given[name], f"config.json: {name}")
-        if isinstance(found, tuple):  # all else as it stands: 16 is not to become 16.0
+        if isinstance(found, tuple):  # only lists are converted; 16 must not become 16.0
             given[name] = found
     return given
 

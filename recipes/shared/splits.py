@@ -13,7 +13,7 @@ from vitft.model.vit import VisionTransformer
 from vitft.pictures.images import Images, listed
 from vitft.pictures.preprocess import Fit
 
-LARGER = 1.25  # times what the model takes: the most that images are kept at, to cut parts out
+MAX_LARGER = 1.25  # images to crop are kept at a side up to so many times the model's
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Splits:
 
 
 def open_data(options: DataOptions, model: VisionTransformer, *, learn: bool = True) -> ImageSet:
-    """Return the data set of the options, and set the model's framing and kind of labels by it.
+    """Return the data set of --data, and set the model's framing and labels to fit it.
 
     Args:
         options: of the command.
-        model: takes the images.
-        learn: whether it will learn from them.
+        model: the model that will take the images.
+        learn: whether the model will be trained on them.
 
     Raises:
         ValueError, OSError: as for `load_data`.
@@ -60,11 +60,16 @@ def open_data(options: DataOptions, model: VisionTransformer, *, learn: bool = T
     return data
 
 
-def held(images: Images, device: torch.device, *, skip_broken: bool) -> Images:
-    """Return the images on `device` if they fit; with `skip_broken` without the broken ones.
+def on_device(images: Images, device: torch.device, *, skip_broken: bool) -> Images:
+    """Return images that are held on `device` if they fit there, and read batch by batch if not.
+
+    Args:
+        images: to hold.
+        device: where they are needed.
+        skip_broken: leave out broken ones, and say how many.
 
     Raises:
-        ValueError: an image is broken; names the first ten.
+        ValueError: an image is broken, and `skip_broken` is not given.
     """
     if not skip_broken:
         return images.to(device)
@@ -79,7 +84,8 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
     """Return training, validation and test images, held on `device` where they fit.
 
     Raises:
-        ValueError: there is only one class, or an option is out of its range.
+        ValueError: there is only one class, a split that is needed has no readable image, or an
+            option is out of its range or does not suit the set.
     """
     if len(data.classes) < 2:
         raise ValueError(f"{data.name} has only the class {data.classes[0]!r}; add another")
@@ -102,7 +108,10 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
     if options.min_area < 1:
         train = train.at(kept_side(data.fit.image_size, options.min_area))
     found = Splits(
-        *(held(x, device, skip_broken=options.skip_broken) for x in (train, validation, data.test))
+        *(
+            on_device(x, device, skip_broken=options.skip_broken)
+            for x in (train, validation, data.test)
+        )
     )
     if not len(found.train):
         raise ValueError(f"{data.name} has no readable image to train on")
@@ -114,8 +123,8 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
 
 
 def kept_side(image_size: int, min_area: float) -> int:
-    """Return the side to keep images at, so that crops of them have enough pixels."""
-    return round(image_size * min(LARGER, min_area**-0.5))
+    """Return the side, in pixels, at which to keep images, so that crops have enough pixels."""
+    return round(image_size * min(MAX_LARGER, min_area**-0.5))
 
 
 def say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""A run, finished or stopped, in; its test figures, summary.json and report.html out."""
+"""A finished or stopped run in; its test figures, summary.json, model card and report.html out."""
 
 import platform
 import time
@@ -29,9 +29,16 @@ from vitft.version import __version__
 def finish(
     run: Run, splits: Splits, options: TrainOptions, folder: Path, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Measure the test split, write summary.json and the report, and return the summary.
+    """Measure the test split, write summary.json, the card and the report; return the summary.
 
     Without a test split the report shows the validation split, and says so.
+
+    Args:
+        run: a finished run, with the weights to keep.
+        splits: its images.
+        options: its options.
+        folder: its folder.
+        facts: what the summary says of the files that were saved.
     """
     model, started, result = run.model, time.perf_counter(), None
     if len(splits.test):
@@ -60,7 +67,10 @@ def summarise(
 ) -> dict[str, Any]:
     """Write summary.json and the model card, and return the summary.
 
-    Without `result`, the test split's figures are None.
+    Args:
+        run, splits, options, folder, facts: as for `finish`.
+        result: the predictions for the test split; without it, test figures are None.
+        test_seconds: how long they took.
     """
     model = run.model
     seconds = sum(row["seconds"] for row in run.history)
@@ -81,7 +91,7 @@ def summarise(
         "test_seconds": round(test_seconds, 1),
         "device": device_name(run.device),
         "n_processes": n_processes(),
-        "float32_products": torch.get_float32_matmul_precision(),  # "highest" is without TF32
+        "float32_products": torch.get_float32_matmul_precision(),  # "highest": no TF32
         "peak_memory_mb": (peak := peak_bytes(run.device)) and round(peak / 1e6),
         "data": options.data,
         "n_train": len(splits.train),
@@ -103,20 +113,21 @@ def summarise(
 
 
 def _updates(model: VisionTransformer, facts: Mapping[str, Any]) -> Iterator[Update] | None:
-    """Return what fine-tuning has added to the base's weights, None after pretraining."""
+    """Return what fine-tuning has added to the base's weights; None if that is not known.
+
+    It is not known after pretraining, or where the base has been moved.
+    """
     if facts.get("adapter") == "full":
         try:
             return adapters.differences(model, load_model(facts["base"]))
-        except (OSError, ValueError) as error:  # it is gone, which is no reason to fail now
+        except (OSError, ValueError) as error:  # the run itself is done
             complain(f"the report does not show what has changed of the base: {error}")
             return None
     return adapters.updates(model) if "adapter" in facts else None
 
 
 def accuracy_line(summary: Mapping[str, Any]) -> str:
-    """Return the line that tells a run's accuracy: of the test split, or where there is none, of
-    the validation split.
-    """
+    """Return the line with a run's accuracy on the test split, or on validation without a test."""
     for split_name, key in (("test", "test_"), ("validation", "val_")):
         if (precision := summary.get(f"{key}mean_average_precision")) is not None:
             return f"{split_name} mean average precision {precision:.2%}"
@@ -126,7 +137,7 @@ def accuracy_line(summary: Mapping[str, Any]) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the device's name, for a CPU with the number of threads."""
+    """Return the name of a GPU, or "cpu" with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return (

@@ -1,4 +1,4 @@
-"""What `pretrain` and `finetune` share: train a model, and keep what a stopped run learned."""
+"""A model, images and a plan in; the trained run and its summary out, also if it is stopped."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,10 +31,10 @@ CLASS_WEIGHTS = ("equal", "balanced")
 
 
 def weighted(plan: Plan, options: TrainOptions, train: Images, n_classes: int) -> Plan:
-    """Return the plan with the classes' weights in its loss.
+    """Return the plan with the task that suits the labels, and with --class-weights in its loss.
 
     Raises:
-        ValueError: unknown weights.
+        ValueError: --class-weights is unknown, or given for several labels an image.
     """
     if options.class_weights not in CLASS_WEIGHTS:
         known = ", ".join(CLASS_WEIGHTS)
@@ -48,11 +48,11 @@ def weighted(plan: Plan, options: TrainOptions, train: Images, n_classes: int) -
     return replace(plan, task=SingleLabel(balanced(train.labels, n_classes)))
 
 
-def place(model: VisionTransformer, options: TrainOptions, device: torch.device) -> None:
-    """Move a model to its device, or spread it over the devices of all processes.
+def to_device(model: VisionTransformer, options: TrainOptions, device: torch.device) -> None:
+    """Move a model to its device, or with --shard spread its weights over those of all processes.
 
     Raises:
-        ValueError: it cannot be spread.
+        ValueError: there is only one process, or the optimizer needs whole matrices.
     """
     if not options.shard:
         model.to(device)
@@ -77,13 +77,22 @@ def train(
 ) -> tuple[Run, dict[str, Any]]:
     """Train the model in place, or continue a stopped run; return the run and its summary.
 
-    A run that is stopped after an epoch leaves its best weights so far, ready for use.
+    A run that is stopped after its first epoch leaves its best weights so far, ready for use.
 
     Args:
-        save: writes what was trained, and returns the summary's facts about it.
+        model: on its device.
+        splits: the images.
+        plan: how to train.
+        options: of the run.
+        folder: the run's folder.
+        save: writes what was trained, and returns what summary.json says of it.
+        belongs: what a state must have in common with the run to be resumed, such as the base's
+            fingerprint.
 
     Raises:
-        KeyboardInterrupt: stopped by SIGINT or SIGTERM; says how to go on.
+        ValueError, OSError: an option does not suit the run, its state is broken or another run's,
+            or a file cannot be written.
+        KeyboardInterrupt: stopped by SIGINT or SIGTERM; the message says how to go on.
     """
     compiled = pick_compile(options, plan, len(splits.train), model.head.weight.device)
     plan = weighted(replace(plan, compiled=compiled), options, splits.train, len(model.classes))
@@ -91,7 +100,7 @@ def train(
     if options.resume:
         restore(run)
     barrier()
-    if is_first():  # only now, with everything checked by every process, an earlier run may go
+    if is_first():  # every process has checked everything, so an earlier run may be removed now
         start_run(options, folder)
     explain(run)
     with logged(options, folder, run) as logs:
@@ -101,7 +110,7 @@ def train(
             usable = ""
             if run.history:
                 run.use_kept_weights()
-                logs.end(leave(run, splits, options, folder, save(run)))
+                logs.end(summarise_stopped(run, splits, options, folder, save(run)))
                 usable = f"; epoch {run.kept['epoch']} is there to use"
             raise KeyboardInterrupt(
                 f"the state is saved in {folder}; the same command with --resume goes on{usable}"
@@ -112,21 +121,24 @@ def train(
     return run, summary
 
 
-def leave(
+def summarise_stopped(
     run: Run, splits: Splits, options: TrainOptions, folder: Path, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write summary.json and report.html of a run that is stopped, and return the summary."""
     facts = {"stopped": f"after {run.epoch} of {run.plan.epochs} epochs", **facts}
     summary = summarise(run, splits, options, folder, facts)
     if is_first():
-        (folder / FILE).unlink(missing_ok=True)  # of the run that this one goes on with
+        (folder / FILE).unlink(missing_ok=True)  # an earlier run's findings
         make_report(folder)
     return summary
 
 
 @torch.no_grad()
 def calibrate(run: Run, options: TrainOptions) -> None:
-    """Divide the head by the best temperature for the validation images, with --calibrate."""
+    """With --calibrate, divide the head by the temperature that fits the validation images best.
+
+    Temperature scaling: arXiv:1706.04599.
+    """
     if not options.calibrate:
         return
     found = evaluate(run.model, run.validation, bf16=run.plan.bf16)

@@ -1,1 +1,1 @@
-"""Many runs at once: the combinations of options, members of one pass, plans for a scheduler."""
+"""Many runs at once: combinations of options, adapters trained together, and plans."""

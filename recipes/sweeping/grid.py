@@ -60,10 +60,10 @@ SweepOptions = make_dataclass(
 
 
 def combinations(options: SweepBase) -> list[tuple[dict[str, Any], CommonOptions]]:
-    """Return for every adapter its values of the options that vary, and all its options.
+    """Return for every run its values of the options that vary, and all its options.
 
     Raises:
-        ValueError: a value is no number, or nothing can be trained so.
+        ValueError: a value is no number or is given twice, or an option does not suit a sweep.
     """
     if options.from_ is not None:
         raise ValueError("a sweep starts new adapters; leave out --from")
@@ -88,10 +88,12 @@ def combinations(options: SweepBase) -> list[tuple[dict[str, Any], CommonOptions
     made = []
     for numbers in product(*values.values()):
         for seed in range(options.seed, options.seed + options.seeds):
-            own = dict(zip(values, numbers, strict=True))
-            chosen = {name: own[name] for name in values if len(values[name]) > 1} | {"seed": seed}
+            varied = dict(zip(values, numbers, strict=True))
+            chosen = {name: varied[name] for name in values if len(values[name]) > 1} | {
+                "seed": seed
+            }
             out = Path(options.out, ",".join(f"{name}={value}" for name, value in chosen.items()))
-            made.append((chosen, FinetuneOptions(**common, **own, seed=seed, out=str(out))))
+            made.append((chosen, FinetuneOptions(**common, **varied, seed=seed, out=str(out))))
     return made
 
 

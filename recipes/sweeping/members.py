@@ -1,4 +1,4 @@
-"""The adapters of a sweep: made, put into chunks that train together, trained and saved."""
+"""The options of a sweep's runs in; their adapters, trained together in chunks and saved, out."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -30,12 +30,12 @@ class Member:
     """An adapter of a sweep."""
 
     options: CommonOptions
-    chosen: dict[str, Any]  # its values of the options that have several
+    chosen: dict[str, Any]  # its values of the options that vary
     folder: Path
     splits: Splits
     run: Run
-    failed: str = ""  # why, if it did
-    facts: dict[str, Any] = field(default_factory=dict)  # about what it saved
+    failed: str = ""  # the reason, if it failed
+    facts: dict[str, Any] = field(default_factory=dict)  # what summary.json says of its files
     summary: dict[str, Any] = field(default_factory=dict)  # as in summary.json
 
 
@@ -48,8 +48,18 @@ def make_member(
     plan: Plan,
     splits: Mapping[int, Splits],
 ) -> Member:
-    """Return one adapter, ready to train or to go on."""
-    full = options.adapter == "full"  # trains the base's own Parameters
+    """Return a member with a model and a run of its own, restored from its state with --resume.
+
+    Args:
+        base: the frozen base, which members share, on its device and with the new head.
+        fingerprint: the base's, without its head.
+        chosen: its values of the options that vary.
+        options: all its options.
+        config: the adapter's; None for a baseline.
+        plan: how to train.
+        splits: the images by seed.
+    """
+    full = options.adapter == "full"  # trains the base's weights, so each needs a copy
     model = copy.deepcopy(base) if full else adapters.shared_copy(base)
     adapt(model, options, config, base.classes, fingerprint)
     images = splits[options.seed]
@@ -64,37 +74,38 @@ def make_member(
 
 
 def chunks(base: VisionTransformer, members: Sequence[Member], n: int) -> list[list[Member]]:
-    """Return what trains together: at most `n`, at the same step, and only what can be stacked.
+    """Return the members in chunks to train together: at most `n`, all at the same step.
 
-    A resumed sweep has the chunks of the whole one, though a member that failed begins anew: what a
-    member computes may differ in rounding with what it trains beside.
+    Members that cannot be stacked, such as full fine-tuning, are chunks of one. A resumed sweep has
+    the chunks of the whole one, though a member that failed begins anew: a member's results depend,
+    in rounding, on those it trains with.
     """
-    alone: list[list[Member]] = []
-    sizes: dict[int, list[Member]] = {}  # seeds may leave other numbers of images to train on
+    single: list[list[Member]] = []
+    sizes: dict[int, list[Member]] = {}  # by training images: each seed draws its own validation
     for member in members:
         try:
             adapters.together(base, [member.run.model])
         except ValueError as error:
-            if not alone:
+            if not single:
                 full = member.options.adapter == "full"
                 say(f"one after the other: {'each trains a base of its own' if full else error}")
-            alone.append([member])
+            single.append([member])
         else:
             sizes.setdefault(len(member.run.train), []).append(member)
     whole = [same[i : i + n] for same in sizes.values() for i in range(0, len(same), n)]
-    return alone + [part for chunk in whole for part in _by_progress(chunk)]
+    return single + [part for chunk in whole for part in _by_progress(chunk)]
 
 
 def _by_progress(members: Sequence[Member]) -> list[list[Member]]:
-    """Return the members in groups that have come equally far."""
-    steps: dict[tuple[int, int], list[Member]] = {}
+    """Return the members in groups that are at the same epoch and step."""
+    groups: dict[tuple[int, int], list[Member]] = {}
     for member in members:
-        steps.setdefault((member.run.epoch, member.run.step), []).append(member)
-    return [*steps.values()]
+        groups.setdefault((member.run.epoch, member.run.step), []).append(member)
+    return [*groups.values()]
 
 
 def train_together(base: VisionTransformer, members: Sequence[Member]) -> None:
-    """Train some of the adapters together, or go on, and save them."""
+    """Train members together, from their states if they have any, and save and log them."""
     explain(members[0].run)
     with ExitStack() as held:
         logs = [held.enter_context(logged(m.options, m.folder, m.run)) for m in members]
@@ -107,7 +118,11 @@ def train_together(base: VisionTransformer, members: Sequence[Member]) -> None:
 
 
 def _train(base: VisionTransformer, members: Sequence[Member]) -> None:
-    """Train them, and save those that have not failed."""
+    """Train members, and save those that have not failed.
+
+    Raises:
+        KeyboardInterrupt: stopped, with the states saved.
+    """
     try:
         failed = train([m.run for m in members], lambda models: adapters.together(base, models))
     except NotFinite as error:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def commands(made: Sequence[CommonOptions]) -> list[list[str]]:
-    """Return the command that trains each run alone, as its words."""
+    """Return for each run the words of the command that trains it alone."""
     return [["vitft", "finetune", *arguments_of(options)] for options in made]
 
 
@@ -25,10 +25,10 @@ def plan_text(made: Sequence[CommonOptions]) -> str:
 
 
 def share(made: Sequence[T], only: str) -> list[T]:
-    """Return the share of the runs that I/N names: every N-th, from the I-th on.
+    """Return the runs of the share I/N: every N-th, from the I-th on.
 
     Raises:
-        ValueError: it names none.
+        ValueError: `only` is not I/N, or N is larger than the number of runs.
     """
     first, _, n = only.partition("/")
     if not (first.isdecimal() and n.isdecimal() and 1 <= int(first) <= int(n) <= len(made)):
@@ -43,8 +43,8 @@ def run_on_ray(made: Sequence[CommonOptions], *, n_gpus: int) -> None:
     """Train each run as a task of its own on the Ray cluster of $RAY_ADDRESS, or on this machine.
 
     Args:
-        made: the options of the runs, whose files every machine of the cluster must reach.
-        n_gpus: that a run takes.
+        made: the options of the runs; every machine of the cluster must reach their files.
+        n_gpus: number of GPUs that each run takes.
 
     Raises:
         ValueError: Ray is not installed, or a run failed.
@@ -56,15 +56,15 @@ def run_on_ray(made: Sequence[CommonOptions], *, n_gpus: int) -> None:
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
     ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
     try:
-        task = ray.remote(num_cpus=1, num_gpus=n_gpus)(_finished)
-        ends = ray.get([task.remote(command) for command in commands(made)])
+        task = ray.remote(num_cpus=1, num_gpus=n_gpus)(_run_command)
+        errors = ray.get([task.remote(command) for command in commands(made)])
     finally:
         ray.shutdown()
-    if failed := [end for end in ends if end]:
+    if failed := [error for error in errors if error]:
         raise ValueError(f"{len(failed)} of {len(made)} runs failed; the first: {failed[0]}")
 
 
-def _finished(command: Sequence[str]) -> str:
+def _run_command(command: Sequence[str]) -> str:
     """Run a command of vitft; return "", or the last line of its error."""
     done: Any = subprocess.run(
         [sys.executable, "-m", *command], capture_output=True, text=True, check=False

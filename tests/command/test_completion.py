@@ -10,7 +10,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from vitft.command.cli import cli
-from vitft.command.completion import sketch
+from vitft.command.completion import command_from_help
 from vitft.command.help import COMMANDS
 
 
@@ -39,7 +39,9 @@ def test_every_option_is_offered(name: str) -> None:
         options = [p for p in command.params if isinstance(p, click.Option)]
         return {flag: p.is_flag for p in options for flag in (*p.opts, *p.secondary_opts)}
 
-    assert flags(sketch(name)) == flags(importlib.import_module(f"recipes.{name}").command)
+    assert flags(command_from_help(name)) == flags(
+        importlib.import_module(f"recipes.{name}").command
+    )
 
 
 def test_completing_imports_no_torch() -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.conftest import TINY_FLAGS, Run, command_line, paint, some
 from vitft import load_model
 from vitft.command.options import comma_separated
-from vitft.command.streams import Outliving
+from vitft.command.streams import SafeStream
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_a_name_that_the_terminal_lacks_is_replaced(base: Path, tmp_path: Path) 
 
 def test_no_control_character_reaches_the_terminal() -> None:
     out = io.StringIO()
-    Outliving(out).write("a\x1b[2Jb\x00c\x9bd\te\nf\rg")
+    SafeStream(out).write("a\x1b[2Jb\x00c\x9bd\te\nf\rg")
     assert out.getvalue() == "a\\x1b[2Jb\\x00c\\x9bd\te\nf\rg"
 
 

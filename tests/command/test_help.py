@@ -1,17 +1,17 @@
-"""The help that is kept is the help that the commands' options make."""
+"""The help that is saved_help is the help that the commands' options make."""
 
 import json
 
 import pytest
 
 from tests.conftest import Run
-from vitft.command.help import COMMANDS, FILE, kept, made
+from vitft.command.help import COMMANDS, FILE, current_help, saved_help
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_is_kept_is_what_is_made(name: str, vitft: Run) -> None:
-    assert kept(name) == made(name), "write it anew: python -m vitft.command.help"
-    assert vitft(name, "--help").stdout == vitft(name, "-h").stdout == kept(name)
+    assert saved_help(name) == current_help(name), "write it anew: python -m vitft.command.help"
+    assert vitft(name, "--help").stdout == vitft(name, "-h").stdout == saved_help(name)
 
 
 def test_no_help_is_kept_for_a_command_that_is_gone() -> None:

@@ -55,7 +55,7 @@ def test_deep_pictures_are_told_apart(kind: type, suffix: str, tmp_path: Path) -
     write("eight.png", grey.astype(np.uint8))
     write(f"plain.{suffix}", np.full((9, 9), 700, dtype=kind))
     found = check(list_folder(tmp_path))
-    assert [path.name for path in found.plain] == [f"plain.{suffix}"]
+    assert [path.name for path in found.one_colour] == [f"plain.{suffix}"]
     assert [{path.name for path in pair.paths} for pair in found.near] == [
         {f"3.{suffix}", "eight.png"}
     ]
@@ -70,12 +70,12 @@ def test_every_fault_is_found_in_one_run(odd: Path) -> None:
         ("many", "test"): 2,
     }
     assert [path.name for path in found.broken] == ["cut.png"]
-    assert [path.name for path in found.plain] == ["black.png"]
+    assert [path.name for path in found.one_colour] == ["black.png"]
     (exact,), (near,) = found.exact, found.near
     assert {path.name for path in exact.paths} == {"3.png", "again.png"}
     assert {path.name for path in near.paths} == {"5.png", "near.jpg"}
-    assert exact.across
-    assert near.across
+    assert exact.in_two_splits
+    assert near.in_two_splits
     assert exact.labels == ("many", "many")
 
 

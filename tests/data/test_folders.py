@@ -4,7 +4,7 @@ import pytest
 
 from tests.conftest import paint
 from vitft.data.folders import list_folder
-from vitft.data.sources import believed, source_of
+from vitft.data.sources import plausible_sources, source_of
 from vitft.data.split import split
 from vitft.pictures.preprocess import Fit
 
@@ -30,7 +30,7 @@ def test_a_source_of_nearly_all_files_is_not_believed() -> None:
     two = ["a1_1", "a1_2", "a2_1"]
     for names, makes_sense in ((tracks, True), (two, True), (wordnet, False)):
         paths = [Path(name) for name in names]
-        sources = believed([source_of(path) for path in paths], paths)
+        sources = plausible_sources([source_of(path) for path in paths], paths)
         assert (len(set(sources)) < len(paths)) is makes_sense
 
 

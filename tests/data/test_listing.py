@@ -13,7 +13,7 @@ from PIL import Image
 from tests.conftest import paint
 from vitft.data.folders import find_images
 from vitft.data.listing import ImageSet
-from vitft.data.load import load_data, unmistakable
+from vitft.data.load import load_data, unambiguous
 from vitft.pictures.preprocess import Fit
 
 
@@ -242,4 +242,4 @@ def test_a_folder_called_as_a_named_set_is_the_folder(
     found = load_data("shapes")
     assert found.classes == ("a", "b")
     assert "shapes is taken as the folder here, not the set of that name" in found.notes
-    assert (unmistakable("shapes"), unmistakable("symbols")) == ("./shapes", "symbols")
+    assert (unambiguous("shapes"), unambiguous("symbols")) == ("./shapes", "symbols")

@@ -15,7 +15,7 @@ from vitft.data.listing import ImageSet
 from vitft.data.load import load_data
 from vitft.data.named import DATASETS
 from vitft.data.shapes import CLASSES, draw
-from vitft.data.sources import believed, source_of
+from vitft.data.sources import plausible_sources, source_of
 from vitft.pictures.cache import data_folder
 from vitft.pictures.preprocess import Fit
 
@@ -56,8 +56,10 @@ def test_a_source_of_more_than_three_quarters_makes_no_sense(
 ) -> None:
     names = ["same"] * n_same + [f"other{i}" for i in range(4 - n_same)]
     paths = [Path(f"{i}.png") for i in range(4)]
-    assert believed(names, paths) == (names if makes_sense else [f"{i}.png" for i in range(4)])
-    assert believed([], []) == []
+    assert plausible_sources(names, paths) == (
+        names if makes_sense else [f"{i}.png" for i in range(4)]
+    )
+    assert plausible_sources([], []) == []
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from recipes.shared.logs import augmented, logged
 from recipes.shared.runs import start_run
 from tests.conftest import TINY, Run, drawn, summary
 from vitft import VisionTransformer, ViTConfig
-from vitft.command.telling import telling
+from vitft.command.telling import verbosity
 from vitft.pictures.augment import Augmentation
 from vitft.pictures.images import Images
 from vitft.training import run as training
@@ -284,7 +284,7 @@ def test_a_logger_that_fails_is_told_and_left_out(
     told: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = new_run(tmp_path)
-    with telling(quiet=True, verbose=False), logged(OPTIONS, tmp_path, run) as logs:
+    with verbosity(quiet=True, verbose=False), logged(OPTIONS, tmp_path, run) as logs:
         (listen,) = run.listeners
         listen({"epoch": 1, "lr": 0.1})
         listen({"epoch": 2, "lr": 0.1})

@@ -114,7 +114,7 @@ def test_a_token_is_not_told_whatever_an_error_says(
     token: str, vitft: Run, run: Path, there: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(OSError, match="illegal header") as error, hub.one_line("could not push"):
+    with pytest.raises(OSError, match="illegal header") as error, hub.hub_errors("could not push"):
         raise RuntimeError(f"illegal header 'Bearer {token}' or {token!r}")
     assert not re.search("ecret", str(error.value))
     assert error.value.__suppress_context__  # nor in a traceback

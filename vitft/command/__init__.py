@@ -1,1 +1,1 @@
-"""The command line, and commands made of dataclasses."""
+"""The command line, whose commands are made from dataclasses of options."""

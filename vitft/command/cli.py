@@ -1,4 +1,4 @@
-"""The command line: a lazy group; a command imports its recipe, and torch, only when it runs."""
+"""The command line; a command's recipe, and with it torch, is imported only when it is needed."""
 
 import importlib
 import importlib.util
@@ -13,19 +13,20 @@ from typing import Any, NoReturn, TextIO, cast
 
 import click
 
-from vitft.command.completion import sketch
-from vitft.command.help import COMMANDS, kept
-from vitft.command.streams import Outliving
+from vitft.command.completion import command_from_help
+from vitft.command.help import COMMANDS, saved_help
+from vitft.command.streams import SafeStream
 from vitft.training.stop import stop_at_once
 from vitft.version import __version__
 
-SHARED = {"pretrain", "finetune"}  # commands that several processes may do together
-MAX_LINE = 2000  # characters of an error
-LOST = ("closed by peer", "reset by peer", "timed out", "NCCL", "connectFullMesh")  # a process
+DISTRIBUTED = {"pretrain", "finetune"}  # commands that torchrun may start in several processes
+MAX_LINE = 2000  # characters of an error message
+# Words in the errors that a process gets when another one has ended.
+LOST_PROCESS = ("closed by peer", "reset by peer", "timed out", "NCCL", "connectFullMesh")
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands' names and one-line helps, and imports one when asked for."""
+    """A group that lists its commands without importing them, and imports one when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands."""
@@ -34,17 +35,17 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return a command and what is left of the arguments; print its help where that is all."""
+        """Return a command and its arguments; for --help alone, print the saved help instead."""
         is_help = not ctx.resilient_parsing and len(args) == 2
         if is_help and args[0] in COMMANDS and args[1] in ("-h", "--help"):
-            click.echo(kept(args[0]), nl=False)
+            click.echo(saved_help(args[0]), nl=False)
             ctx.exit()
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Return the command, imported from its recipe."""
-        if ctx.resilient_parsing:  # the shell asks how a line may go on: quickly, without torch
-            return sketch(name) if name in COMMANDS else None
+        if ctx.resilient_parsing:  # the shell completes a line, which must be quick
+            return command_from_help(name) if name in COMMANDS else None
         if name not in COMMANDS:
             raise click.UsageError(f"no command {name!r}; choose from {', '.join(COMMANDS)}")
         _check_packages()
@@ -59,7 +60,7 @@ class LazyGroup(click.Group):
 
 
 def _print_version(ctx: click.Context, option: click.Parameter, asked: bool) -> None:
-    """Print the versions; without importing the packages, which takes seconds."""
+    """Print the versions from the packages' metadata; importing the packages takes seconds."""
     if not asked or ctx.resilient_parsing:
         return
     found = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision"))
@@ -92,11 +93,11 @@ def main() -> NoReturn:
     """Run the command line: status 2 and one line for the user's mistakes, 130 if interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal lacks is no error
+        if isinstance(stream, io.TextIOWrapper):  # for letters that the terminal cannot show
             stream.reconfigure(errors="replace")
-    sys.stdout, sys.stderr = (cast(TextIO, Outliving(s)) for s in (sys.stdout, sys.stderr))
+    sys.stdout, sys.stderr = (cast(TextIO, SafeStream(s)) for s in (sys.stdout, sys.stderr))
     errors = sys.stderr
-    if _is_shared() and os.environ["RANK"] != "0":  # the first process talks
+    if _is_distributed() and os.environ["RANK"] != "0":  # only the first writes
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     code = 0
     try:
@@ -105,21 +106,21 @@ def main() -> NoReturn:
         sys.stderr = errors
         code = _status(error)
     sys.stdout.flush()
-    if code and _is_shared():
-        os._exit(code)  # the other processes may wait for this one, and it for them
+    if code and _is_distributed():
+        os._exit(code)  # a normal exit could wait for the other processes, and they for this one
     sys.exit(code)
 
 
 def _status(error: BaseException) -> int:
-    """Return the exit status for what ended a command, and write why.
+    """Write why a command ended, and return its exit status.
 
     Raises:
-        BaseException: the error itself, if it is a fault of the program.
+        BaseException: `error` itself, if it is a fault of the program and not the user's.
     """
     text, is_first = " ".join(str(error).split()), _is_first_to_fail()
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
-    if isinstance(error, (KeyboardInterrupt, click.Abort)):  # click wraps the one in the other
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):  # of which click makes an Abort
         if is_first:
             click.echo(f"Stopped: {error.__cause__ or text or 'interrupted'}", err=True)
         return 130
@@ -128,14 +129,15 @@ def _status(error: BaseException) -> int:
     elif "--traceback" in sys.argv:
         raise error
     elif isinstance(error, (RuntimeError, MemoryError)):
-        from vitft.devices.memory import is_out_of_memory  # torch is there by now: it raised this
+        # This imports torch, which only takes time where the error is not torch's.
+        from vitft.devices.memory import is_out_of_memory
 
         if is_out_of_memory(error):
             text = (
                 "out of memory; try half the --batch-size, or --accumulate 2 or --auto-batch for "
                 f"the same result, --checkpoint-blocks or a smaller --image-size ({text[:100]})"
             )
-        elif _is_shared() and (not is_first or any(words in text for words in LOST)):
+        elif _is_distributed() and (not is_first or any(words in text for words in LOST_PROCESS)):
             text = "another process of this run has ended; --resume continues from what was saved"
         else:
             raise error
@@ -148,19 +150,23 @@ def _status(error: BaseException) -> int:
     return 2
 
 
-def _is_shared() -> bool:
-    """Return whether this process and others, started by torchrun, train one model."""
-    return "RANK" in os.environ and not SHARED.isdisjoint(sys.argv[1:3])
+def _is_distributed() -> bool:
+    """Return whether torchrun started this process to train one model together with others."""
+    return "RANK" in os.environ and not DISTRIBUTED.isdisjoint(sys.argv[1:3])
 
 
 def _is_first_to_fail() -> bool:
-    """Return whether no other process of this run has failed before, and told why."""
+    """Return whether no other process of this run has failed, and said why, before this one."""
     processes = sys.modules.get("vitft.devices.processes")  # which most commands never import
     return processes is None or processes.first_to_fail()
 
 
 def _check_packages() -> None:
-    """Refuse a foreign `recipes` or `adapters`; torchtune has the one, AdapterHub the other."""
+    """Check that `recipes` and `adapters` are vitft's; torchtune and AdapterHub have such packages.
+
+    Raises:
+        ClickException: one is another distribution's.
+    """
     home = Path(__file__).resolve().parents[2]
     for name in ("adapters", "recipes"):
         spec = importlib.util.find_spec(name)

@@ -1,6 +1,6 @@
-"""Every command and its help as text, kept so that `--help` imports no recipe, and no torch.
+"""Every command and its help text, saved in a file so that `--help` imports no recipe and no torch.
 
-`python -m vitft.command.help` writes it anew from the commands; a test compares them.
+`python -m vitft.command.help` writes the file from the commands; a test compares the two.
 """
 
 import importlib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-# command, a module in recipes -> what `vitft --help` says of it
+# a command, which is a module in recipes -> what `vitft --help` says of it
 COMMANDS: dict[str, str] = {
     "pretrain": "Train a base from scratch.",
     "finetune": "Freeze a base and train an adapter and a new head.",
@@ -34,14 +34,14 @@ FILE = Path(__file__).with_name("help.json")
 WIDTH = 100
 
 
-def kept(name: str) -> str:
-    """Return the help of a command as it is kept."""
+def saved_help(name: str) -> str:
+    """Return the help of a command that help.json holds."""
     text: str = json.loads(FILE.read_text())[name]
     return text
 
 
-def made(name: str) -> str:
-    """Return the help of a command, made from its options."""
+def current_help(name: str) -> str:
+    """Return the help of a command, made from its options; imports its recipe."""
     command: click.Command = importlib.import_module(f"recipes.{name}").command
     context = click.Context(
         command, info_name=f"vitft {name}", terminal_width=WIDTH, help_option_names=["-h", "--help"]
@@ -50,8 +50,8 @@ def made(name: str) -> str:
 
 
 def write() -> None:
-    """Keep the help of every command."""
-    FILE.write_text(json.dumps({name: made(name) for name in COMMANDS}, indent=1) + "\n")
+    """Write the help of every command to help.json."""
+    FILE.write_text(json.dumps({name: current_help(name) for name in COMMANDS}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

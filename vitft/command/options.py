@@ -12,9 +12,9 @@ from typing import Any, Union
 import click
 from click.core import ParameterSource
 
-from vitft.command.telling import tell_start, telling
+from vitft.command.telling import log_start, verbosity
 
-TELLING = (  # options of every command
+VERBOSITY = (  # options of every command
     click.Option(
         ["-q", "--quiet"],
         is_flag=True,
@@ -26,9 +26,7 @@ TELLING = (  # options of every command
         help="Print what helps to find a fault too: versions, options, device, shapes, memory.",
     ),
 )
-
-
-MAX_WHOLE, MAX_FLOAT = 2**62, 1e30  # torch's numbers, with room to multiply
+MAX_WHOLE, MAX_FLOAT = 2**62, 1e30  # below what int64 and float32 hold, so products still fit
 
 
 def option(
@@ -38,13 +36,13 @@ def option(
     argument: bool = False,
     repeated: bool = False,
 ) -> Any:
-    """Return a dataclass field that is also a command-line option, required if without default.
+    """Return a dataclass field that is also a command-line option; without a default, required.
 
     Args:
-        default: what holds when the option is not given; a tuple is written with commas.
-        help: one line for `--help`.
-        argument: positional instead, any number of values for a tuple, else one.
-        repeated: given once for every value of a tuple, not with commas.
+        default: the value where the option is not given; the user writes a tuple with commas.
+        help: its text in `--help`.
+        argument: make it a positional argument; a tuple then takes any number of values.
+        repeated: let the option be given several times, once for each value of a tuple.
     """
     metadata = {"help": help, "argument": argument, "repeated": repeated}
     return dataclasses.field(default=default, metadata=metadata)
@@ -57,33 +55,33 @@ def command(
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     recall: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
 ) -> click.Command:
-    """Return the command `name` that calls `run` with an `options` made of what the user gave.
+    """Return the command `name`, which makes `options` of what the user gave and calls `run`.
 
-    With `presets`, the field `preset` names one. The order is: what the user gave, then what
-    `recall` knows, then the preset, then the defaults.
+    A value is the one that the user gave, else that of `recall`, else the preset's, else the
+    default.
 
     Args:
-        name: of the command.
-        options: a dataclass of fields made by `option`.
-        run: takes one.
-        presets: values by name.
-        recall: given what the user gave, returns what an earlier run was given.
+        name: the command's name.
+        options: a dataclass with fields made by `option`.
+        run: what the command does with the options.
+        presets: option values by the preset's name; the field `preset` chooses one.
+        recall: takes the values that the user gave, and returns those of an earlier run.
     """
 
     def callback(*, quiet: bool, verbose: bool, **given: Any) -> None:
-        with telling(quiet=quiet, verbose=verbose):
-            made = _made(given)
-            tell_start(name, made)
-            run(made)
+        with verbosity(quiet=quiet, verbose=verbose):
+            values = read(given)
+            log_start(name, values)
+            run(values)
 
-    def _made(given: dict[str, Any]) -> Any:
+    def read(given: dict[str, Any]) -> Any:
         source = click.get_current_context().get_parameter_source
         given = {key: v for key, v in given.items() if source(key) is not ParameterSource.DEFAULT}
         for key, value in given.items():
             if isinstance(value, str) and not value.strip():
-                raise click.UsageError(f"{names[key]} is empty; give it a value or leave it out")
+                raise click.UsageError(f"{shown[key]} is empty; give it a value or leave it out")
             if isinstance(value, tuple) and not all(str(part).strip() for part in value):
-                raise click.UsageError(f"a part of {names[key]} is empty; leave it out")
+                raise click.UsageError(f"a part of {shown[key]} is empty; leave it out")
         given = (recall(given) if recall else {}) | given
         if missing := [flag_of(field) for field in needed if field.name not in given]:
             raise click.UsageError(
@@ -94,7 +92,7 @@ def command(
     types = typing.get_type_hints(options)
     fields = [field for field in dataclasses.fields(options) if field.init]
     needed = [field for field in fields if field.default is dataclasses.MISSING]
-    names = {
+    shown = {  # in messages
         field.name: field.name.upper() if field.metadata["argument"] else flag_of(field)
         for field in fields
     }
@@ -103,7 +101,7 @@ def command(
         f"{f.name.upper()}: {f.metadata['help']}" for f in fields if f.metadata["argument"]
     ]
     text = "\n\n".join([options.__doc__ or "", *arguments])
-    return click.Command(name, callback=callback, params=[*parameters, *TELLING], help=text)
+    return click.Command(name, callback=callback, params=[*parameters, *VERBOSITY], help=text)
 
 
 def flag_of(field: "dataclasses.Field[Any]") -> str:
@@ -135,7 +133,7 @@ def resolve(
     """Return `options` from what was given, then the preset's values, then the defaults.
 
     Raises:
-        ValueError: an unknown preset, or a number beyond all use.
+        ValueError: the preset is unknown, or a number is too large to compute with.
     """
     fields = {field.name: field for field in dataclasses.fields(options)}
     values: dict[str, Any] = {}
@@ -144,16 +142,16 @@ def resolve(
         if preset not in presets:
             raise ValueError(f"unknown preset {preset!r}; choose from {', '.join(presets)}")
         values |= presets[preset]
-    made = options(**{**values, **given})
-    check_numbers(made)
-    return made
+    resolved = options(**{**values, **given})
+    check_numbers(resolved)
+    return resolved
 
 
 def check_numbers(options: Any) -> None:
-    """Check that no number among options is beyond what anything computes with.
+    """Check that every number among the options can be computed with.
 
     Raises:
-        ValueError: one is.
+        ValueError: a number is not finite, or too large.
     """
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
@@ -165,7 +163,10 @@ def check_numbers(options: Any) -> None:
 
 
 def comma_separated(value: str) -> tuple[str, ...]:
-    """Return the parts of `value` between its commas, but not those in brackets or quotes."""
+    """Return `value` split at its commas, except at those within brackets or quotes.
+
+    Quotes are removed, spaces around a part too, and empty parts are left out.
+    """
     parts, depth, quote = [""], 0, ""
     for i, character in enumerate(value):
         escaped = i > 0 and value[i - 1] == "\\"
@@ -182,7 +183,7 @@ def comma_separated(value: str) -> tuple[str, ...]:
 
 
 def key_values(kind: Callable[[str], Any]) -> Callable[[str], dict[str, Any]]:
-    """Return a function that reads NAME=VALUE,NAME=VALUE, with values of this kind."""
+    """Return a function that parses NAME=VALUE,NAME=VALUE, with `kind` for each VALUE."""
 
     def read(value: str) -> dict[str, Any]:
         parts = [part.rpartition("=") for part in comma_separated(value)]
@@ -197,6 +198,10 @@ def key_values(kind: Callable[[str], Any]) -> Callable[[str], dict[str, Any]]:
 
 
 def _parameter(field: "dataclasses.Field[Any]", kind: Any) -> click.Parameter:
+    """Return the option or argument for a field of this type.
+
+    Click gets no default, so that a given value can be told from one that is left out.
+    """
     default: Any = field.default
     required = default is dataclasses.MISSING
     if typing.get_origin(kind) in (Union, UnionType) and kind != bool | None:  # X of X | None

@@ -1,4 +1,4 @@
-"""Standard output and error that survive a closed pipe: later output is dropped."""
+"""A text stream in; one that drops output after its pipe is closed, and control characters, out."""
 
 import os
 from typing import Any, TextIO
@@ -6,11 +6,11 @@ from typing import Any, TextIO
 ESCAPED = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if c not in b"\n\r\t"}
 
 
-class Outliving:
-    """A text stream that writes to nowhere once its reader is gone, as after `| head`.
+class SafeStream:
+    """A text stream that drops what is written once its reader is gone, as after `| head`.
 
-    A command then goes on to its end, as a training run must. Control characters, which a name in a
-    file may hold, do not reach the terminal.
+    So a command, such as a training run, still runs to its end. Control characters are escaped,
+    since a name that a file holds could use them to change the terminal.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -20,7 +20,7 @@ class Outliving:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """Write text; return its length."""
+        """Write text, and return how many characters were written."""
         try:
             return self.stream.write(text.translate(ESCAPED))
         except BrokenPipeError:
@@ -35,7 +35,7 @@ class Outliving:
             self._drop()
 
     def _drop(self) -> None:
-        """Let the stream's file descriptor lead to nowhere from now on."""
+        """Redirect the stream's file descriptor to the null device."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)

@@ -1,4 +1,4 @@
-"""How much a command tells whoever waits for it: errors alone by --quiet, more by --verbose."""
+"""How much a command writes to standard error: only errors by --quiet, more by --verbose."""
 
 import logging
 import os
@@ -15,26 +15,25 @@ import click
 
 from vitft.version import __version__
 
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")  # whose versions are told
-logger = logging.getLogger("vitft")  # tells at level DEBUG what helps to find a fault
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")  # of which versions matter
+logger = logging.getLogger("vitft")  # at level DEBUG, what helps to find a fault
 
-
-_silenced: ContextVar[TextIO | None] = ContextVar("_silenced", default=None)
+_silenced: ContextVar[TextIO | None] = ContextVar("_silenced", default=None)  # stderr under --quiet
 
 
 def complain(text: str) -> None:
-    """Write an error that ends nothing on standard error, also where --quiet is given."""
+    """Write an error after which the command goes on to standard error, even with --quiet."""
     from vitft.bars import note  # which imports tqdm
 
     note(text, _silenced.get() or sys.stderr)
 
 
 @contextmanager
-def telling(*, quiet: bool, verbose: bool) -> Iterator[None]:
-    """Tell the person who waits nothing but errors, or also what helps to find a fault.
+def verbosity(*, quiet: bool, verbose: bool) -> Iterator[None]:
+    """Write only errors to standard error (quiet), or also what helps to find a fault (verbose).
 
     Raises:
-        UsageError: both are asked for.
+        UsageError: both are given.
     """
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose contradict each other; choose one")
@@ -46,15 +45,15 @@ def telling(*, quiet: bool, verbose: bool) -> Iterator[None]:
         finally:
             _silenced.reset(token)
     elif verbose:
-        with _explaining():
+        with _debug_messages():
             yield
     else:
         yield
 
 
 @contextmanager
-def _explaining() -> Iterator[None]:
-    """Write what the logger tells on standard error."""
+def _debug_messages() -> Iterator[None]:
+    """Write the logger's messages to standard error, then leave the logger as it was."""
     handler = _Notes()
     before = logger.level, logger.propagate
     logger.setLevel(logging.DEBUG)
@@ -69,14 +68,16 @@ def _explaining() -> Iterator[None]:
 
 
 class _Notes(logging.Handler):
+    """Writes messages above a progress bar, where there is one."""
+
     def emit(self, record: logging.LogRecord) -> None:
         from vitft.bars import note  # which imports tqdm
 
         note(self.format(record))
 
 
-def tell_start(name: str, options: Any) -> None:
-    """Tell the versions of what computes, and the options of a command."""
+def log_start(name: str, options: Any) -> None:
+    """Log the versions of vitft and of what it computes with, and a command's options."""
     if not logger.isEnabledFor(logging.DEBUG):
         return
     found = ", ".join(f"{package} {version(package)}" for package in PACKAGES)

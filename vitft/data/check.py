@@ -1,4 +1,4 @@
-"""The files of a data set in; their faults out: broken, duplicate, of one colour."""
+"""The files of a data set in; broken files, duplicates and pictures of one colour out."""
 
 import hashlib
 import os
@@ -18,10 +18,10 @@ from vitft.data.listing import Listing
 from vitft.pictures.decode import read_image
 from vitft.pictures.preprocess import is_deep
 
-HASH_SIDE = 8  # of a perceptual hash, 64 bits
-NEAR = 4  # bits in which the hashes of nearly the same pictures differ at most
-PLAIN = 2  # grey levels between the darkest and the brightest point of a picture of one colour
-BLOCK = 4096  # hashes that are compared with all others at a time
+HASH_SIDE = 8  # side of a perceptual hash, which has 64 bits
+NEAR = 4  # the hashes of nearly the same pictures differ in at most so many bits
+ONE_COLOUR = 2  # a picture whose darkest and brightest pixels are fewer grey levels apart
+BLOCK = 4096  # hashes that are compared with all others at a time, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,20 @@ class Pair:
     labels: tuple[str, str]
 
     @property
-    def across(self) -> bool:
-        """Whether they stand in two splits."""
+    def in_two_splits(self) -> bool:
+        """Whether the two files are of different splits."""
         return self.splits[0] != self.splits[1]
 
 
 @dataclass(frozen=True)
-class Look:
-    """What was read of a file."""
+class FileFacts:
+    """What is known of a file once it was read."""
 
-    digest: str  # of its bytes
-    size: tuple[int, int] = (0, 0)
-    bits: Tensor = field(default_factory=lambda: torch.zeros(0))  # perceptual hash, of -1 and 1
-    plain: bool = False
-    error: str = ""
+    digest: str  # SHA-256 of its bytes
+    size: tuple[int, int] = (0, 0)  # width and height in pixels
+    bits: Tensor = field(default_factory=lambda: torch.zeros(0))  # perceptual hash: (64,), -1 or 1
+    one_colour: bool = False
+    error: str = ""  # why it cannot be read
 
 
 @dataclass(frozen=True)
@@ -54,46 +54,47 @@ class Checked:
     """What was found in a data set.
 
     Attributes:
-        counts: images by class and split.
-        sizes: width and height of every readable image.
+        counts: number of images by (class, split).
+        sizes: width and height of every readable image, in pixels.
         broken: files that cannot be read, and why.
-        plain: pictures of one colour.
+        one_colour: pictures of one colour.
         exact, near: pairs of the same bytes, and of nearly the same picture.
     """
 
     counts: Counter[tuple[str, str]]
     sizes: list[tuple[int, int]]
     broken: dict[Path, str]
-    plain: list[Path]
+    one_colour: list[Path]
     exact: list[Pair]
     near: list[Pair]
 
 
 def check(listing: Listing) -> Checked:
-    """Read every file of a listing once."""
+    """Read every file of a listing once, and return what was found."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looks = [*pool.map(look, listing.paths)]
-    whole = [i for i, one in enumerate(looks) if not one.error]
+        files = [*pool.map(read_facts, listing.paths)]
+    readable = [i for i, file in enumerate(files) if not file.error]
     same: dict[str, list[int]] = defaultdict(list)
-    for i, one in enumerate(looks):
-        same[one.digest].append(i)
+    for i, file in enumerate(files):
+        same[file.digest].append(i)
     exact = [pair for group in same.values() for pair in combinations(group, 2)]
     known = {*exact}
-    told = [i for i in whole if not looks[i].plain]
-    near = [p for p in near_pairs([looks[i].bits for i in told], told) if p not in known]
+    # The hashes of all pictures of one colour are alike.
+    hashed = [i for i in readable if not files[i].one_colour]
+    near = [p for p in near_pairs([files[i].bits for i in hashed], hashed) if p not in known]
     return Checked(
         counts=Counter(zip(listing.labels, listing.splits, strict=True)),
-        sizes=[looks[i].size for i in whole],
-        broken={listing.paths[i]: one.error for i, one in enumerate(looks) if one.error},
-        plain=[listing.paths[i] for i in whole if looks[i].plain],
+        sizes=[files[i].size for i in readable],
+        broken={listing.paths[i]: file.error for i, file in enumerate(files) if file.error},
+        one_colour=[listing.paths[i] for i in readable if files[i].one_colour],
         exact=[_pair(listing, *pair) for pair in exact],
         near=[_pair(listing, *pair) for pair in near],
     )
 
 
-def look(path: Path) -> Look:
-    """Return what a file holds."""
-    import imagehash  # which only this needs
+def read_facts(path: Path) -> FileFacts:
+    """Read a file; a broken one gives facts with an error."""
+    import imagehash  # slow to import, and needed only here
 
     sizes: list[tuple[int, int]] = []
 
@@ -108,14 +109,15 @@ def look(path: Path) -> Look:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         spread, *bits = read_image(path, small)
     except (ValueError, OSError) as error:
-        return Look(digest=str(path), error=str(error))
-    return Look(digest, sizes[0], torch.stack(bits), bool(spread < PLAIN))
+        return FileFacts(digest=str(path), error=str(error))  # a path is no other file's digest
+    return FileFacts(digest, sizes[0], torch.stack(bits), bool(spread < ONE_COLOUR))
 
 
 def _grey(image: Image.Image) -> tuple[Image.Image, float]:
     """Return a picture in 256 grey levels, and how many lie between its darkest and brightest.
 
-    A deep one is spread over all of them, since its values may be of any range.
+    The values of a deep picture (16 bits or floats) are stretched to 0..255, since they may have
+    any range.
     """
     if not is_deep(image):
         grey = image.convert("L")
@@ -128,7 +130,12 @@ def _grey(image: Image.Image) -> tuple[Image.Image, float]:
 
 
 def near_pairs(bits: Sequence[Tensor], names: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the names of those whose bits (64,), of -1 and 1, differ in NEAR places at most."""
+    """Return the pairs of names whose hashes differ in at most NEAR bits.
+
+    Args:
+        bits: the hashes, each (64,), of -1 and 1.
+        names: a number for each hash.
+    """
     if not bits:
         return []
     hashes = torch.stack([*bits])

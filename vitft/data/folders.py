@@ -5,55 +5,56 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vitft.data.listing import Listing
+from vitft.data.listing import SPLIT_NAMES, Listing
 from vitft.data.tables import list_table
 from vitft.pictures.decode import has_heif, is_image
-
-# name of a folder, in small letters -> the split that it holds
-NAMES = {"train": "train", "test": "test"}
-NAMES |= dict.fromkeys(("val", "valid", "validation"), "validation")
 
 
 def list_folder(folder: Path) -> Listing:
     """Return the images of a folder.
 
     It holds `train` with `val`, `valid` or `validation` and/or `test` beside it, each with CLASS/*
-    images; or CLASS/* alone, which nobody has split. A metadata.csv, as Hugging Face's imagefolder
-    has it, takes the place of class folders.
+    images; or CLASS/* alone, without splits. A metadata.csv, as in Hugging Face's imagefolder,
+    replaces the class folders.
 
     Raises:
-        ValueError: it or a class to train on holds no images, or a split stands there twice.
+        ValueError: the folder or a training class holds no images, two subfolders are the same
+            split, or a metadata.csv is wrong (see `list_table`).
     """
     if (table := folder / "metadata.csv").is_file():
         return list_table(table)
     inside = _folders(folder)
-    parts = [path for path in inside if path.name.lower() in NAMES]
-    splits = [NAMES[path.name.lower()] for path in parts]
-    if not parts or ("train" not in splits and len(parts) < len(inside)):
+    split_folders = [path for path in inside if path.name.lower() in SPLIT_NAMES]
+    splits = [SPLIT_NAMES[path.name.lower()] for path in split_folders]
+    # Without train, a folder called test among others is a class of that name.
+    if not split_folders or ("train" not in splits and len(split_folders) < len(inside)):
         return _list_classes(folder, inside, "")
-    if twice := [part for part, count in Counter(splits).items() if count > 1]:
-        names = " and ".join(p.name for p in parts if NAMES[p.name.lower()] == twice[0])
+    if twice := [split for split, count in Counter(splits).items() if count > 1]:
+        names = " and ".join(
+            p.name for p in split_folders if SPLIT_NAMES[p.name.lower()] == twice[0]
+        )
         raise ValueError(f"{folder} holds {names}, which are one split; join them")
     listing = Listing()
-    for path, part in zip(parts, splits, strict=True):
+    for path, split in zip(split_folders, splits, strict=True):
         table = path / "metadata.csv"
         listing.join(
-            list_table(table, part)
+            list_table(table, split)
             if table.is_file()
-            else _list_classes(path, _folders(path), part)
+            else _list_classes(path, _folders(path), split)
         )
-    if others := [path.name for path in inside if path not in parts]:
+    if others := [path.name for path in inside if path not in split_folders]:
         listing.notes.append(f"skipped, since they are no split: {', '.join(others[:10])}")
     return listing
 
 
-def _list_classes(folder: Path, classes: list[Path], part: str) -> Listing:
+def _list_classes(folder: Path, classes: list[Path], split: str) -> Listing:
+    """Return the images of the class folders in `folder`, all of one split."""
     listing = Listing()
     for path in classes:
         found = find_images(path, listing.skipped)
-        if not found and part in ("", "train"):
+        if not found and split in ("", "train"):
             raise ValueError(f"{path} holds no images; remove the folder or put images into it")
-        listing.add(found, path.name, part)
+        listing.add(found, path.name, split)
     loose = sum(is_image(path) for path in _files(folder))
     if loose:
         listing.skipped["in no class's folder"] += loose
@@ -65,14 +66,14 @@ def _list_classes(folder: Path, classes: list[Path], part: str) -> Listing:
 
 
 def find_images(folder: Path, skipped: Counter[str] | None = None) -> list[Path]:
-    """Return the image files in and below a folder, sorted, none that is hidden.
+    """Return the image files in and below a folder, sorted; hidden files and folders are left out.
 
-    A name's suffix tells an image, or where it doesn't, the file's content. Linked folders are
-    followed once.
+    A file is an image by its suffix, or else by its content. A folder that several links lead to is
+    searched once.
 
     Args:
-        folder: to look in.
-        skipped: counts what is no image, by suffix.
+        folder: where to search.
+        skipped: a counter to which the files that are no images are added, by suffix.
     """
     found = []
     for path in _walk(folder, set()):
@@ -91,7 +92,12 @@ def _kind(path: Path) -> str:
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """Yield the files in and below a folder, none that is hidden; every folder once."""
+    """Yield the files in and below a folder that are not hidden, visiting every folder once.
+
+    Args:
+        folder: where to start.
+        seen: device and inode of the folders visited so far, against links in a circle.
+    """
     status = folder.stat()
     if (key := (status.st_dev, status.st_ino)) in seen:
         return

@@ -1,4 +1,4 @@
-"""Image files with labels and splits in, none of them read yet; an `ImageSet` out."""
+"""Image files with labels and splits in; an `ImageSet`, which reads them when asked, out."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,10 +18,12 @@ from vitft.pictures.images import Images
 from vitft.pictures.measure import fit_to, identical_files, shorter_side
 from vitft.pictures.preprocess import Fit
 
-SEPARATOR = "|"  # of several labels
+SEPARATOR = "|"  # between the labels of an image
 SPLITS = ("train", "validation", "test")
-TEST_FRACTION = 0.2  # of images that nobody has split
-TEST_SEED = 0  # one test split for every run, whatever its seed
+# The names of splits that users' folders and tables have -> our names.
+SPLIT_NAMES = {split: split for split in SPLITS} | {"val": "validation", "valid": "validation"}
+TEST_FRACTION = 0.2  # of images that have no splits
+TEST_SEED = 0  # so that every run has the same test split, whatever its seed
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,10 @@ class ImageSet:
     """A data set with its splits, of which validation and test may be empty.
 
     Attributes:
-        fit: what its pictures go through.
-        notes: what a person should know of it, a line each.
-        several: whether an image may have several labels, which are then 0 and 1 (n, n_classes).
+        fit: how a picture becomes a tensor.
+        notes: lines for the user about the set.
+        several: whether an image may have several labels (multi-label); labels are then 0 and 1,
+            (n, n_classes), else class indices, (n,).
     """
 
     name: str
@@ -53,7 +56,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files; called with i it reads file i."""
+    """Image files, called with i for the image in file i."""
 
     paths: list[Path]
     fit: Fit
@@ -65,12 +68,12 @@ class FileImages:
 
 @dataclass
 class Listing:
-    """Image files, their classes, and the split of each: "" where nobody has split them.
+    """Image files with the label and the split of each; the split is "" where there are none.
 
     Attributes:
-        several: whether an image may have several labels, with SEPARATOR between them.
-        skipped: how many files were passed over, by the reason.
-        notes: what else was passed over.
+        several: whether an image may have several labels (multi-label), with SEPARATOR between.
+        skipped: number of files that were passed over, by reason.
+        notes: lines for the user about what else was passed over.
     """
 
     paths: list[Path] = field(default_factory=list)
@@ -87,7 +90,7 @@ class Listing:
         self.splits += [split] * len(paths)
 
     def join(self, other: "Listing") -> None:
-        """Add what another holds."""
+        """Add the files and notes of another listing."""
         self.paths += other.paths
         self.labels += other.labels
         self.splits += other.splits
@@ -109,56 +112,60 @@ class Listing:
         Args:
             name: of the set.
             fit: makes a tensor of a picture.
-            test_fraction: share of each class to test with; by default TEST_FRACTION of images that
-                nobody has split, and none where only validation is given.
-            source_pattern: see `sources_of`.
-            learn: whether a model is to learn from them, so that they tell the range of values.
+            test_fraction: share of each class to hold out for testing; by default TEST_FRACTION if
+                there are no splits at all, else 0.
+            source_pattern: regular expression for the source of a file; see `sources_of`.
+            learn: whether a model is to be trained on them; the range of 16-bit and float pictures
+                is then measured, else that of `fit` is kept.
 
         Raises:
-            ValueError: a class has no training images, or `test_fraction` is not in 0..1 or not
-                needed.
+            ValueError: a class has no training images, `test_fraction` is not in 0..1 or there is a
+                test split already, or `source_pattern` is no regular expression with a group.
         """
         labels = [self._classes(label) for label in self.labels]
-        trained = [part in ("", "train") for part in self.splits]
-        classes = self._known(name, labels, trained)
+        trained = [split in ("", "train") for split in self.splits]
+        classes = self._class_names(name, labels, trained)
         fit, notes = fit_to(fit, [*compress(self.paths, trained)] or self.paths, learn=learn)
-        numbers = self._numbers(classes, labels)
+        targets = self._targets(classes, labels)
         alike = [*zip(self.labels, self.splits, strict=True)]
         sources = sources_of(self.paths, alike, source_pattern)
         names = [str(path) for path in self.paths]
         images = Images(
             self._decoder(fit),
-            numbers,
+            targets,
             sources,
             names,
             sized=partial(self._sized, fit),
             are_files=True,
         )
-        parts = {part: images.subset(self._indices(part)) for part in SPLITS}
-        if test_fraction is not None and len(parts["test"]):
+        by_split = {split: images.subset(self._indices(split)) for split in SPLITS}
+        if test_fraction is not None and len(by_split["test"]):
             raise ValueError(f"{name} has a test split, so --test-fraction has nothing to do")
         if test_fraction is None:
             test_fraction = TEST_FRACTION if "" in self.splits else 0.0
-        if test_fraction and not len(parts["test"]):
-            parts["train"], parts["test"] = held_out(parts["train"], test_fraction)
-        notes = [*self._lines(classes, parts), *notes]
+        if test_fraction and not len(by_split["test"]):
+            by_split["train"], by_split["test"] = hold_out(by_split["train"], test_fraction)
+        notes = [*self._notes(classes, by_split), *notes]
         return ImageSet(
-            name, tuple(classes), fit, **parts, notes=tuple(notes), several=self.several
+            name, tuple(classes), fit, **by_split, notes=tuple(notes), several=self.several
         )
 
     def _decoder(self, fit: Fit) -> Callable[[int], Tensor]:
-        """Return index -> image, which is decoded once and kept."""
+        """Return a function of an index that returns the image, from the cache once decoded."""
         return cached(FileImages(self.paths, fit), self.paths, fit)
 
     def _sized(self, fit: Fit, side: int) -> Callable[[int], Tensor]:
-        """Return index -> image of at most this side, if the pictures are as large."""
+        """Return a function as `_decoder` does, for larger images than `fit` makes.
+
+        Their side is `side` pixels, or the median picture's shorter side if that is less.
+        """
         side = max(fit.image_size, min(side, shorter_side(self.paths)))
         return self._decoder(replace(fit, image_size=side))
 
-    def _known(
+    def _class_names(
         self, name: str, labels: Sequence[Sequence[str]], trained: Sequence[bool]
     ) -> list[str]:
-        """Return the classes, in the order of their names.
+        """Return the names of the classes, sorted.
 
         Raises:
             ValueError: one has no training images.
@@ -166,22 +173,22 @@ class Listing:
         known = {*chain(*labels)}
         learned = {*chain(*compress(labels, trained))} or known
         if only := sorted(known - learned):
-            part = next(p for p, some in zip(self.splits, labels, strict=True) if only[0] in some)
+            split = next(s for s, some in zip(self.splits, labels, strict=True) if only[0] in some)
             raise ValueError(
-                f"{name}: class {only[0]} stands only in {part}; put images of it into train, or "
+                f"{name}: class {only[0]} stands only in {split}; put images of it into train, or "
                 "remove it"
             )
         return sorted(known)
 
-    def _numbers(self, classes: Sequence[str], labels: Sequence[Sequence[str]]) -> Tensor:
-        """Return class indices (n,); of several labels an image, 0 and 1 (n, n_classes)."""
-        place = {name: i for i, name in enumerate(classes)}
+    def _targets(self, classes: Sequence[str], labels: Sequence[Sequence[str]]) -> Tensor:
+        """Return class indices (n,), or with several labels an image, 0 and 1 (n, n_classes)."""
+        index = {name: i for i, name in enumerate(classes)}
         if not self.several:
-            return torch.tensor([place[name] for (name,) in labels], dtype=torch.long)
-        numbers = torch.zeros(len(labels), len(classes), dtype=torch.uint8)
-        for row, names in zip(numbers, labels, strict=True):
-            row[[place[name] for name in names]] = 1
-        return numbers
+            return torch.tensor([index[name] for (name,) in labels], dtype=torch.long)
+        targets = torch.zeros(len(labels), len(classes), dtype=torch.uint8)
+        for row, names in zip(targets, labels, strict=True):
+            row[[index[name] for name in names]] = 1
+        return targets
 
     def _classes(self, label: str) -> list[str]:
         """Return the classes that a label names."""
@@ -189,31 +196,32 @@ class Listing:
             return [label]
         return [name.strip() for name in label.split(SEPARATOR) if name.strip()]
 
-    def _indices(self, part: str) -> Tensor:
-        wanted = ("", "train") if part == "train" else (part,)
+    def _indices(self, split: str) -> Tensor:
+        """Return the indices of a split's images; images without a split are training images."""
+        wanted = ("", "train") if split == "train" else (split,)
         return torch.tensor([i for i, s in enumerate(self.splits) if s in wanted]).long()
 
-    def _lines(self, classes: Sequence[str], parts: dict[str, Images]) -> list[str]:
-        """Return notes for the user: skipped files, drawn splits, missing classes."""
+    def _notes(self, classes: Sequence[str], by_split: dict[str, Images]) -> list[str]:
+        """Return notes for the user: skipped files, a drawn split, missing classes, duplicates."""
         lines = [*self.notes]
         if n := self.skipped.total():
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common(5))
             lines.append(f"{n} {'file is' if n == 1 else 'files are'} passed over: {kinds}")
-        if "" in self.splits and len(parts["test"]):
+        if "" in self.splits and len(by_split["test"]):
             lines.append(
-                f"these images have no splits: {len(parts['test'])} of {len(self.paths)} are held "
-                "out as the test split, the same in every run"
+                f"these images have no splits: {len(by_split['test'])} of {len(self.paths)} are "
+                "held out as the test split, the same in every run"
             )
-        tested = parts["test"].labels
+        tested = by_split["test"].labels
         counts = (
             tested.sum(dim=0) if self.several else tested.bincount(minlength=len(classes))
         ).tolist()
         missing = [name for name, n in zip(classes, counts, strict=True) if not n]
-        if missing and len(parts["test"]):
+        if missing and len(by_split["test"]):
             more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
             lines.append(f"no test image of {', '.join(missing[:10])}{more}")
-        unseen = [*parts["validation"].names, *parts["test"].names]
-        if twice := identical_files(unseen, parts["train"].names):
+        unseen = [*by_split["validation"].names, *by_split["test"].names]
+        if twice := identical_files(unseen, by_split["train"].names):
             lines.append(
                 f"{len(twice)} validation or test images are also in train, to the bit, so the "
                 "accuracy looks better than it is; vitft check lists them"
@@ -221,8 +229,8 @@ class Listing:
         return lines
 
 
-def held_out(images: Images, fraction: float) -> tuple[Images, Images]:
-    """Return images to train on and to test with; a `fraction` of 1 tests with all.
+def hold_out(images: Images, fraction: float) -> tuple[Images, Images]:
+    """Return training and test images, a `fraction` of each class for testing; 1 tests with all.
 
     Raises:
         ValueError: `fraction` is not in 0..1.

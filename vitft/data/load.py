@@ -20,21 +20,19 @@ def load_data(
 ) -> ImageSet:
     """Return the set that `data` names.
 
-    It names one of DATASETS, one drawn by the program, a folder (see `list_folder`) or a table (see
-    `list_table`).
-
     Args:
-        data: the name, folder or table.
-        fit: makes a square of a picture. That of the set also knows the range of 16-bit pictures.
+        data: the name of a torchvision set (see `DATASETS`) or of one that the program draws, a
+            folder (see `list_folder`) or a table (see `list_table`).
+        fit: makes a square of a picture. The set's own also has the range of 16-bit pictures.
         test_fraction: share of each class to hold out where there is no test split; see
             `Listing.image_set`.
-        source_pattern: what names the source of a file; see `sources_of`.
-        learn: whether a model is to learn from the set; if not, the range of `fit` stands.
+        source_pattern: regular expression for the source of a file; see `sources_of`.
+        learn: whether a model is to be trained on the set; if not, the range of `fit` is kept.
 
     Raises:
-        ValueError: unknown name; a folder or table that doesn't hold what it needs; an option that
-            does not suit it.
-        OSError: a named set is neither there nor could be downloaded.
+        ValueError: the name is unknown, the folder or table lacks something, or an option does not
+            apply to it.
+        OSError: a named set is not on this machine and could not be downloaded.
     """
     path = Path(data)
     if not is_files(data):
@@ -47,7 +45,7 @@ def load_data(
     found = listing.image_set(
         name, fit, test_fraction=test_fraction, source_pattern=source_pattern, learn=learn
     )
-    if not is_named_set(str(path)):  # without ./
+    if not is_named_set(str(path)):  # Path drops a leading ./
         return found
     return replace(
         found, notes=(f"{path} is taken as the folder here, not the set of that name", *found.notes)
@@ -58,15 +56,15 @@ def list_data(data: str) -> Listing:
     """Return the image files of a folder or table.
 
     Raises:
-        ValueError: it is neither, or doesn't hold what it needs.
+        ValueError: it is neither, or lacks something that it needs.
     """
     if not is_files(data):
         raise ValueError(f"{data} is neither a folder nor a CSV, TSV or Parquet file")
     return list_folder(Path(data)) if Path(data).is_dir() else list_table(Path(data))
 
 
-def unmistakable(data: str) -> str:
-    """Return `data`, or ./DATA where that is a folder called as a named set is."""
+def unambiguous(data: str) -> str:
+    """Return `data`, with ./ in front where it is a folder that has the name of a known set."""
     return f"./{data}" if is_named_set(data) and is_files(data) else data
 
 

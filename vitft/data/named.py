@@ -1,4 +1,4 @@
-"""Data sets that have a name, drawn by the program or torchvision's: both splits out."""
+"""The name of a data set in, drawn by the program or torchvision's; its images by split out."""
 
 import importlib
 import sys
@@ -21,7 +21,7 @@ from vitft.pictures.cache import data_folder
 from vitft.pictures.images import Images
 from vitft.pictures.preprocess import Fit
 
-N_DRAWN = {"train": 6000, "test": 2000}
+N_DRAWN = {"train": 6000, "test": 2000}  # images of a drawn set
 
 # name -> (class in torchvision.datasets, arguments for the training split, for the test split)
 DATASETS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -58,7 +58,9 @@ def is_named_set(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _DrawnImages:
+    """Drawn images, called with i for image i."""
+
     pixels: Any  # uint8 (n, height, width, C)
     fit: Fit
 
@@ -67,8 +69,10 @@ class _Drawn:
 
 
 @dataclass(frozen=True)
-class _Items:
-    dataset: Any
+class _TorchvisionImages:
+    """The images of a torchvision data set, called with i for image i."""
+
+    dataset: Any  # an item is (PIL image, label)
     fit: Fit
 
     def __call__(self, i: int) -> Tensor:
@@ -80,7 +84,7 @@ def load_named(name: str, fit: Fit) -> ImageSet:
 
     Raises:
         ValueError: no set has that name.
-        OSError: it is neither there nor could be downloaded.
+        OSError: it is not on this machine and could not be downloaded.
     """
     if name in DRAWN:
         return _load_drawn(name, fit)
@@ -95,7 +99,7 @@ def load_named(name: str, fit: Fit) -> ImageSet:
 def _load_drawn(name: str, fit: Fit) -> ImageSet:
     def images(seed: int, n: int) -> Images:
         pixels, labels = draw(name, n, seed=seed)
-        return Images(_Drawn(pixels.permute(0, 2, 3, 1).numpy(), fit), labels)
+        return Images(_DrawnImages(pixels.permute(0, 2, 3, 1).numpy(), fit), labels)
 
     train, test = images(0, N_DRAWN["train"]), images(1, N_DRAWN["test"])
     return ImageSet.of(name, DRAWN[name], fit, train, test)
@@ -112,14 +116,14 @@ def _load_torchvision(name: str, fit: Fit) -> ImageSet:
     classes = tuple(str(name if isinstance(name, (str, int)) else name[0]) for name in names)
     samples = getattr(train, "_samples", None) or ()
     sources = [source_of(Path(path)) for path, _ in samples if isinstance(path, (str, Path))]
-    images = Images(_Items(train, fit), labels[0], sources)
-    return ImageSet.of(name, classes, fit, images, Images(_Items(test, fit), labels[1]))
+    images = Images(_TorchvisionImages(train, fit), labels[0], sources)
+    return ImageSet.of(name, classes, fit, images, Images(_TorchvisionImages(test, fit), labels[1]))
 
 
 def import_torchvision() -> Any:
     """Return torchvision, also where its compiled operators were built for another torch.
 
-    Data sets need none of them.
+    Its import then fails, unless operators of these names exist; data sets call none of them.
     """
     try:
         return importlib.import_module("torchvision")
@@ -133,14 +137,14 @@ def import_torchvision() -> Any:
     return importlib.import_module("torchvision")
 
 
-# what it defines lasts as long as it does
+# Operators vanish with the library that defines them, so it lives as long as this module.
 _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
 
 
 def _open(dataset: Callable[..., Any], root: Path, arguments: dict[str, Any]) -> Any:
     """Return a torchvision data set that is under `root`, downloaded where it is not."""
     try:
-        return dataset(root, **arguments)  # there already: ask no network
+        return dataset(root, **arguments)  # works without a network if the files are there
     except (RuntimeError, OSError):
         pass
     try:
@@ -157,6 +161,7 @@ def _open(dataset: Callable[..., Any], root: Path, arguments: dict[str, Any]) ->
 
 
 def _labels(dataset: Any) -> list[int]:
+    """Return the labels, without decoding images where the data set has them in a list."""
     for name in ("targets", "labels", "_labels"):
         if (labels := getattr(dataset, name, None)) is not None:
             labels = torch.as_tensor(labels).long()

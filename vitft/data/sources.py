@@ -9,13 +9,13 @@ from pathlib import Path
 def sources_of(
     paths: Sequence[Path], alike: Sequence[Hashable], pattern: str | None = None
 ) -> list[str]:
-    """Return the source of each file where the names make sense, else the file itself.
+    """Return the source of each file, or the file itself where its name tells no plausible source.
 
     Args:
-        paths: of the files.
-        alike: of each file, what it has in common with others whose names are alike: its class.
+        paths: the files.
+        alike: for each file, its class and split; names are compared within these.
         pattern: a regular expression whose first group, found in a path, is the source; by default
-            see `source_of`.
+            the source is that of `source_of`.
 
     Raises:
         ValueError: the pattern is no regular expression with a group.
@@ -28,16 +28,17 @@ def sources_of(
     for i, key in enumerate(alike):
         groups.setdefault(key, []).append(i)
     for group in groups.values():
-        kept = believed([found[i] for i in group], [paths[i] for i in group])
-        for i, source in zip(group, kept, strict=True):
+        plausible = plausible_sources([found[i] for i in group], [paths[i] for i in group])
+        for i, source in zip(group, plausible, strict=True):
             found[i] = source
     return found
 
 
 def source_of(path: Path) -> str:
-    """Return what an image was cut from: TRACK for a file called TRACK_FRAME, else the file.
+    """Return the source of an image: TRACK for a file called TRACK_FRAME, else the file itself.
 
-    A date and a time, as in a phone's IMG_20240131_093000, are no track of that day.
+    Both names begin with the folder. A phone's IMG_20240131_093000 ends in a date and a time, not
+    in a track and a frame.
     """
     track = re.fullmatch(r"(.*\d)_\d+", path.stem)
     if track is None or re.search(r"(^|\D)\d{8}_\d{6,9}$", path.stem):
@@ -45,16 +46,22 @@ def source_of(path: Path) -> str:
     return f"{path.parent}/{track[1]}"
 
 
-def believed(sources: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """Return the sources of one class's files, or the files where the sources make no sense.
+def plausible_sources(sources: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """Return the sources of one class's files, or the files themselves if those are implausible.
 
-    They make no sense where one has nearly all files, as where names begin with the class's.
+    A source with more than three quarters of a class's files is implausible: it is rather the name
+    of the class, with which its files begin.
     """
     most = max(Counter(sources).values(), default=0)
     return [*sources] if most <= 0.75 * len(paths) else [str(path) for path in paths]
 
 
 def _compiled(pattern: str) -> "re.Pattern[str]":
+    """Return the compiled pattern.
+
+    Raises:
+        ValueError: it is no regular expression with a group.
+    """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -68,5 +75,6 @@ def _compiled(pattern: str) -> "re.Pattern[str]":
 
 
 def _matched(pattern: "re.Pattern[str]", path: Path) -> str:
+    """Return the first group that the pattern finds in a path, or the path where it finds none."""
     found = pattern.search(path.as_posix())
     return str(path) if found is None or found[1] is None else found[1]

@@ -1,4 +1,4 @@
-"""Labelled images in; training and validation, fewer of them, and their statistics out."""
+"""Labelled images in; training and validation images, subsets and channel statistics out."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from vitft.pictures.images import Images
 
 
 def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images]:
-    """Return training and validation images, the latter `fraction` of each class, in whole sources.
+    """Split images into training and validation images, a `fraction` of each class for validation.
 
-    A source with more than twice the wanted number of images stays in training. If every source is
-    that large, the smallest is used for validation. A class of a single source is split by image; a
-    class of a single image stays in training.
+    Images of one source stay together. A source with more than twice the wanted number of images
+    stays in training. If every source is that large, the smallest is used for validation. A class
+    of a single source is split by image; a class of a single image stays in training.
 
     Raises:
         ValueError: `fraction` is not in 0 <= fraction < 1.
@@ -35,19 +35,22 @@ def split(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images
         wanted = fraction * sum(map(len, groups.values()))
         members = list(groups.values())
         order = [members[i] for i in torch.randperm(len(members), generator=generator).tolist()]
-        taken = _choose([len(group) for group in order], wanted)
-        for place, group in enumerate(order):
-            (validation if place in taken else train).extend(group)
-    parts = [torch.tensor(sorted(part), dtype=torch.long) for part in (train, validation)]
-    return images.subset(parts[0]), images.subset(parts[1])
+        chosen = _choose([len(group) for group in order], wanted)
+        for i, group in enumerate(order):
+            (validation if i in chosen else train).extend(group)
+    kept, held_out = (torch.tensor(sorted(side), dtype=torch.long) for side in (train, validation))
+    return images.subset(kept), images.subset(held_out)
 
 
 def _choose(sizes: Sequence[int], wanted: float) -> set[int]:
-    """Return the places of sizes that sum up to `wanted`, or to little more, but never of all."""
+    """Return indices of sizes that add up to about `wanted`, at most twice that; never all of them.
+
+    Where every size is larger, the index of the smallest.
+    """
     chosen, total = set[int](), 0
-    for place, size in enumerate(sizes[:-1]):
+    for i, size in enumerate(sizes[:-1]):
         if total < wanted and total + size <= 2 * wanted:
-            chosen.add(place)
+            chosen.add(i)
             total += size
     if wanted and not chosen and len(sizes) > 1:
         chosen.add(min(range(len(sizes)), key=sizes.__getitem__))
@@ -55,7 +58,7 @@ def _choose(sizes: Sequence[int], wanted: float) -> set[int]:
 
 
 def limit(images: Images, n: int, *, seed: int) -> Images:
-    """Return `n` of the images, drawn at random with as equal a number from each class as there is.
+    """Return `n` of the images, drawn at random, as many from each class as far as they suffice.
 
     Raises:
         ValueError: `n` is not positive.
@@ -81,7 +84,7 @@ def few(images: Images, n: int, *, seed: int) -> Images:
 
 
 def _ranks(labels: Tensor) -> Tensor:
-    """Return for each label how many equal ones stand before it, (n,)."""
+    """Return for each of the labels (n,) how many equal ones come before it, (n,)."""
     ranks = torch.zeros_like(labels)
     for label in labels.unique():
         ranks[labels == label] = torch.arange(int((labels == label).sum()))
@@ -89,7 +92,10 @@ def _ranks(labels: Tensor) -> Tensor:
 
 
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return each channel's mean and standard deviation, pixels in 0..1, over <= 50,000 images."""
+    """Return the mean and standard deviation of each channel, for pixels in 0..1.
+
+    They are measured on at most 50,000 of the images.
+    """
     order = torch.arange(len(images))[:: len(images) // 50_000 + 1]
     total, squares, n_pixels = torch.zeros(1), torch.zeros(1), 0
     for batch, _ in images.batches(order.split(1000), torch.device("cpu")):

@@ -1,29 +1,30 @@
-"""A table of image files in, CSV, TSV or Parquet; its files with classes and splits out."""
+"""A table (CSV, TSV or Parquet) in; the image files that it names, with classes and splits, out."""
 
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vitft.data.listing import SEPARATOR, SPLITS, Listing
+from vitft.data.listing import SEPARATOR, SPLIT_NAMES, SPLITS, Listing
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
-PATH = ("path", "file_name")  # the latter is Hugging Face's
+PATH = ("path", "file_name")  # the second is the name in Hugging Face's metadata.csv
 LABEL = ("label", "labels")
-NAMES = {part: part for part in SPLITS} | {"val": "validation", "valid": "validation", "": ""}
 
 
-def list_table(file: Path, part: str = "") -> Listing:
+def list_table(file: Path, split: str = "") -> Listing:
     """Return the images that a table names.
 
-    Its columns are path (or file_name), beside the table where it is not absolute; label, several
-    with "|" between them; and, where it is wanted, split: train, val, valid, validation or test.
+    Its columns are `path` (or `file_name`), relative to the table's folder or absolute; `label`, or
+    several labels with "|" between them; and, optionally, `split`: train, val, valid, validation or
+    test.
 
     Args:
-        file: .csv, .tsv or .parquet.
-        part: the split of rows that tell none.
+        file: the .csv, .tsv or .parquet file.
+        split: the split of rows that name none; "" leaves them without a split.
 
     Raises:
-        ValueError: no such table, a column or value is missing or unknown, or files are missing.
+        ValueError: the table cannot be read or has no rows, a column or value is missing, a split
+            is unknown, or image files are missing.
     """
     rows = _rows(file)
     path_key, label_key = (_column(file, rows, names) for names in (PATH, LABEL))
@@ -33,11 +34,11 @@ def list_table(file: Path, part: str = "") -> Listing:
         if not name or not label:
             raise ValueError(f"{file}: row {number} lacks its {label_key if name else path_key}")
         given = row.get("split", "").lower()
-        if given not in NAMES:
+        if given and given not in SPLIT_NAMES:
             raise ValueError(
                 f"{file}: row {number} is of split {given!r}, not {', '.join(SPLITS)} or val"
             )
-        listing.add([file.parent / name], label, NAMES[given] or part)
+        listing.add([file.parent / name], label, SPLIT_NAMES.get(given, split))
         listing.several |= SEPARATOR in label
     if missing := [path for path in listing.paths if not path.is_file()]:
         names = ", ".join(str(path) for path in missing[:10])
