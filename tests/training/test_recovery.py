@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tests.training.test_loop import new_run, weights
 from vitft.optimizers.updates import NotFinite
+from vitft.training.forward import Pass
 from vitft.training.loop import train
 from vitft.training.run import Run
-from vitft.training.step import Pass
 
 
 class Poisoned(Run):
