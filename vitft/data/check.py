@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitft.data.listing import Listing
 from vitft.pictures.decode import read_image
-from vitft.pictures.preprocess import is_deep
+from vitft.pictures.preprocess import eight_bits, is_deep
 
 HASH_SIDE = 8  # side of a perceptual hash, which has 64 bits
 NEAR = 4  # the hashes of nearly the same pictures differ in at most so many bits
@@ -118,15 +118,18 @@ def _grey(image: Image.Image) -> tuple[Image.Image, float]:
 
     The values of a deep picture (16 bits or floats) are stretched to 0..255, since they may have
     any range.
+
+    Raises:
+        ValueError: such a value is not finite.
     """
-    if not is_deep(image):
-        grey = image.convert("L")
-        low, high = grey.getextrema()
-        return grey, float(high) - float(low)  # type: ignore[arg-type]
-    values = np.nan_to_num(np.asarray(image.convert("F"), np.float64), posinf=0, neginf=0)
-    values -= values.min()
-    values *= 255 / (values.max() or 1)
-    return Image.fromarray(values.astype(np.uint8)), float(values.max())
+    if is_deep(image):
+        values = np.asarray(image)
+        span = float(values.min()), float(values.max())
+        if span[0] != span[1]:
+            image = eight_bits(image, span)
+    grey = image.convert("L")
+    low, high = grey.getextrema()
+    return grey, float(high) - float(low)  # type: ignore[arg-type]
 
 
 def near_pairs(bits: Sequence[Tensor], names: Sequence[int]) -> list[tuple[int, int]]:

@@ -39,7 +39,7 @@ class Framing:
     # bicubic: Pillow resizes; draft-...: torch resizes, with antialiasing, and a JPEG is decoded at
     # a reduced size, of at least twice the side needed
     kernel: str = "bicubic"
-    # values of 16-bit and float pictures that become 0 and 255; None: see `_eight_bits`
+    # values of 16-bit and float pictures that become 0 and 255; None: see `eight_bits`
     range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -160,7 +160,7 @@ class Fit:
             raise ValueError(f"{image.width}x{image.height} pixels are more than can be decoded")
         image = ImageOps.exif_transpose(image)
         if is_deep(image):
-            image = _eight_bits(image, self.framing.range)
+            image = eight_bits(image, self.framing.range)
         return _on_white(image).convert(mode)
 
     def _scaled(self, image: Tensor, side: int, kernel: str) -> Tensor:
@@ -225,7 +225,7 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode.startswith(("I", "F"))
 
 
-def _eight_bits(image: Image.Image, span: tuple[float, float] | None) -> Image.Image:
+def eight_bits(image: Image.Image, span: tuple[float, float] | None) -> Image.Image:
     """Return a deep image, whose values Pillow would clip at 255, scaled to 8 bits.
 
     Args:
