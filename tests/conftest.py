@@ -51,7 +51,7 @@ def _empty_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 @pytest.fixture(autouse=True)
 def _repeatable() -> Iterator[None]:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed formats a traceback for a GPU
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(1)
@@ -100,6 +100,13 @@ def draws() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _undrawn() -> Iterator[None]:
     with drawing(BLANK):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _not_forced_to_disk() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
         yield
 
 
