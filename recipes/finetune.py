@@ -85,6 +85,7 @@ def _train_adapter(options: CommonOptions) -> Finetuned:
     check_base(options.base, folder)
     with locked(folder):
         model = load_model(options.base)
+        plan.check_sizes(model.config.patch_size)
         set_framing(model, options)
         fingerprint = adapters.fingerprint(model, exclude=("head",))
         data = open_data(options, model)

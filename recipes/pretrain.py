@@ -80,9 +80,6 @@ class PretrainOptions(TrainOptions):
     )
     shift: int = option(4, "Shift training images by up to this many pixels.")
     dropout: float = option(0.0, "Of the tokens, after the positions and in the feed-forward.")
-    sizes: tuple[str, ...] = option(
-        (), "Train on smaller images first: SIZE:SHARE of the epochs, e.g. 16:0.6,24:0.3."
-    )
     init: str = option("mimetic", f"Initial weights: {', '.join(INITS)} (arXiv:2305.09828).")
     pooling: str = option(
         "mean", "What the head reads: mean, the mean of the tokens, or cls, the class token."
@@ -120,7 +117,8 @@ def _pretrain(options: PretrainOptions) -> dict[str, Any]:
     known = {field.name for field in fields(PretrainOptions)}
     names = [field.name for field in fields(ViTConfig) if field.name in known]
     config = ViTConfig(**{name: getattr(options, name) for name in names})
-    plan = make_plan(options, device, parse_sizes(options.sizes, config))
+    plan = make_plan(options, device)
+    plan.check_sizes(config.patch_size)
     folder = check_run(options)
     with locked(folder):
         untrained = VisionTransformer(config)  # gives the preprocessing; classes are not known yet
@@ -146,27 +144,6 @@ def _pretrain(options: PretrainOptions) -> dict[str, Any]:
             return {"preset": options.preset}
 
         return train(model, splits, plan, options, folder, save)[1]
-
-
-def parse_sizes(sizes: tuple[str, ...], config: ViTConfig) -> tuple[tuple[int, float], ...]:
-    """Return (image size in pixels, share of the epochs) for each SIZE:SHARE.
-
-    Raises:
-        ValueError: a text has another form, a size is no multiple of the patch size, or a share or
-            their sum is not in 0..1.
-    """
-    text = f"sizes={','.join(sizes)}"
-    try:
-        parsed = [(int(size), float(share)) for size, share in (part.split(":") for part in sizes)]
-    except ValueError:
-        raise ValueError(f"{text} is not SIZE:SHARE,SIZE:SHARE, e.g. 16:0.6,24:0.3") from None
-    for size, share in parsed:
-        replace(config, image_size=size)  # raises if the patches do not fill it
-        if not 0 <= share <= 1:
-            raise ValueError(f"{text}: share {share} is not in 0..1")
-    if sum(share for _, share in parsed) > 1:
-        raise ValueError(f"{text}: the shares add up to more than 1")
-    return tuple(parsed)
 
 
 def run(options: PretrainOptions) -> None:

@@ -137,14 +137,19 @@ def pick_cached(model: VisionTransformer, options: CommonOptions, plan: Plan, n_
     Raises:
         ValueError: --cache-features is given, and would change what is trained.
     """
-    n, augmented = n_frozen(model), plan.augmentation != Augmentation()
+    n = n_frozen(model)
+    changes = {
+        "there is augmentation": plan.augmentation != Augmentation(),
+        "--sizes changes the images": bool(plan.sizes),
+        "the embedding trains, or has dropout": not n,
+    }
+    why = next((reason for reason, holds in changes.items() if holds), "")
     n_bytes = n_images * feature_bytes(model, n)
     if options.cache_features is None:
-        pays = n > 1 and plan.epochs > 1 and n_bytes <= CACHED_BYTES and not augmented
+        pays = n > 1 and plan.epochs > 1 and n_bytes <= CACHED_BYTES and not why
     else:
         pays = options.cache_features
-        if pays and (augmented or not n):
-            why = "there is augmentation" if augmented else "the embedding trains, or has dropout"
+        if pays and why:
             raise ValueError(f"--cache-features would change the result: {why}; leave it out")
     if pays:
         say(f"{n} of {len(model.stages())} stages are computed once, {n_bytes / 1e6:,.0f} MB")

@@ -58,6 +58,11 @@ class TrainOptions(DataOptions):
     checkpoint_blocks: bool = option(
         False, "Compute the blocks again in the backward pass: less memory, more time."
     )
+    sizes: tuple[str, ...] = option(
+        (),
+        "Train on smaller images first: SIZE:SHARE of the epochs, for example 16:0.6,24:0.3 for "
+        "32 pixels; less time, nearly the same result.",
+    )
     lr: float | None = option(1e-3, "Highest learning rate.")
     weight_decay: float = option(0.05, "Decoupled weight decay of matrices.")
     optimizer: str = option(
@@ -214,15 +219,8 @@ def pick_compile(options: TrainOptions, plan: Plan, n_train: int, device: torch.
     return bool(can_compile) and not plan.n_cached and options.epochs * n_train >= 5_000_000
 
 
-def make_plan(
-    options: TrainOptions, device: torch.device, sizes: tuple[tuple[int, float], ...] = ()
-) -> Plan:
-    """Return the plan that the options describe.
-
-    Args:
-        options: of the run.
-        device: where it trains.
-        sizes: (image size in pixels, share of the epochs) for smaller images at the start.
+def make_plan(options: TrainOptions, device: torch.device) -> Plan:
+    """Return the plan that the options describe, for training on `device`.
 
     Raises:
         ValueError: an option is unknown or out of its range.
@@ -269,6 +267,22 @@ def make_plan(
         and n_processes() == 1
         and can_record,
         augmentation=augmentation,
-        sizes=sizes,
+        sizes=_parse_sizes(options.sizes),
         auto_accumulate=options.auto_batch,
     )
+
+
+def _parse_sizes(texts: tuple[str, ...]) -> tuple[tuple[int, float], ...]:
+    """Return (image size in pixels, share of the epochs) for each SIZE:SHARE.
+
+    Raises:
+        ValueError: a text has another form.
+    """
+    try:
+        return tuple(
+            (int(size), float(share)) for size, share in (text.split(":") for text in texts)
+        )
+    except ValueError:
+        raise ValueError(
+            f"sizes={','.join(texts)} is not SIZE:SHARE,SIZE:SHARE, e.g. 16:0.6,24:0.3"
+        ) from None

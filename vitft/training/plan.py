@@ -78,12 +78,28 @@ class Plan:
             raise ValueError(f"patience={self.patience} is negative; 0 never ends a run early")
         if self.checkpoint_blocks and (self.compiled or self.recorded):
             raise ValueError("checkpoint_blocks=True is for steps neither compiled nor recorded")
+        shares = [share for _, share in self.sizes]
+        if not all(0 <= share <= 1 for share in shares) or sum(shares) > 1 + 1e-9:
+            raise ValueError(f"sizes={self.sizes}: shares are in 0..1 and add up to 1 at most")
         if self.n_cached and (self.augmentation != Augmentation() or self.sizes):
             raise ValueError(
                 f"n_cached={self.n_cached} computes features of unchanged images, but augmentation "
                 "or sizes change them; choose one"
             )
         lr_factor(self.schedule, 0, warmup=self.warmup)
+
+    def check_sizes(self, patch_size: int) -> None:
+        """Check that patches of this side fill every image of `sizes`.
+
+        Raises:
+            ValueError: a size is not a positive multiple of the patch size.
+        """
+        for size, _ in self.sizes:
+            if size < patch_size or size % patch_size:
+                near = max(1, round(size / patch_size)) * patch_size
+                raise ValueError(
+                    f"sizes: {size} is not a positive multiple of {patch_size=}; try {near}"
+                )
 
     def image_size(self, epoch: int, full: int) -> int:
         """Return the side, in pixels, of the images to train on in an epoch; `full` by default."""
