@@ -9,7 +9,6 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -136,7 +135,7 @@ def diff(
     states = {name: tuned.get_submodule(name).state_dict() for name in names}
     trained = {f"{PREFIX}{name}.{k}": t for name in names for k, t in states[name].items()}
     folder = _folder(factors, trained, names, None, getattr(tuned, "classes", None))
-    return load_adapter(base, replace(folder, trained=names), train=True), kept
+    return load_adapter(base, folder, train=True), kept
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -139,8 +139,6 @@ class Bank(nn.Module):
         if "a" in terms and rank > terms["a"][0]:
             terms |= {"a": torch.Size([rank, terms["a"][1]])}
             terms |= {"b": torch.Size([terms["b"][0], rank])}
-        if "gain" in terms and base.bias is not None:  # a gain does not scale the bias
-            terms |= {"bias": base.bias.shape}
         stack.add(self.ids, self.n_slots, terms)
         self.model.set_submodule(name, stack.eval())
 

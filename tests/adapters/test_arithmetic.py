@@ -1,6 +1,8 @@
 """Sums of adapters are sums of their true updates; the LoRA of a full tune is the closest one."""
 
 import copy
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -9,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from adapters import combine, diff, eject, inject, load_adapter, merge, save_adapter
-from adapters.many.arithmetic import closest
+from adapters.folder import read_adapter
+from adapters.many.arithmetic import A, closest
 from tests.adapters.toy import Toy, X, adapted, config, move, toy
 
 KINDS = ("lora", "rslora", "patterns", "pissa")
@@ -55,6 +58,29 @@ def test_concatenation_is_the_exact_weighted_sum(tmp_path: Path) -> None:
     assert total.classes == ("rslora", "b", "c")
 
 
+def test_the_rank_of_a_concatenation_is_the_sum_of_the_ranks(tmp_path: Path) -> None:
+    folders = [saved("lora", tmp_path / str(rank), rank=rank) for rank in (1, 2)]
+    both = combine(folders, [1, 1])
+    assert {len(t) for key, t in both.tensors.items() if key.endswith(A)} == {3}
+    assert both.config["r"] == both.config["lora_alpha"] == 3
+    assert not both.config.get("rank_pattern")
+
+
+def test_a_combination_is_of_the_adapters_base(tmp_path: Path) -> None:
+    both = combine([saved("lora", tmp_path / "a"), saved("lora", tmp_path / "b", 1)], [1, 1])
+    assert both.fingerprint == read_adapter(tmp_path / "a").fingerprint is not None
+    with pytest.raises(ValueError, match="trained on the base"):
+        load_adapter(toy(seed=1), both)
+
+
+def test_two_adapters_of_other_classes_need_a_choice(tmp_path: Path) -> None:
+    folders = [saved(kind, tmp_path / kind) for kind in ("lora", "rslora")]
+    message = "^the adapters have other classes or heads; choose whose by head_of=0, 1$"
+    with pytest.raises(ValueError, match=message):
+        combine(folders, [1, 1])
+    assert combine(folders, [1, 1], head_of=1).classes == ("rslora", "b", "c")
+
+
 def test_svd_is_the_closest_of_its_rank(tmp_path: Path) -> None:
     folders = [saved("lora", tmp_path / str(seed), seed) for seed in (1, 2)]
     total = sum(update(load_adapter(toy(), folder)) for folder in folders)
@@ -81,6 +107,17 @@ def test_ties_keeps_the_largest_and_lets_the_sign_be_elected(tmp_path: Path) -> 
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
+def test_ties_takes_ones_for_numbers_like_others(tmp_path: Path) -> None:
+    model = inject(toy(), config("lora", rank=1, alpha=1), trainable=("head",))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and not name.startswith("head"):
+                parameter.fill_(1.0)
+    save_adapter(model, tmp_path)
+    found = update(load_adapter(toy(), combine([tmp_path], [1], how="ties", density=1.0)))
+    torch.testing.assert_close(found, torch.ones_like(found), rtol=0, atol=1e-9)
+
+
 def test_dare_keeps_the_mean(tmp_path: Path) -> None:
     folder = saved("lora", tmp_path / "a")
     expected = update(load_adapter(toy(), folder))
@@ -95,6 +132,8 @@ def test_dare_keeps_the_mean(tmp_path: Path) -> None:
     assert error < 5 * expected.abs().max() / 80**0.5
     again = update(load_adapter(toy(), combine([folder], [1], how="dare", seed=7, rank=8)))
     assert torch.equal(again, drawn[7])
+    default = update(load_adapter(toy(), combine([folder], [1], how="dare", rank=8)))
+    assert torch.equal(default, drawn[0])
 
 
 def test_peft_reads_a_combination(tmp_path: Path) -> None:
@@ -111,6 +150,7 @@ def test_peft_reads_a_combination(tmp_path: Path) -> None:
         ({"weights": [1, 2]}, "1 folders and 2 weights; give one for each"),
         ({"weights": [float("nan")]}, "are not all finite"),
         ({"how": "mean"}, "how='mean' is unknown; choose from cat, svd, ties, dare"),
+        ({"density": 1.5}, "density=1.5 is not in 0 < density <= 1"),
         ({"density": 0}, "density=0 is not in 0 < density <= 1"),
         ({"rank": 0, "how": "svd"}, "rank=0 is not positive"),
         ({"rank": 3}, "rank=3 is not positive, or given for how='cat'"),
@@ -130,8 +170,16 @@ def test_other_methods_and_other_bases_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dora is no LoRA adapter, whose updates can be added up"):
         combine([tmp_path / "dora"], [1])
     save_adapter(adapted("lora", seed=1), tmp_path / "other")
-    with pytest.raises(ValueError, match="the adapters are of different bases"):
-        combine([saved("lora", tmp_path / "a"), tmp_path / "other"], [1, 1])
+    folder = saved("lora", tmp_path / "a")
+    message = r"^the adapters are of different bases: \w+, \w+$"
+    with pytest.raises(ValueError, match=message):
+        combine([folder, tmp_path / "other"], [1, 1])
+    one = read_adapter(folder)
+    lost = next(key for key in one.tensors if key.endswith("lora_B.weight"))
+    fewer = {key: t for key, t in one.tensors.items() if key != lost}
+    replace(one, tensors=fewer).save(tmp_path / "fewer")
+    with pytest.raises(ValueError, match=f"fewer: tensor {re.escape(lost)} is missing"):
+        combine([tmp_path / "fewer"], [1])
 
 
 def test_the_lora_of_a_full_tune_keeps_what_its_rank_can(tmp_path: Path) -> None:
@@ -179,6 +227,25 @@ def test_a_module_that_is_taken_over_is_meant_by_its_whole_name(tmp_path: Path) 
     save_adapter(model, tmp_path)
     again = load_adapter(copy.deepcopy(base), tmp_path)
     torch.testing.assert_close(again(X), tuned(X), rtol=0, atol=1e-10)
+
+
+def test_a_parameter_beside_modules_is_held_by_no_adapter() -> None:
+    class Scaled(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks.scale = nn.Parameter(torch.ones(8))  # of a module with children
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.blocks(self.embed(x)) * self.blocks.scale).mean(dim=1))
+
+    base = Scaled().double()
+    tuned = copy.deepcopy(base)
+    nn.init.normal_(tuned.blocks.scale)
+    nn.init.normal_(tuned.blocks[0].attn.wq.weight)
+    with pytest.raises(ValueError, match="blocks.scale changed, which no adapter holds"):
+        diff(copy.deepcopy(base), tuned)
+    _, kept = diff(copy.deepcopy(base), tuned, lossy=True)
+    assert kept["blocks.scale"] == 0
 
 
 def test_models_that_do_not_differ_or_fit_are_refused() -> None:

@@ -180,6 +180,12 @@ def test_a_head_alone_is_an_adapter_too(tmp_path: Path) -> None:
     check(Bank(toy(), [*folders.values()]), folders)
 
 
+def test_the_state_of_a_bank_is_the_bases(tmp_path: Path) -> None:
+    bank = Bank(toy(), [saved("lora", tmp_path / "a"), saved("ssf", tmp_path / "b")])
+    assert bank.model.state_dict().keys() == toy().state_dict().keys()
+    assert Bank(toy(), []).preprocessing is None
+
+
 def test_classes_that_nobody_names_are_numbers(tmp_path: Path) -> None:
     bases = [toy() for _ in range(2)]
     for base in bases:
@@ -188,6 +194,7 @@ def test_classes_that_nobody_names_are_numbers(tmp_path: Path) -> None:
     move(model)
     save_adapter(model, tmp_path)
     bank = Bank(bases[1], [tmp_path])
+    assert bank.preprocessing is None
     assert bank.classes == [(), ("0", "1", "2")]
     expected = model.eval()(IMAGES)
     found = bank(IMAGES, torch.ones(12, dtype=torch.long))

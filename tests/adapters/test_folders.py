@@ -69,6 +69,7 @@ def test_what_peft_saves_means_what_it_means_to_peft(config: Any, tmp_path: Path
         (LoRAConfig(targets=("fc1",), rank=2), ("norm",)),
         (adapters.IA3Config(targets=("head.fc2", "myfc2"), feedforward=("head.fc2",)), ()),
         (adapters.IA3Config(targets=("fc2", "myfc2"), feedforward=("fc2",)), ()),
+        (adapters.IA3Config(targets=("fc1", "fc2", "myfc2"), feedforward=("fc1", "fc2")), ()),
     ],
 )
 def test_names_that_end_alike_mean_the_same_to_peft(
@@ -84,6 +85,12 @@ def test_names_that_end_alike_mean_the_same_to_peft(
     again = adapters.load_adapter(nested(), tmp_path, train=True)
     names = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (model, again)]
     assert names[0] == names[1]
+
+
+def test_names_of_targets_come_in_a_list() -> None:
+    written = {"target_modules": ".*fc2", "feedforward_modules": ["fc2"]}
+    with pytest.raises(ValueError, match=r"targets='.\*fc2' is one string; write \('.\*fc2',\)"):
+        adapters.IA3Config.from_peft(written)
 
 
 def test_leftover_settings_of_a_start_are_no_hindrance(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """What each method is by its paper: its formula, and how many numbers it trains."""
 
+import itertools
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -247,7 +250,7 @@ def test_nothing_inside_a_target_can_be_trained_besides(kind: str, name: str) ->
         inject(toy(), config(kind), trainable=("head", name))
 
 
-@pytest.mark.parametrize("kind", ["adaptformer", "vpt"])
+@pytest.mark.parametrize("kind", ["adaptformer", "adapterplus", "vpt"])
 @pytest.mark.parametrize("on", [True, False])
 def test_a_wrapped_module_is_given_what_it_is_called_with(kind: str, on: bool) -> None:
     """Arguments by place and by name reach the base's forward, switched on or off."""
@@ -268,7 +271,15 @@ def test_a_wrapped_module_is_given_what_it_is_called_with(kind: str, on: bool) -
     assert seen == [(5, "all")]
 
 
-def test_prompts_need_tokens_back() -> None:
+WANTED = {
+    "vpt": "VPT adds tokens, but this block gives a tuple, not tokens; choose another method",
+    "adapterplus": "Adapter+ changes a block's tokens, but this one gives a tuple; "
+    "choose another method",
+}
+
+
+@pytest.mark.parametrize("method", WANTED)
+def test_a_block_must_give_tokens_back(method: str) -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -277,9 +288,31 @@ def test_prompts_need_tokens_back() -> None:
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
             return self.norm(x), None
 
-    layer = METHODS["vpt"]().adapt(Pair(), "blocks.0")
-    with pytest.raises(ValueError, match="VPT adds tokens, but this block gives a tuple, not to"):
+    layer = METHODS[method]().adapt(Pair(), "blocks.0")
+    with pytest.raises(ValueError, match=f"^{re.escape(WANTED[method])}$"):
         layer(torch.randn(1, 3, 8))
+    layer.enabled = False
+    assert isinstance(layer(torch.randn(1, 3, 8)), tuple)
+
+
+def test_a_feedforward_may_have_any_number_of_linears() -> None:
+    sides = (8, 12, 9, 8)
+    three = nn.Sequential(*(nn.Linear(n, m) for n, m in itertools.pairwise(sides)))
+    layer = METHODS["adaptformer"](width=2).adapt(three, "ffn")
+    assert layer(torch.randn(1, 3, 8)).shape == (1, 3, 8)
+    with pytest.raises(ValueError, match="'ffn' is no feed-forward"):
+        METHODS["adaptformer"](width=2).adapt(three[:2], "ffn")
+
+
+def test_a_block_without_a_norm_is_named() -> None:
+    with pytest.raises(ValueError, match="'blocks.7' has no nn.LayerNorm that tells its width; Ad"):
+        METHODS["adapterplus"]().adapt(nn.Sequential(nn.Linear(8, 8)), "blocks.7")
+
+
+def test_what_has_no_bias_at_all_is_no_target_of_bitfit() -> None:
+    assert not METHODS["bitfit"]().suits(nn.GELU())
+    assert not METHODS["bitfit"]().suits(nn.Linear(2, 2, bias=False))
+    assert METHODS["bitfit"]().suits(nn.Linear(2, 2))
 
 
 def test_names_may_come_in_a_list() -> None:
