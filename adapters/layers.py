@@ -152,7 +152,7 @@ class AdapterNorm(AffineLayer, nn.LayerNorm):
     """An `nn.LayerNorm` whose weight and bias (D,) are the base layer's Parameters."""
 
     def __init__(self, base: nn.LayerNorm) -> None:
-        super().__init__(base.normalized_shape, base.eps, bias=base.bias is not None, device="meta")
+        super().__init__(base.normalized_shape, base.eps, device="meta")
         self.weight, self.bias = base.weight, base.bias
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ class DoRALinear(LoRALinear):
     """y = c (W x + scale B A x) + b; c = magnitude / ||W + scale B A||, one number for each row."""
 
     def __init__(
-        self, base: nn.Linear, *, rank: int, scale: float, dropout: float, init: str = "kaiming"
+        self, base: nn.Linear, *, rank: int, scale: float, dropout: float, init: str
     ) -> None:
         super().__init__(base, rank=rank, scale=scale, dropout=dropout, init=init)
         self.magnitude = nn.Parameter(self.row_norm())  # (O,)

@@ -123,7 +123,7 @@ class LoRALinear(LowRankLinear):
     start_b: Tensor  # B0: (O, R)
 
     def __init__(
-        self, base: nn.Linear, *, rank: int, scale: float, dropout: float, init: str = "kaiming"
+        self, base: nn.Linear, *, rank: int, scale: float, dropout: float, init: str
     ) -> None:
         super().__init__(base, dropout=dropout)
         self.scale = scale

@@ -1,6 +1,7 @@
 """What each method is by its paper: its formula, and how many numbers it trains."""
 
 import itertools
+import math
 import re
 
 import pytest
@@ -187,7 +188,8 @@ def test_converted_starts_keep_the_base_and_save_a_plain_lora_of_twice_the_rank(
         ("vera", {"projection_seed": -1}, "projection_seed=-1 is not in 0 <= seed"),
         ("lokr", {"decompose_factor": 0}, "decompose_factor=0 is neither positive nor -1"),
         ("ia3", {"feedforward": "w2"}, "feedforward='w2' is one string; write a tuple"),
-        ("ia3", {"feedforward": ("ffn.w2",)}, "'ffn.w2' says more than the target 'w2'"),
+        ("ia3", {"feedforward": ("ffn.w2",)}, "more than the target 'w2'; name both alike$"),
+        ("vera", {"d_initial": math.inf}, "^d_initial=inf is not finite; 0.1 is usual$"),
         ("adaptformer", {"width": 0}, "width=0 is not a positive integer; 64 is usual"),
         ("adaptformer", {"scale": 0.0}, "scale=0.0 is not positive; 0.1 is usual"),
         ("adaptformer", {"dropout": 1.0}, "dropout=1.0 is not in 0 <= dropout < 1"),
@@ -207,6 +209,7 @@ def test_options_out_of_their_range_are_refused(
 @pytest.mark.parametrize(
     ("method", "target", "message"),
     [
+        ("ia3", "norm", "'blocks.0.norm' is a LayerNorm, not an nn.Linear"),
         ("norm", "head", "'head' is a Linear, not an nn.LayerNorm"),
         ("ssf", "blocks", "'blocks' is a Sequential, not an nn.Linear or nn.LayerNorm"),
         ("adaptformer", "embed", "'embed' is a Linear with weights of its own or none"),
