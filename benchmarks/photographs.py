@@ -4,10 +4,10 @@
 
 Both start as a process of their own and end with the accuracy on the test split: the same
 training images, epochs, batch size and learning rate; LoRA of rank 8 on every linear of the blocks;
-no augmentation. vitft takes float32, as the peer does, and what it chooses by itself: bfloat16
-where the processor has it. The peer is `Trainer` with PEFT and torchvision's transforms in a
-DataLoader with as many workers as cores. In turn; seconds are of the clock, megabytes the peak of
-the largest process.
+no augmentation. vitft takes float32, as the peer does; the same with smaller images in the first
+epochs; and what it chooses by itself, bfloat16 where the processor has it. The peer is `Trainer`
+with PEFT and torchvision's transforms in a DataLoader with as many workers as cores. In turn;
+seconds are of the clock, megabytes the peak of the largest process.
 """
 
 import json
@@ -41,14 +41,20 @@ COLUMNS = {"way": "", "seconds": ",.0f", "megabytes": ",.0f", "test_accuracy": "
 @click.option("--epochs", default=3, show_default=True)
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--lr", default=1e-3, show_default=True)
+@click.option("--sizes", default="84:0.67", show_default=True, help="Smaller images first.")
 @click.option("--rounds", default=2, show_default=True)
 @click.option("--peer", type=click.Path(path_type=Path), hidden=True)
-def main(peer: Path | None, rounds: int, **given: Any) -> None:
-    """Run both ways in turn and print the medians."""
+def main(peer: Path | None, rounds: int, sizes: str, **given: Any) -> None:
+    """Run all ways in turn and print the medians."""
     if peer is not None:
         peer.write_text(json.dumps({"test_accuracy": train_peer(**given)}))
         return
-    options = dict(given)
+    options = given | {"sizes": sizes}
+    ways = {
+        "vitft, float32": ["--precision=fp32"],
+        f"vitft, float32, --sizes {sizes}": ["--precision=fp32", f"--sizes={sizes}"],
+        "vitft, by itself": [],
+    }
     with TemporaryDirectory() as folder:
         data = few_images(Path(given["data"]), Path(folder, "data"), given.pop("shots"))
         n = sum(1 for _ in data.glob("train/*/*"))
@@ -59,11 +65,10 @@ def main(peer: Path | None, rounds: int, **given: Any) -> None:
             out = Path(folder, f"peer{i}.json")
             command = ["-m", "benchmarks.photographs", *flags, f"--peer={out}"]
             found["transformers' Trainer"].append(timed(command) | json.loads(out.read_text()))
-            for way, precision in (("vitft, float32", "fp32"), ("vitft, by itself", "auto")):
-                out = Path(folder, f"{precision}{i}")
+            for way, own in ways.items():
+                out = Path(folder, f"{len(found[way])} {way}")
                 command = ["-m", "vitft", "finetune", "--adapter=lora", *flags, f"--out={out}"]
-                command += [f"--precision={precision}", "--val-fraction=0", "--rank=8"]
-                cost = timed([*command, "--alpha=16"])
+                cost = timed([*command, *own, "--val-fraction=0", "--rank=8", "--alpha=16"])
                 told = json.loads((out / "summary.json").read_text())
                 found[way].append(cost | {"test_accuracy": told["test_accuracy"]})
     rows = [
