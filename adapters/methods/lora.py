@@ -240,7 +240,7 @@ class LoRAConfig(RankConfig):
         Raises:
             ValueError: an option is missing, has a wrong value, or is in use but not supported.
         """
-        init = written.get("init_lora_weights", True)
+        init = written.get("init_lora_weights")
         if init not in (None, True, False, *UNCHANGED):
             raise ValueError(
                 f"option init_lora_weights={init!r} changes the base's weights; convert it with "

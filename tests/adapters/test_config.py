@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -208,6 +209,19 @@ def test_a_rank_may_exceed_the_sides_unless_the_start_is_of_the_weight() -> None
     LoRAConfig(rank=9).adapt(linear(), "wq")
     with pytest.raises(ValueError, match=r"rank=9 exceeds the smaller side of 'wq', \(9, 8\)"):
         LoRAConfig(rank=9, init="pissa").adapt(linear(), "wq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized(LoRAConfig):
+    """LoRA with another size that the tensors of a file tell."""
+
+    depth: int = 3
+
+
+def test_sizes_follow_the_patterns_of_ranks_alone() -> None:
+    sized = Sized(rank=4, rank_pattern={"wq": 2}, depth=5)
+    found = [sized.size(option, name) for option in ("rank", "depth") for name in ("wq", "wv")]
+    assert found == [2, 4, 5, 5]
 
 
 def test_dora_refuses_rows_of_zeros() -> None:

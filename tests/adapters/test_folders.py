@@ -1,6 +1,7 @@
 """Folders of PEFT's and of third parties, damaged ones, and several that write to one at once."""
 
 import copy
+import re
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ LORA = {"r": 2, "init_lora_weights": False}
         peft.LoraConfig(target_modules=["fc1"], modules_to_save=["head"], **LORA),
         peft.LoraConfig(target_modules="all-linear", modules_to_save=["head"], **LORA),
         peft.LoraConfig(target_modules=["fc1"], modules_to_save=["norm"], **LORA),
+        peft.LoraConfig(target_modules=["myfc2"], modules_to_save=["norm", "head"], **LORA),
         peft.LoraConfig(target_modules=["fc1", "no_such"], **LORA),
         peft.LoraConfig(target_modules=["fc1"], r=2, init_lora_weights="orthogonal"),
         peft.LoraConfig(target_modules=["fc1"], r=2, init_lora_weights="mica"),
@@ -104,7 +106,11 @@ def test_leftover_settings_of_a_start_are_no_hindrance(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", ["pissa", "corda", "olora", "loftq", "lora_ga"])
 def test_starts_that_change_the_base_are_refused(start: str) -> None:
-    with pytest.raises(ValueError, match=f"init_lora_weights='{start}' changes the base's weights"):
+    message = (
+        f"option init_lora_weights={start!r} changes the base's weights; convert it with PEFT's "
+        "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         LoRAConfig.from_peft({"target_modules": ["wq"], "init_lora_weights": start})
 
 

@@ -184,10 +184,12 @@ def test_the_fingerprint_tells_the_base_only(kind: str) -> None:
     assert before != fingerprint(model)
     assert before == fingerprint(model.float(), exclude=("head",))
     assert before != fingerprint(toy(1), exclude=("head",))
+    both = fingerprint(model, exclude=("head", "embed"))
     inject(model, config(kind), trainable=("head",))
     assert fingerprint(model) == before
     fit(model.double())
     assert fingerprint(model) == before
+    assert fingerprint(model, exclude=("embed",)) == both
     assert fingerprint(eject(model), exclude=("head",)) == before
 
 

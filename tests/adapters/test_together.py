@@ -50,6 +50,11 @@ def test_logits_and_gradients_are_those_of_each_alone(kind: str) -> None:
     check(base, members(base, kind, kind, kind))
 
 
+def test_one_model_may_be_alone_in_a_joint_pass() -> None:
+    base = toy()
+    check(base, members(base, "lora"))
+
+
 def test_methods_ranks_and_targets_train_together() -> None:
     base = toy()
     for first in range(0, len(STACKED) - 3, 4):
