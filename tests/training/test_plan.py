@@ -76,7 +76,7 @@ def test_what_is_on_the_edge_is_allowed(options: dict[str, Any]) -> None:
 def test_sizes_add_up_and_the_last_epoch_is_in_full() -> None:
     plan = Plan(**GOOD | {"epochs": 8, "sizes": ((4, 0.25), (8, 0.25), (12, 0.125))})
     assert [plan.image_size(epoch, 16) for epoch in range(8)] == [4, 4, 8, 8, 12, 16, 16, 16]
-    plan = Plan(**GOOD | {"epochs": 4, "sizes": ((4, 0.5), (8, 9.0))})
+    plan = Plan(**GOOD | {"epochs": 4, "sizes": ((4, 0.5), (8, 0.5))})
     assert [plan.image_size(epoch, 16) for epoch in range(4)] == [4, 4, 8, 16]
     plan = Plan(**GOOD | {"epochs": 1, "sizes": ((4, 1.0),)})
     assert plan.image_size(0, 16) == 16
