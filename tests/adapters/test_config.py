@@ -114,7 +114,7 @@ def test_copies_and_pickles_of_an_adapted_model_are_independent(kind: str) -> No
                 assert own[key] is parameter
 
 
-@pytest.mark.parametrize("kind", KINDS if ALL else some([*METHODS], 5))
+@pytest.mark.parametrize("kind", KINDS if ALL else some([*METHODS], 7))
 def test_compiled_in_place_equals_eager_with_adapters_on_off_and_on(kind: str) -> None:
     model = adapted(kind)
     keys, on, off = list(model.state_dict()), model(X), toy()(X)
