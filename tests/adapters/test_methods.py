@@ -3,15 +3,17 @@
 import itertools
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters import METHODS, inject
+from adapters import METHODS, inject, load_adapter, save_adapter
+from adapters.folder import read_adapter
 from adapters.methods.lokr import factorise
-from tests.adapters.toy import X, adapted, config, toy
+from tests.adapters.toy import X, adapted, config, move, toy
 from tests.conftest import TINY
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
@@ -175,6 +177,22 @@ def test_converted_starts_keep_the_base_and_save_a_plain_lora_of_twice_the_rank(
         torch.testing.assert_close(module.scale * module.lora_b @ module.lora_a, best)
     else:
         torch.testing.assert_close(module.lora_b.T @ module.lora_b, torch.eye(2).double())
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_patterns_of_a_converted_start_are_saved_for_twice_the_rank(
+    rslora: bool, tmp_path: Path
+) -> None:
+    own = {"rank_pattern": {"wq": 3}, "alpha_pattern": {"attn.wv": 5.0}, "use_rslora": rslora}
+    model = inject(toy(), config("pissa", **own), trainable=("head",))
+    move(model)
+    save_adapter(model, tmp_path)
+    written = read_adapter(tmp_path).config
+    factor = math.sqrt(2) if rslora else 2
+    assert (written["r"], written["rank_pattern"]) == (4, {"wq": 6})
+    assert written["lora_alpha"] == pytest.approx(16 * factor)
+    assert written["alpha_pattern"] == {"attn.wv": pytest.approx(5 * factor)}
+    torch.testing.assert_close(load_adapter(toy(), tmp_path)(X), model(X), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
