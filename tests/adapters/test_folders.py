@@ -23,7 +23,7 @@ def nested() -> nn.Module:
     """Return a model whose head holds a linear called as one outside it, and two norms."""
     torch.manual_seed(0)
     head = OrderedDict(fc1=nn.Linear(8, 8), act=nn.GELU(), fc2=nn.Linear(8, 3))
-    parts = {"fc1": nn.Linear(8, 8), "q_norm": nn.LayerNorm(8), "norm": nn.LayerNorm(8)}
+    parts = {"fc1": nn.Linear(8, 8), "a_norm": nn.LayerNorm(8), "norm": nn.LayerNorm(8)}
     return nn.Sequential(OrderedDict(**parts, myfc2=nn.Linear(8, 8), head=nn.Sequential(head)))
 
 

@@ -287,8 +287,12 @@ def test_an_option_that_does_not_fit_is_named(
 @every_kind
 def test_another_base_is_refused(kind: str, tmp_path: Path) -> None:
     save_adapter(adapted(kind), tmp_path)
-    expected = fingerprint(toy(), exclude=("head",))
-    with pytest.raises(ValueError, match=f"trained on the base {expected}, but this one is"):
+    expected, found = (fingerprint(toy(seed), exclude=("head",)) for seed in (0, 1))
+    message = (
+        f": trained on the base {expected}, but this one is {found}; load that base, and cast it "
+        "to another dtype only afterwards$"
+    )
+    with pytest.raises(ValueError, match=message):
         load_adapter(toy(1), tmp_path)
     base = toy(1)
     base.load_state_dict({k: t for k, t in toy().state_dict().items() if "head" not in k}, False)
