@@ -132,7 +132,7 @@ def recalled(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     if given.get("resume") and "out" in given:
         return resumed_options(given, FinetuneOptions)
-    if "from_" not in given:
+    if given.get("from_") is None:
         return {}
     if fixed := sorted({*FIXED, *method_options()} & given.keys()):
         raise ValueError(f"--from goes on with the adapter as it is; leave out --{fixed[0]}")

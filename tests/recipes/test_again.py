@@ -81,6 +81,9 @@ def test_what_stands_cannot_be_given_again(
     for flag, name in (("--rank=2", "rank"), ("--base=cifar10", "base"), ("--layers=1", "layers")):
         told = vitft("finetune", *given, flag, code=2).stderr
         assert f"--from goes on with the adapter as it is; leave out --{name}" in told
+    told = vitft("finetune", *given[:-1], first, "--overwrite", code=2).stderr
+    assert "holds the run to go on with; choose another --out" in told
+    assert (first / "adapter_model.safetensors").is_file()
     shutil.rmtree(first)
     assert "there is no run to go on with" in vitft("finetune", *given, code=2).stderr
 
