@@ -1,6 +1,5 @@
 """A base as one .safetensors file: tensors, and config, class names, preprocessing as metadata."""
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from vitft.devices.processes import is_first
 from vitft.devices.spread import is_sharded, whole
-from vitft.files import check_weight, read_metadata, read_tensors, write_tensors
+from vitft.files import check_weight, read_json, read_metadata, read_tensors, write_tensors
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 from vitft.records import record_of
@@ -176,7 +175,7 @@ def is_library_folder(folder: Path) -> bool:
     if not config.is_file():
         return any(folder.glob("*.pth")) or (folder / "open_clip_model.safetensors").is_file()
     try:
-        return not {"model_type", "architecture"}.isdisjoint(json.loads(config.read_text()))
+        return not {"model_type", "architecture"}.isdisjoint(read_json(config))
     except (ValueError, TypeError):
         return False
 
