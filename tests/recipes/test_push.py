@@ -157,6 +157,21 @@ def test_no_path_of_this_machine_is_published(run: Path, base: Path, folder: Pat
     assert "base" not in json.loads(texts["summary.json"])
 
 
+def test_paths_that_are_relative_to_another_folder_are_not_published(
+    vitft: Run, base: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(base.parent, tmp_path / "secret" / "base")
+    shutil.copytree(folder, tmp_path / "secret" / "colours")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--adapter=linear", "--base=secret/base", "--data=secret/colours", "--epochs=1"]
+    vitft("finetune", *flags, "--out=secret/run")
+    monkeypatch.chdir("secret/run")
+    files = published(Path("."), "someone/colours", with_report=True)
+    texts = {name: text.decode() for name, text in files.items() if isinstance(text, bytes)}
+    assert not [name for name, text in texts.items() if "secret" in text]
+    assert "<dd>colours</dd>" in texts["report.html"]
+
+
 def test_a_path_in_the_weights_header_is_refused(base: Path, tmp_path: Path) -> None:
     model = load_model(base)
     model.facts = {"config": {"_name_or_path": str(Path.home() / "models" / "x")}}
