@@ -79,8 +79,9 @@ def compare(options: CompareOptions) -> list[dict[str, Any]]:
         ValueError, OSError: a folder holds no finished run or a broken one, or the page cannot be
             written.
     """
-    folders = dict.fromkeys(run for folder in options.dir for run in find_runs(folder))
-    rows = differing_options([read_run(folder) for folder in folders])
+    found = [run for folder in options.dir for run in find_runs(folder)]
+    folders = {Path(run).resolve(): run for run in reversed(found)}  # each once, by its first name
+    rows = differing_options([read_run(folder) for folder in reversed(folders.values())])
     rows.sort(key=lambda row: (_images(row), -(row["test_accuracy"] or 0), -_val_accuracy(row)))
     with output(options.out) as out:
         write_page(out, "Runs side by side", "".join(map(_section, by_images(rows))))

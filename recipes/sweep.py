@@ -242,6 +242,9 @@ def run(options: SweepBase) -> None:
         ValueError, OSError: as for `sweep`.
     """
     if options.plan is not None:
+        if options.only is not None or options.ray:
+            flag = "--ray" if options.ray else "--only"
+            raise ValueError(f"--plan writes the commands of all runs; leave out {flag}")
         runs = [given for _, given in combinations(options)]
         with output(options.plan) as plan:
             write_bytes(plan, plan_text(runs).encode())

@@ -228,6 +228,14 @@ def test_a_librarys_folder_is_known_by_its_files(
     assert is_library_folder(tmp_path) is expected
 
 
+@pytest.mark.parametrize("name", ["base.pt", "base.pth", "base.bin"])
+def test_a_base_is_not_saved_as_what_it_could_not_be_read_as(tmp_path: Path, name: str) -> None:
+    model = VisionTransformer(ViTConfig(**TINY))
+    with pytest.raises(ValueError, match=r"let its name end in \.safetensors"):
+        save_model(model, tmp_path / name)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_librarys_file_is_known_by_its_kind(tmp_path: Path) -> None:
     for suffix, expected in ((".pth", True), (".pt", True), (".bin", True), (".txt", False)):
         assert is_foreign(tmp_path / f"a{suffix}") is expected

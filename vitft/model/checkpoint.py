@@ -26,6 +26,7 @@ class _Metadata:
 
 
 BUNDLED = Path(__file__).parents[1] / "bases"
+PICKLES = (".pth", ".pt", ".bin")  # ends of the names of other libraries' files
 
 
 def save_model(model: VisionTransformer, path: str | Path) -> None:
@@ -35,9 +36,12 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
     writes.
 
     Raises:
-        ValueError: the model has adapters, or its class names don't fit its head.
+        ValueError: the model has adapters, its class names don't fit its head, or the path ends as
+            a pickle's does.
         OSError: the file cannot be written.
     """
+    if Path(path).suffix in PICKLES:
+        raise ValueError(f"{path} would be read as a pickle; let its name end in .safetensors")
     config = config_of(model)
     if len(model.classes) != config.n_classes:
         raise ValueError(
@@ -183,7 +187,7 @@ def is_library_folder(folder: Path) -> bool:
 def is_foreign(path: Path) -> bool:
     """Return whether a file is another library's: a pickle, or safetensors without our metadata."""
     if path.suffix != ".safetensors":
-        return path.suffix in (".pth", ".pt", ".bin")
+        return path.suffix in PICKLES
     try:
         with safe_open(path, framework="pt") as file:
             return "vitft" not in (file.metadata() or {})
