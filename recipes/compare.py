@@ -17,7 +17,7 @@ from recipes.shared.runs import MAY_DIFFER
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.files import read_json
-from vitft.records import record_of
+from vitft.records import part_of, record_of
 from vitft.report.comparison import OF_IMAGES, ranking, table, text_table
 from vitft.report.page import write_page
 
@@ -79,8 +79,9 @@ def compare(options: CompareOptions) -> list[dict[str, Any]]:
         ValueError, OSError: a folder holds no finished run or a broken one, or the page cannot be
             written.
     """
-    folders = dict.fromkeys(run for folder in options.dir for run in find_runs(folder))
-    rows = differing_options([read_run(folder) for folder in folders])
+    found = [run for folder in options.dir for run in find_runs(folder)]
+    folders = {Path(run).resolve(): run for run in reversed(found)}  # each once, by its first name
+    rows = differing_options([read_run(folder) for folder in reversed(folders.values())])
     rows.sort(key=lambda row: (_images(row), -(row["test_accuracy"] or 0), -_val_accuracy(row)))
     with output(options.out) as out:
         write_page(out, "Runs side by side", "".join(map(_section, by_images(rows))))
@@ -139,7 +140,7 @@ def read_run(folder: str) -> dict[str, Any]:
     """
     config = Path(folder, "config.json")
     try:
-        summary = record_of(Summary, _known(Summary, Path(folder, "summary.json")), "summary.json")
+        summary = part_of(Summary, read_json(Path(folder, "summary.json")), "summary.json")
         options = read_json(config) if config.is_file() else {}
         options = record_of(dict[str, Any], options, "config.json")
     except (ValueError, OSError) as error:
@@ -158,14 +159,6 @@ def read_run(folder: str) -> dict[str, Any]:
         "seconds": summary.seconds + summary.feature_seconds,
         "file_kB": None if summary.file_bytes is None else summary.file_bytes / 1000,
     }
-
-
-def _known(kind: type[Any], path: Path) -> dict[str, Any]:
-    """Return those values of a JSON file that are fields of this dataclass."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise ValueError(f"{path.name} is no dictionary")
-    return {name: found[name] for name in kind.__dataclass_fields__ if name in found}
 
 
 def differing_options(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

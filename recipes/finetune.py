@@ -77,12 +77,18 @@ def train_adapter(options: CommonOptions) -> Finetuned:
 
 
 def _train_adapter(options: CommonOptions) -> Finetuned:
-    """Train an adapter, in a process that has joined the others."""
+    """Train an adapter, in a process that has joined the others.
+
+    Raises:
+        ValueError, OSError, KeyboardInterrupt: as for `train_adapter`.
+    """
     device = pick_device(options.device)
     options, config, plan = resolve(options, device)
     logger.debug("adapter: %s", config)
     folder = check_run(options)
     check_base(options.base, folder)
+    if options.from_ is not None and Path(options.from_).resolve() == folder.resolve():
+        raise ValueError(f"{folder} holds the run to go on with; choose another --out")
     with locked(folder):
         model = load_model(options.base)
         plan.check_sizes(model.config.patch_size)

@@ -19,7 +19,7 @@ from recipes.sharing.public import (
     is_public,
     private_paths,
 )
-from recipes.sharing.run_files import read_run_files
+from recipes.sharing.run_files import read_run_files, read_text
 from vitft import hub
 from vitft.command import options as cli
 from vitft.command.options import option
@@ -69,12 +69,12 @@ def published(folder: Path, repository: str, *, with_report: bool) -> dict[str, 
     paths = private_paths(folder, run.config, run.summary, run.adapter)
     check_weights(run.file, paths)
     is_made = is_ours(folder)
-    texts = {CARD: card(folder, repository) if is_made else (folder / CARD).read_text()}
+    texts = {CARD: card(folder, repository) if is_made else read_text(folder / CARD)}
     if run.summary:
         texts["summary.json"] = json.dumps(public(run.summary), indent=2) + "\n"
     for name in (*TEXTS, *[REPORT] * with_report):
         if (folder / name).is_file():
-            texts[name] = (folder / name).read_text()
+            texts[name] = read_text(folder / name)
     files = {name: cleaned(text, paths).encode() for name, text in texts.items()}
     return {run.file.name: run.file, **files}
 

@@ -5,20 +5,21 @@
 
 import json
 import shlex
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
-from recipes.finetune import finetune
+from recipes.finetune import train_adapter
 from recipes.pretrain import PretrainOptions, pretrain
 from recipes.shared.finetuning import FinetuneOptions
 from recipes.shared.runs import read_config, typed_options
 from vitft.command import options as cli
 from vitft.command.options import option
-from vitft.files import read_tensors
+from vitft.files import read_json, read_metadata, read_tensors
+from vitft.records import part_of
 
 PURPOSE = "do again"
 FIGURES = ("test_accuracy", "val_accuracy")
@@ -38,25 +39,43 @@ class RerunOptions:
     json: bool = option(False, "Print JSON.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """The fields of the first run's summary.json that are needed."""
+
+    versions: dict[str, str]
+    file: str = "model.safetensors"
+    test_accuracy: float | None = None
+    val_accuracy: float | None = None
+    device: str | None = None
+    stopped: str | None = None
+
+
 def rerun(options: RerunOptions) -> dict[str, Any]:
     """Repeat a run; return the results of both, and the largest difference of their weights.
 
     Raises:
-        ValueError, OSError: the folder holds no finished run, or its data or base are gone.
+        ValueError, OSError: the folder holds no finished run, its data, base or weights are gone,
+            or the second run would replace it.
     """
     folder = Path(options.dir)
     before = _summary(folder)
-    out = options.out or f"{folder}-again"
+    # "." and ".." are no names to append to
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    out = options.out or f"{named}-again"
+    if Path(out).resolve() == folder.resolve():
+        raise ValueError(f"{out} holds the run itself; choose another --out")
     config = read_config(folder, PURPOSE)
     kind = FinetuneOptions if "adapter" in config else PretrainOptions
     given = typed_options(config, kind) | {"out": out, "overwrite": options.overwrite, "log": ()}
     if lacks := [f.name for f in fields(kind) if f.default is MISSING and f.name not in given]:
         raise ValueError(f"the run in {folder} is broken: config.json lacks {lacks[0]}")
+    read_metadata(folder / before.file)  # if it is broken, that is told before the second run
     if kind is PretrainOptions:
         after = pretrain(PretrainOptions(**given))
     else:
-        after = finetune(**given).summary
-    name = before.get("file", "model.safetensors")
+        after = train_adapter(FinetuneOptions(**given)).summary
+    name, then = before.file, asdict(before)
     weights = [read_tensors(Path(run_folder, name))[0] for run_folder in (folder, out)]
     if weights[0].keys() != weights[1].keys():
         raise ValueError(f"{folder}/{name} has been changed since: it holds other tensors")
@@ -65,17 +84,17 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
         "same": all(torch.equal(value, weights[1][key]) for key, value in weights[0].items()),
         "n_tensors": len(distances),
         "largest_difference": max(distances.values()),
-        **{key: [before.get(key), after.get(key)] for key in FIGURES},
+        **{key: [then[key], after.get(key)] for key in FIGURES},
         "versions_differ": [
-            key for key, value in before["versions"].items() if after["versions"].get(key) != value
+            key for key, value in before.versions.items() if after["versions"].get(key) != value
         ],
-        "devices": [before.get("device"), after["device"]],
+        "devices": [before.device, after["device"]],
         "out": str(out),
     }
 
 
-def _summary(folder: Path) -> dict[str, Any]:
-    """Return the content of a finished run's summary.json.
+def _summary(folder: Path) -> Before:
+    """Return what a finished run's summary.json says.
 
     Raises:
         ValueError: there is none, it is broken, or the run was stopped.
@@ -84,12 +103,11 @@ def _summary(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no run to {PURPOSE} in {folder}: it has no summary.json")
     try:
-        found: dict[str, Any] = dict(json.loads(path.read_text()))
-        found["versions"] = dict(found["versions"])
-    except (ValueError, TypeError, KeyError) as error:
+        found = part_of(Before, read_json(path), path.name)
+    except ValueError as error:
         raise ValueError(f"{path} is broken ({error})") from error
-    if "stopped" in found:
-        raise ValueError(f"the run in {folder} was stopped {found['stopped']}; --resume it first")
+    if found.stopped is not None:
+        raise ValueError(f"the run in {folder} was stopped {found.stopped}; --resume it first")
     return found
 
 

@@ -32,6 +32,7 @@ from vitft.command import options as cli
 from vitft.devices.processes import started_by_torchrun
 from vitft.files import read_json, write_bytes, write_json
 from vitft.model.checkpoint import load_model
+from vitft.records import record_of
 from vitft.report.comparison import OF_IMAGES, course, table, text_table
 from vitft.report.page import write_page
 from vitft.training.saving import finish_save
@@ -200,7 +201,8 @@ def make_sweep_report(folder: Path) -> bool:
         return False
     try:
         found = dict(read_json(folder / SWEEP))
-        rows, options = list(found["rows"]), dict(found["options"])
+        rows = record_of(list[dict[str, Any]], found["rows"], "rows", finite=False)
+        options = dict(found["options"])
         best = next(row for row in rows if row["folders"] == found["best"]["folders"])
         title, n_seeds = f"{options['adapter']} on {options['data']}", len(best["folders"])
         chosen = [name for name in rows[0] if name in GRID]
@@ -212,7 +214,7 @@ def make_sweep_report(folder: Path) -> bool:
             best,
         )
         body += f"<h2>Table</h2>{table(rows, _columns(rows), best)}"
-    except (ValueError, TypeError, KeyError, IndexError, StopIteration) as error:
+    except (ValueError, TypeError, LookupError, OverflowError, StopIteration) as error:
         raise ValueError(f"{folder / SWEEP} is broken ({error}); run the sweep again") from error
     write_page(folder / "report.html", title, body)
     return True
@@ -240,6 +242,9 @@ def run(options: SweepBase) -> None:
         ValueError, OSError: as for `sweep`.
     """
     if options.plan is not None:
+        if options.only is not None or options.ray:
+            flag = "--ray" if options.ray else "--only"
+            raise ValueError(f"--plan writes the commands of all runs; leave out {flag}")
         runs = [given for _, given in combinations(options)]
         with output(options.plan) as plan:
             write_bytes(plan, plan_text(runs).encode())

@@ -1,5 +1,6 @@
 """Files of ours: a newer format is refused with what to install, an older one is read."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from vitft.files import (
     read_tensors,
     remove_unfinished,
     unfinished,
+    write_bytes,
     write_tensors,
 )
 from vitft.version import __version__
@@ -68,3 +70,13 @@ def test_a_file_that_is_replaced_while_it_is_read_is_refused(
     monkeypatch.setattr("vitft.files.safe_open", replaced)
     with pytest.raises(ValueError, match="is no whole safetensors file"):
         read_tensors(tmp_path / "a")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with a name here")
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="cannot write .*: it is no file"):
+        write_bytes(pipe, b"x")
+    assert pipe.is_fifo()
+    assert [*tmp_path.iterdir()] == [pipe]

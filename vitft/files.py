@@ -25,11 +25,14 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     After a crash the file holds either all of `content` or what it held before.
 
     Raises:
-        OSError: the folder cannot be made or written to, or the disk is full.
+        OSError: the folder cannot be made or written to, the disk is full, or at `path` is a
+            device or a pipe.
     """
     path = Path(path)
     temporary = unfinished(path)
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError("it is no file, and the new one would take its place")
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             file.write(content)

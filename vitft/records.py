@@ -31,8 +31,24 @@ def record_of(kind: type[T], value: Any, where: str, *, finite: bool = True) -> 
             raise ValueError(f"{where}: {unknown[0][:80]!r} is unknown")
     try:
         return msgspec.convert(value, kind, strict=True)
-    except (msgspec.ValidationError, OverflowError) as error:
+    except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
         raise ValueError(f"{where}: {_plain(str(error))}") from error
+
+
+def part_of(kind: type[T], value: Any, where: str) -> T:
+    """Return the fields of a dataclass that a JSON dictionary holds; others are left out.
+
+    Args:
+        kind: the dataclass.
+        value, where: as for `record_of`.
+
+    Raises:
+        ValueError: as for `record_of`, or it is no dictionary.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is no dictionary")
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return record_of(kind, {name: value[name] for name in names if name in value}, where)
 
 
 def _check(value: Any, where: str, *, finite: bool) -> None:

@@ -113,6 +113,8 @@ def resolve(
     config = make_config(options.adapter, given)
     if is_bundled(options.base) and find_base(options.base).parent != BUNDLED:
         options = replace(options, base=f"./{options.base}")  # a run's folder of the same name
+    if Path(options.base).name in ("", ".."):  # a name that tells nothing elsewhere
+        options = replace(options, base=str(Path(options.base).resolve()))
     if options.lr is None:
         is_known = is_known_backbone(options.base)
         options = replace(options, lr=default_lr(options.adapter, known_backbone=is_known))
@@ -130,9 +132,12 @@ def recalled(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the folder holds no run, or an option of the method is given with --from.
     """
-    if given.get("resume") and "out" in given:
+    is_new = (
+        given.get("from_") is not None and not Path(given.get("out", ""), "config.json").exists()
+    )
+    if given.get("resume") and "out" in given and not is_new:
         return resumed_options(given, FinetuneOptions)
-    if "from_" not in given:
+    if given.get("from_") is None:
         return {}
     if fixed := sorted({*FIXED, *method_options()} & given.keys()):
         raise ValueError(f"--from goes on with the adapter as it is; leave out --{fixed[0]}")

@@ -1,6 +1,5 @@
 """`--base` and `--adapter` in; a model ready for evaluation out."""
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import adapters
 from adapters.folder import read_adapter
 from vitft.command.options import option
+from vitft.files import read_json
 from vitft.hub import fetched
 from vitft.model.checkpoint import load_model
 from vitft.model.vit import VisionTransformer
@@ -63,5 +63,5 @@ def find_base_of(base: str | None, adapter: str | Path | None) -> str:
         raise ValueError("there is no base; name one by --base")
     for name in ("config.json", "summary.json"):  # an adapter from the hub has only the second
         with suppress(OSError, ValueError, TypeError, KeyError):
-            return str(json.loads(Path(adapter, name).read_text())["base"])
+            return str(read_json(Path(adapter, name))["base"])
     raise ValueError(f"{adapter} does not tell which base it was trained on; name it by --base")

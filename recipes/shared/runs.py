@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -71,8 +71,9 @@ def check_run(options: TrainOptions) -> Path:
     """Check that the run's folder may be used, and return it; no file in it is changed yet.
 
     Raises:
-        ValueError: the folder holds a run already, there is none to resume or it was started with
-            other options, or a package that --log needs is missing.
+        ValueError: the folder holds a run already or a file of something else that a run replaces,
+            there is none to resume or it was started with other options, or a package that --log
+            needs is missing.
         OSError: the folder cannot be written to.
     """
     folder = Path(options.out)
@@ -83,6 +84,10 @@ def check_run(options: TrainOptions) -> Path:
         raise ValueError(
             f"{folder} holds a run already; use --resume, --overwrite or another --out"
         )
+    elif not options.overwrite and not _is_run(folder):
+        for name in ("config.json", LOG):
+            if (folder / name).exists():
+                raise ValueError(f"{folder / name} is of no run of vitft; choose another --out")
     if is_first():
         check_writable(folder)
     return folder
@@ -120,12 +125,21 @@ def start_run(options: TrainOptions, folder: Path) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove the files of an earlier run."""
+    logs = (folder / LOG, *folder.glob(EVENTS)) if _is_run(folder) else ()
     for name in OUTPUTS:  # the state first, so that it is never resumed with other options
         (folder / name).unlink(missing_ok=True)
     if is_ours(folder):
         (folder / CARD).unlink(missing_ok=True)
-    for path in (folder / LOG, *folder.glob(EVENTS)):
+    for path in logs:
         path.unlink(missing_ok=True)
+
+
+def _is_run(folder: Path) -> bool:
+    """Return whether the folder's config.json is that of a run, finished or not."""
+    with suppress(OSError, ValueError):
+        config = read_json(folder / "config.json")
+        return isinstance(config, dict) and {"data", "out"} <= config.keys()
+    return False
 
 
 def check_same(options: TrainOptions, folder: Path) -> None:

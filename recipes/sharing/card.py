@@ -69,7 +69,7 @@ def card(folder: Path, repository: str | None = None) -> str:
     try:
         head = yaml(front(run, name))
         rows = "".join(f"| {key} | {value} |\n" for key, value in facts(run).items() if value)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
         raise ValueError(f"{folder / 'summary.json'} is broken ({error!r})") from error
     return (
         f"{head}\n{MARK}\n\n# {plain(name)}\n\n{opening(run)}\n\n| | |\n|---|---|\n"

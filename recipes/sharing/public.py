@@ -4,6 +4,7 @@ import html
 import json
 import re
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from vitft.hub import is_name
 from vitft.model.checkpoint import BUNDLED
 
 PICTURE = re.compile(r"(data:[\w/+.-]+;base64,[A-Za-z0-9+/=]*)")  # has slashes that are no paths
-PATH_KEYS = ("data", "base", "out", "from_", "base_model_name_or_path")
+OF_PEFT = "base_model_name_or_path"  # a path, or the name OWNER/NAME of a model on the hub
+PATH_KEYS = ("data", "base", "out", "from_", OF_PEFT)
 
 
 def data_name(data: str) -> str:
@@ -54,10 +56,13 @@ def private_paths(folder: Path, *contents: Mapping[str, Any]) -> list[str]:
         folder: of the run.
         contents: of its JSON files.
     """
-    named = [str(content[key]) for content in contents for key in PATH_KEYS if content.get(key)]
-    named = [path for path in named if "/" in path or "\\" in path]
-    named = [path for path in named if not is_name(path)]
-    known = [path for path in named if Path(path).is_absolute() or Path(path).exists()]
+    known = []
+    for key, content in product(PATH_KEYS, contents):
+        path = str(content.get(key, ""))
+        if is_name(path) or not ("/" in path or "\\" in path):
+            continue
+        if key != OF_PEFT or Path(path).is_absolute() or Path(path).exists():
+            known.append(path)
     whole = [str(Path(path).resolve()) for path in [*known, str(folder)]]
     found = {*known, *whole, str(Path.home())} - {"/"}
     return sorted(found, key=len, reverse=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from adapters.folder import read_adapter
 from vitft.files import read_json, read_metadata
+from vitft.records import record_of
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,26 @@ def read_run_files(folder: Path) -> RunFiles:
     header = read_metadata(base)
     if not {"config", "classes", "preprocessing"} <= header.keys():
         raise ValueError(f"{base} is no vitft base; vitft convert makes one of it")
-    return RunFiles(base, summary, config, {}, tuple(header["classes"]), summary.get("adapter"))
+    classes = record_of(tuple[str, ...], header["classes"], f"{base}: classes")
+    return RunFiles(base, summary, config, {}, classes, summary.get("adapter"))
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        ValueError: it is no UTF-8.
+        OSError: there is no such file.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text ({error}); save it as UTF-8") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return dict(read_json(path)) if path.is_file() else {}
-    except TypeError as error:
+        content = read_json(path) if path.is_file() else {}
+        return record_of(dict[str, Any], content, path.name, finite=False)
+    except ValueError as error:
         raise ValueError(f"{path} is broken ({error})") from error

@@ -109,6 +109,14 @@ def test_an_empty_text_is_no_value(
     assert not list(tmp_path.glob("out/*.safetensors"))
 
 
+@pytest.mark.parametrize("flag", ["--lr", "--rank", "--sizes", "--log"])
+def test_an_empty_list_is_no_value(vitft: Run, base: Path, tmp_path: Path, flag: str) -> None:
+    given = ["--adapter=lora", "--base", base, "--data=shapes", "--out", tmp_path / "out"]
+    for empty in ("", " , "):
+        told = vitft("sweep", *given, f"{flag}={empty}", code=2).stderr
+        assert told == f"Error: {flag} is empty; give it a value or leave it out\n"
+
+
 def test_an_empty_argument_is_no_value(vitft: Run, base: Path, tmp_path: Path) -> None:
     told = vitft("predict", "--base", base, "", code=2).stderr
     assert "Error: a part of IMAGE is empty; leave it out" in told

@@ -212,12 +212,13 @@ def test_an_adapters_folder_is_told_from_a_base(tmp_path: Path) -> None:
         ({"config.json": '{"epochs": 3}'}, False),
         ({"config.json": "no json"}, False),
         ({"config.json": "3"}, False),
+        ({"config.json": "[" * 100_000}, False),
         ({"config.json": '{"model_type": "vit"}', "adapter_config.json": "{}"}, False),
         ({"weights.pth": ""}, True),
         ({"open_clip_model.safetensors": ""}, True),
         ({"model.safetensors": ""}, False),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_librarys_folder_is_known_by_its_files(
     tmp_path: Path, files: dict[str, str], expected: bool
@@ -225,6 +226,14 @@ def test_a_librarys_folder_is_known_by_its_files(
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert is_library_folder(tmp_path) is expected
+
+
+@pytest.mark.parametrize("name", ["base.pt", "base.pth", "base.bin"])
+def test_a_base_is_not_saved_as_what_it_could_not_be_read_as(tmp_path: Path, name: str) -> None:
+    model = VisionTransformer(ViTConfig(**TINY))
+    with pytest.raises(ValueError, match=r"let its name end in \.safetensors"):
+        save_model(model, tmp_path / name)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_librarys_file_is_known_by_its_kind(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recipes.shared.finetuning import recalled
 from tests.conftest import Run, paint, summary
 
 
@@ -60,7 +61,8 @@ def test_an_adapter_goes_on_where_it_stood(
     vitft("finetune", *still, "--data", folder, "--out", again)
     for key, value in tensors(first, name).items():
         torch.testing.assert_close(tensors(again, name)[key], value, rtol=0, atol=1e-6)
-    vitft("finetune", *still, "--data", more, "--out", other)
+    vitft("finetune", *still, "--data", more, "--out", other, "--resume")  # which is new
+    vitft("finetune", *still, "--data", more, "--out", other, "--resume")
     found = tensors(other, name)
     heads = [key for key in found if "head" in key]
     assert all(len(found[key]) == 2 for key in heads)
@@ -81,6 +83,9 @@ def test_what_stands_cannot_be_given_again(
     for flag, name in (("--rank=2", "rank"), ("--base=cifar10", "base"), ("--layers=1", "layers")):
         told = vitft("finetune", *given, flag, code=2).stderr
         assert f"--from goes on with the adapter as it is; leave out --{name}" in told
+    told = vitft("finetune", *given[:-1], first, "--overwrite", code=2).stderr
+    assert "holds the run to go on with; choose another --out" in told
+    assert (first / "adapter_model.safetensors").is_file()
     shutil.rmtree(first)
     assert "there is no run to go on with" in vitft("finetune", *given, code=2).stderr
 
@@ -142,3 +147,7 @@ def test_what_goes_on_leaves_the_same_files(
         before = (out / "adapter_model.safetensors").read_bytes()
         vitft("finetune", "--resume", "--out", out)
         assert (out / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_what_python_calls_none_is_left_out() -> None:
+    assert recalled({"adapter": "lora", "from_": None}) == {}

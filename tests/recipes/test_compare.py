@@ -5,6 +5,8 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Run
 from vitft.report.comparison import text_table
 
@@ -36,6 +38,17 @@ def test_compare_shows_runs_side_by_side(
     assert "is broken" in vitft("compare", *runs, "--out", page, code=2).stderr
     (tmp_path / "lora" / "summary.json").unlink()
     assert "holds no finished run" in vitft("compare", *runs, "--out", page, code=2).stderr
+
+
+def test_a_run_that_is_named_twice_is_shown_once(
+    vitft: Run, run: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = ["--out", tmp_path / "compare.html", "--json"]
+    monkeypatch.chdir(run.parent)
+    names = [run.name, run, f"./{run.name}", f"{run}/", base.parent, f"{run}/."]
+    rows = json.loads(vitft("compare", *names, *page).stdout)
+    assert {row["run"] for row in rows} == {run.name, str(base.parent)}
+    assert len(rows) == 2
 
 
 def test_a_table_of_text_is_aligned() -> None:

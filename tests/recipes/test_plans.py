@@ -56,6 +56,14 @@ def test_a_plan_trains_what_the_sweep_would(
     assert_same_sweep(tmp_path / "out", whole)
 
 
+@pytest.mark.parametrize("flag", ["--only=1/2", "--ray"])
+def test_a_plan_is_of_all_runs_and_trains_none(flag: str, vitft: Run, tmp_path: Path) -> None:
+    given = ["--adapter=lora", "--base=cifar10", "--data=shapes", "--out", tmp_path / "out"]
+    told = vitft("sweep", *given, *GRID, "--plan", tmp_path / "plan.sh", flag, code=2).stderr
+    assert f"leave out {flag.partition('=')[0]}" in told
+    assert not [*tmp_path.iterdir()]
+
+
 def test_shares_of_a_sweep_make_the_whole(
     vitft: Run, folder: Path, base: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from recipes.serve import named
 from tests.conftest import Run
 from tests.recipes.hub import TOKEN, Hub, standing
 from vitft import Classifier, hub, load_model, save_model
+from vitft.files import read_tensors, write_tensors
 
 NAME = "hf:someone/colours"
 
@@ -156,6 +157,21 @@ def test_no_path_of_this_machine_is_published(run: Path, base: Path, folder: Pat
     assert "base" not in json.loads(texts["summary.json"])
 
 
+def test_paths_that_are_relative_to_another_folder_are_not_published(
+    vitft: Run, base: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(base.parent, tmp_path / "secret" / "base")
+    shutil.copytree(folder, tmp_path / "secret" / "colours")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--adapter=linear", "--base=secret/base", "--data=secret/colours", "--epochs=1"]
+    vitft("finetune", *flags, "--out=secret/run")
+    monkeypatch.chdir("secret/run")
+    files = published(Path("."), "someone/colours", with_report=True)
+    texts = {name: text.decode() for name, text in files.items() if isinstance(text, bytes)}
+    assert not [name for name, text in texts.items() if "secret" in text]
+    assert "<dd>colours</dd>" in texts["report.html"]
+
+
 def test_a_path_in_the_weights_header_is_refused(base: Path, tmp_path: Path) -> None:
     model = load_model(base)
     model.facts = {"config": {"_name_or_path": str(Path.home() / "models" / "x")}}
@@ -196,6 +212,34 @@ def test_what_cannot_be_pushed_is_said_first(
         file.write_bytes(file.read_bytes()[:-20])
     (line,) = vitft("push", copied, to, code=2).stderr.splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize("name", ["README.md", "metrics.jsonl"])
+def test_a_file_that_is_no_text_is_named(name: str, vitft: Run, run: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(run, tmp_path / "copied")
+    (copied / name).write_bytes(b"caf\xe9")
+    (line,) = vitft("push", copied, NAME, code=2).stderr.splitlines()
+    assert line.startswith(f"Error: {copied / name} is no text")
+
+
+@pytest.mark.parametrize("classes", [5, [1, 2], [["a"]]])
+def test_classes_that_are_no_names_are_refused(
+    classes: object, vitft: Run, base: Path, tmp_path: Path
+) -> None:
+    tensors, metadata = read_tensors(base)
+    write_tensors(tmp_path / "model.safetensors", tensors, metadata | {"classes": classes})
+    (line,) = vitft("push", tmp_path, NAME, code=2).stderr.splitlines()
+    assert "model.safetensors: classes: " in line
+
+
+@pytest.mark.parametrize("content", ['{"n_test": 1e999, "test_accuracy": 0.5}', '[["seed", 1]]'])
+def test_a_summary_that_no_run_wrote_is_refused(
+    content: str, vitft: Run, run: Path, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(run, tmp_path / "copied")
+    (copied / "summary.json").write_text(content)
+    (line,) = vitft("push", copied, NAME, code=2).stderr.splitlines()
+    assert "summary.json is broken" in line
 
 
 def test_the_hubs_address_may_be_another(there: Hub, tmp_path: Path) -> None:

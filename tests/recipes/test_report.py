@@ -9,6 +9,10 @@ import pytest
 
 from tests.conftest import TINY_FLAGS, Run, drawn
 
+# a picture that is no base64 and no UTF-8
+LONE = """{"split": "test", "n": 1, "classes": [], "looks": [
+    {"name": "a", "says": "a", "picture": "\\ud800"}]}"""
+
 
 @pytest.fixture(scope="module")
 def runs(vitft: Run, base: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -63,6 +67,7 @@ def test_what_an_old_run_lacks_is_told_in_a_line(
         ("config.json", None, "there is no run in .*: it has no config.json"),
         ("summary.json", "[1]", "is broken: summary.json"),
         ("report.json", '{"split": "test"}', "report.json: .*missing"),
+        ("report.json", LONE, "report.json: .*surrogates not allowed"),
         ("metrics.jsonl", '{"train_loss": 1}\n', "a line has no epoch"),
     ],
 )
@@ -103,3 +108,15 @@ def test_a_sweep_marks_its_best(runs: Path) -> None:
     )
     assert f"The best by validation: rank {best['rank']}." in text
     assert f"{best['n_validation']} validation images" in text
+
+
+@pytest.mark.parametrize("row", ["x", [1], None, {"folders": [], "val_accuracy": 10**400}])
+def test_a_row_of_a_sweep_that_is_none_is_told_in_a_line(
+    row: object, vitft: Run, runs: Path, tmp_path: Path
+) -> None:
+    found = json.loads((runs / "sweep" / "sweep.json").read_text())
+    found["rows"].append(row)
+    (tmp_path / "sweep.json").write_text(json.dumps(found))
+    error = vitft("report", tmp_path, code=2).stderr
+    assert error.count("\n") == 1
+    assert "sweep.json is broken" in error

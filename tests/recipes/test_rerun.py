@@ -1,6 +1,7 @@
 """`vitft rerun` does a run again and says whether the result is the same, and what differs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,56 @@ def test_what_cannot_be_done_again_is_told(vitft: Run, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"versions": {}, "stopped": "after 1 of 3 epochs"}')
     told = vitft("rerun", tmp_path, code=2).stderr
     assert "was stopped after 1 of 3 epochs; --resume it first" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"file": 5}, "summary.json: file: Expected str"),
+        ({"test_accuracy": "x"}, "summary.json: test_accuracy: Expected float"),
+        ({"versions": [["torch", "2"]]}, "summary.json: versions: Expected object"),
+        ({"file": "gone.safetensors"}, "there is no file"),
+        ("[" * 100_000, "nested too deep"),
+    ],
+)
+def test_what_is_broken_is_told_before_anything_is_trained(
+    change: object, told: str, vitft: Run, run: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(run, tmp_path / "run"))
+    if isinstance(change, dict):
+        change = json.dumps(json.loads((out / "summary.json").read_text()) | change)
+    (out / "summary.json").write_text(str(change))
+    (line,) = vitft("rerun", out, code=2).stderr.splitlines()
+    assert told in line
+    assert not (tmp_path / "run-again").exists()
+
+
+def test_a_run_is_not_replaced_by_its_second(vitft: Run, run: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(run, tmp_path / "run"))
+    before = (out / "summary.json").read_bytes()
+    for itself in (out, out / ".." / "run"):
+        told = vitft("rerun", out, "--out", itself, "--overwrite", code=2).stderr
+        assert "holds the run itself; choose another --out" in told
+    assert (out / "summary.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("where", "name"), [(".", "."), ("below", "..")])
+def test_a_run_named_by_dots_is_done_again_beside_it(
+    where: str, name: str, vitft: Run, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(run, tmp_path / "run"))
+    (out / "below").mkdir()
+    monkeypatch.chdir(out / where)
+    vitft("rerun", name)
+    assert (tmp_path / "run-again" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_went_on_is_done_again_from_where_it_began(
+    method: str, vitft: Run, base: Path, folder: Path, tmp_path: Path
+) -> None:
+    flags = ["--data", folder, "--epochs=1"]
+    first, then = tmp_path / "first", tmp_path / "then"
+    vitft("finetune", "--adapter", method, "--base", base, *flags, "--out", first)
+    vitft("finetune", "--from", first, *flags, "--out", then)
+    assert "the same        to the last bit" in vitft("rerun", then).stdout

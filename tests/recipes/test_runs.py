@@ -125,6 +125,37 @@ def test_nothing_is_lost_to_a_typo_or_to_a_base_in_the_way(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", '{"model_type": "vit"}'), ("config.json", "mine"), ("log.json", "mine")],
+)
+def test_a_file_of_something_else_is_never_replaced(
+    name: str, content: str, vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    events = tmp_path / "events.out.tfevents.1"
+    events.write_text("mine")
+    (tmp_path / name).write_text(content)
+    flags = ["--data", folder, "--epochs=1", "--out", tmp_path]
+    told = vitft("finetune", "--adapter=linear", "--base", base, *flags, code=2).stderr
+    assert f"{tmp_path / name} is of no run of vitft; choose another --out" in told
+    assert (tmp_path / name).read_text() == content
+    (tmp_path / name).unlink()
+    vitft("finetune", "--adapter=linear", "--base", base, *flags)
+    assert events.read_text() == "mine"
+
+
+def test_folders_named_by_dots_are_known_elsewhere_too(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(base.parent, tmp_path / "base")
+    monkeypatch.chdir(tmp_path / "base")
+    flags = ["--adapter=linear", "--epochs=1", "--base=.", f"--data={folder / 'train'}/.."]
+    vitft("finetune", *flags, "--out", tmp_path / "out")
+    found = summary(tmp_path / "out")
+    assert (found["base"], found["data"]) == (str(tmp_path / "base"), str(folder))
+    vitft("finetune", *flags, "--out", tmp_path / "out", "--resume", "--epochs=2")
+
+
 @pytest.mark.parametrize("command", ["pretrain", "finetune", "sweep"])
 def test_two_runs_never_share_a_folder(
     vitft: Run, folder: Path, base: Path, tmp_path: Path, command: str

@@ -78,7 +78,8 @@ def command(
         source = click.get_current_context().get_parameter_source
         given = {key: v for key, v in given.items() if source(key) is not ParameterSource.DEFAULT}
         for key, value in given.items():
-            if isinstance(value, str) and not value.strip():
+            is_none = value == () == defaults[key]  # else it may say that there are none
+            if is_none or (isinstance(value, str) and not value.strip()):
                 raise click.UsageError(f"{shown[key]} is empty; give it a value or leave it out")
             if isinstance(value, tuple) and not all(str(part).strip() for part in value):
                 raise click.UsageError(f"a part of {shown[key]} is empty; leave it out")
@@ -92,6 +93,7 @@ def command(
     types = typing.get_type_hints(options)
     fields = [field for field in dataclasses.fields(options) if field.init]
     needed = [field for field in fields if field.default is dataclasses.MISSING]
+    defaults = {field.name: field.default for field in fields}
     shown = {  # in messages
         field.name: field.name.upper() if field.metadata["argument"] else flag_of(field)
         for field in fields

@@ -64,8 +64,13 @@ def list_data(data: str) -> Listing:
 
 
 def unambiguous(data: str) -> str:
-    """Return `data`, with ./ in front where it is a folder that has the name of a known set."""
-    return f"./{data}" if is_named_set(data) and is_files(data) else data
+    """Return `data`, with ./ in front where it is a folder that has the name of a known set.
+
+    A folder that is named by dots alone gets its whole path: its name is then known elsewhere, too.
+    """
+    if is_named_set(data):
+        return f"./{data}" if is_files(data) else data
+    return data if Path(data).name not in ("", "..") else str(Path(data).resolve())
 
 
 def is_files(data: str) -> bool:

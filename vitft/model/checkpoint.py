@@ -1,6 +1,5 @@
 """A base as one .safetensors file: tensors, and config, class names, preprocessing as metadata."""
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from vitft.devices.processes import is_first
 from vitft.devices.spread import is_sharded, whole
-from vitft.files import check_weight, read_metadata, read_tensors, write_tensors
+from vitft.files import check_weight, read_json, read_metadata, read_tensors, write_tensors
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 from vitft.records import record_of
@@ -27,6 +26,7 @@ class _Metadata:
 
 
 BUNDLED = Path(__file__).parents[1] / "bases"
+PICKLES = (".pth", ".pt", ".bin")  # ends of the names of other libraries' files
 
 
 def save_model(model: VisionTransformer, path: str | Path) -> None:
@@ -36,9 +36,12 @@ def save_model(model: VisionTransformer, path: str | Path) -> None:
     writes.
 
     Raises:
-        ValueError: the model has adapters, or its class names don't fit its head.
+        ValueError: the model has adapters, its class names don't fit its head, or the path ends as
+            a pickle's does.
         OSError: the file cannot be written.
     """
+    if Path(path).suffix in PICKLES:
+        raise ValueError(f"{path} would be read as a pickle; let its name end in .safetensors")
     config = config_of(model)
     if len(model.classes) != config.n_classes:
         raise ValueError(
@@ -176,7 +179,7 @@ def is_library_folder(folder: Path) -> bool:
     if not config.is_file():
         return any(folder.glob("*.pth")) or (folder / "open_clip_model.safetensors").is_file()
     try:
-        return not {"model_type", "architecture"}.isdisjoint(json.loads(config.read_text()))
+        return not {"model_type", "architecture"}.isdisjoint(read_json(config))
     except (ValueError, TypeError):
         return False
 
@@ -184,7 +187,7 @@ def is_library_folder(folder: Path) -> bool:
 def is_foreign(path: Path) -> bool:
     """Return whether a file is another library's: a pickle, or safetensors without our metadata."""
     if path.suffix != ".safetensors":
-        return path.suffix in (".pth", ".pt", ".bin")
+        return path.suffix in PICKLES
     try:
         with safe_open(path, framework="pt") as file:
             return "vitft" not in (file.metadata() or {})
