@@ -91,8 +91,8 @@ def _train_adapter(options: CommonOptions) -> Finetuned:
         raise ValueError(f"{folder} holds the run to go on with; choose another --out")
     with locked(folder):
         model = load_model(options.base)
-        plan.check_sizes(model.config.patch_size)
         set_framing(model, options)
+        plan.check_sizes(model.config.patch_size, model.image_size)
         fingerprint = adapters.fingerprint(model, exclude=("head",))
         data = open_data(options, model)
         adapt(model, options, config, data.classes, fingerprint)

@@ -66,9 +66,9 @@ def sweep(options: SweepBase) -> dict[str, Any]:
             held.enter_context(locked(Path(folder)))
         finish_save([Path(member.out) for _, member, _, _ in made if member.resume])
         base = load_model(options.base)
-        for *_, plan in made:
-            plan.check_sizes(base.config.patch_size)
         set_framing(base, options)
+        for *_, plan in made:
+            plan.check_sizes(base.config.patch_size, base.image_size)
         fingerprint = adapters.fingerprint(base, exclude=("head",))
         data = open_data(options, base)
         base.new_head(data.classes)

@@ -88,13 +88,15 @@ class Plan:
             )
         lr_factor(self.schedule, 0, warmup=self.warmup)
 
-    def check_sizes(self, patch_size: int) -> None:
-        """Check that patches of this side fill every image of `sizes`.
+    def check_sizes(self, patch_size: int, full: int) -> None:
+        """Check that every image of `sizes` is filled by patches, and no larger than `full`.
 
         Raises:
-            ValueError: a size is not a positive multiple of the patch size.
+            ValueError: a size is larger, or not a positive multiple of the patch size.
         """
         for size, _ in self.sizes:
+            if size > full:
+                raise ValueError(f"sizes: {size} is more than the full {full} pixels; choose less")
             if size < patch_size or size % patch_size:
                 near = max(1, round(size / patch_size)) * patch_size
                 raise ValueError(
