@@ -1,9 +1,11 @@
 """Adapter folders: what is written, what comes back, and everything that is refused."""
 
+import copy
 import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from tests.adapters.toy import (
     snapshot,
     toy,
 )
+from vitft.model.vit import VisionTransformer
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 A = "base_model.model.blocks.0.attn.wq.lora_A.weight"
@@ -320,3 +323,22 @@ def test_a_missing_or_broken_file_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"holds no adapter: {name} is missing"):
         load_adapter(toy(), tmp_path)
+
+
+def test_preprocessing_travels_with_the_adapter(tiny: VisionTransformer, tmp_path: Path) -> None:
+    base, of_base = copy.deepcopy(tiny), tiny.preprocessing
+    tiny.framing = replace(tiny.framing, resize="pad")
+    save_adapter(inject(tiny, config("lora", targets=("wq",)), trainable=("head",)), tmp_path)
+    loaded = load_adapter(base, tmp_path)
+    assert loaded.preprocessing == tiny.preprocessing != of_base
+    assert eject(loaded).preprocessing == of_base
+
+
+def test_a_model_that_prepares_nothing_takes_no_preprocessing(tmp_path: Path) -> None:
+    save_adapter(adapted("lora"), tmp_path)
+    plain = read_adapter(tmp_path)
+    loaded = load_adapter(toy(), replace(plain, preprocessing={"size": 8}))
+    assert not hasattr(loaded, "preprocessing")
+    asking = toy()
+    asking.preprocessing = {"size": 9}
+    assert load_adapter(asking, plain).preprocessing == {"size": 9}
