@@ -85,6 +85,7 @@ def test_names_that_end_alike_mean_the_same_to_peft(
     adapters.save_adapter(model, tmp_path)
     torch.testing.assert_close(peft.PeftModel.from_pretrained(nested(), tmp_path)(x), model(x))
     again = adapters.load_adapter(nested(), tmp_path, train=True)
+    torch.testing.assert_close(again(x), model(x))
     names = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (model, again)]
     assert names[0] == names[1]
 
