@@ -342,3 +342,13 @@ def test_a_model_that_prepares_nothing_takes_no_preprocessing(tmp_path: Path) ->
     asking = toy()
     asking.preprocessing = {"size": 9}
     assert load_adapter(asking, plain).preprocessing == {"size": 9}
+
+
+def test_eject_gives_the_modes_from_before_loading_back(tmp_path: Path) -> None:
+    save_adapter(adapted("lora"), tmp_path)
+    base = toy().train()
+    base.blocks[0].eval()
+    before = {name: module.training for name, module in base.named_modules()}
+    loaded = load_adapter(base, tmp_path)
+    assert not any(module.training for module in loaded.modules())
+    assert {name: m.training for name, m in eject(loaded).named_modules()} == before
