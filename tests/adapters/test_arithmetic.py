@@ -171,7 +171,7 @@ def test_other_methods_and_other_bases_are_refused(tmp_path: Path) -> None:
         combine([tmp_path / "dora"], [1])
     save_adapter(adapted("lora", seed=1), tmp_path / "other")
     folder = saved("lora", tmp_path / "a")
-    message = r"^the adapters are of different bases: \w+, \w+$"
+    message = "^the adapters are of different bases: [0-9a-f]{16}, [0-9a-f]{16}$"
     with pytest.raises(ValueError, match=message):
         combine([folder, tmp_path / "other"], [1, 1])
     one = read_adapter(folder)
