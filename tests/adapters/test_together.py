@@ -75,6 +75,8 @@ def test_the_gradient_of_the_products_is_that_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(
         lambda x, a, b: FoldedProducts.apply(x, weight, a, b), tensors, atol=1e-10
     )
+    every = (tensors[0], weight.requires_grad_(), *tensors[1:])
+    assert torch.autograd.gradcheck(FoldedProducts.apply, every, atol=1e-10)
 
 
 def test_the_base_and_the_members_share_their_weights_and_stay_models() -> None:
