@@ -138,3 +138,11 @@ def test_an_update_is_folded_into_the_weight_in_full_precision(
     names = [name for name, _ in some[0].named_parameters()]
     together(base, some)(IMAGES)
     assert len(calls) == sum(name.endswith("lora_a") for name in names) > 0
+
+
+def test_rows_that_do_not_divide_among_the_members_are_refused() -> None:
+    base = toy()
+    joint = together(base, members(base, "lora", "lora"))
+    message = "^3 rows are not equally many for 2 members; give them batches of one size"
+    with pytest.raises(ValueError, match=message):
+        joint(IMAGES[:3])
