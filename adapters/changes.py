@@ -58,7 +58,12 @@ def effective_rank(update: Tensor) -> float:
 
     That is r for r equal singular values, and less where some are smaller (the participation
     ratio). It needs one product of the update with itself, no decomposition.
+
+    Raises:
+        ValueError: the update is a vector, such as a norm's, or has more axes.
     """
+    if update.ndim != 2:
+        raise ValueError(f"an update of shape {tuple(update.shape)} is no matrix, and has no rank")
     update = update if len(update) <= update.shape[1] else update.T
     update = update / update.abs().max().clamp_min(torch.finfo(update.dtype).tiny)
     products = update @ update.T  # its eigenvalues are the squares of the singular values

@@ -27,18 +27,23 @@ def check(model: nn.Module, *inputs: Any, **named: Any) -> None:
     names = [*record.adapted, *record.trained]
     called: set[str] = set()
     modes = [(module, module.training) for module in model.modules()]
-    modules = {name: inner.get_submodule(name) for name in names}
+    parts = [(name, inner.get_submodule(name)) for name in record.adapted]
+    for name in record.trained:  # a list of modules is never called itself
+        parts += [(name, part) for part in inner.get_submodule(name).modules()]
+    own = [vars(part).get("forward") for _, part in parts]
     try:
-        for name, module in modules.items():
-            vars(module)["forward"] = _recording(module.forward, name, called)
+        for name, part in parts:
+            vars(part)["forward"] = _recording(part.forward, name, called)
         with (
             torch.random.fork_rng(devices=_devices(model)),
             torch.compiler.set_stance("force_eager"),
         ):
             model.eval()(*inputs, **named)
     finally:
-        for module in modules.values():
-            vars(module).pop("forward", None)
+        for (_, part), forward in zip(parts, own, strict=True):
+            vars(part).pop("forward", None)
+            if forward is not None:
+                vars(part)["forward"] = forward
         for module, mode in modes:
             module.training = mode
     if missed := [name for name in names if name not in called]:

@@ -86,6 +86,11 @@ class AdapterFolder:
             OSError: the folder can't be written.
         """
         tensors = {key: t.detach().contiguous().cpu() for key, t in self.tensors.items()}
+        seen: set[int] = set()
+        for key, tensor in tensors.items():  # safetensors refuses memory under two names
+            if (memory := tensor.untyped_storage().data_ptr()) in seen:
+                tensors[key] = tensor.clone()
+            seen.add(memory)
         for key, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise ValueError(f"{key} has values that are not finite; nothing was saved")

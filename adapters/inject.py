@@ -7,10 +7,11 @@ put back the same objects.
 
 import copy
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.config import AdapterConfig
 from adapters.record import Injection, every_parameter, replace_modules
@@ -70,7 +71,7 @@ def inject(
     if to_train:
         refuse_statistics(model, trained)
     layers = config.adapt_all(adapted) if config else {}
-    copies = {name: copy.deepcopy(base).requires_grad_(True) for name, base in trained.items()}
+    copies = {name: _copy_to_train(base, name) for name, base in trained.items()}
     record = Injection(
         config=config,
         adapted=adapted,
@@ -85,18 +86,39 @@ def inject(
     replace_modules(model, {**layers, **copies})
     vars(model)["_injection"] = record
     for name in record.doubtful:
-        _note_first_call(record, name, layers[name])
+        layers[name].register_forward_pre_hook(_FirstCall(record, name))
     return model
 
 
-def _note_first_call(record: Injection, name: str, layer: nn.Module) -> None:
-    """Remove a layer from `record.doubtful` when it is first called."""
+def _copy_to_train(base: nn.Module, name: str) -> nn.Module:
+    """Return a copy of a module, all of which trains.
 
-    def called(*_: Any) -> None:
-        record.doubtful.discard(name)
-        handle.remove()
+    Raises:
+        ValueError: it can't be copied, can't train, or has a state that a file can't hold.
+    """
+    if any(not isinstance(value, Tensor) for value in base.state_dict().values()):
+        raise ValueError(f"{name!r} has a state that is no tensor, which no adapter's file holds")
+    if any(isinstance(vars(part).get("forward"), FunctionType) for part in base.modules()):
+        raise ValueError(f"{name!r} has a forward of its own, which a copy that trains would share")
+    try:
+        return copy.deepcopy(base).requires_grad_(True)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{name!r} has no copy that trains: {reason}") from error
 
-    handle = layer.register_forward_pre_hook(called)
+
+@dataclass(eq=False)
+class _FirstCall:
+    """A hook, copied and pickled with its model, that notes when a doubtful layer is called."""
+
+    record: Injection
+    name: str
+
+    def __call__(self, layer: nn.Module, inputs: Any) -> None:
+        self.record.doubtful.discard(self.name)
+        hooks = layer._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if hook is self]:
+            del hooks[key]
 
 
 def _is_default(config: AdapterConfig) -> bool:

@@ -145,7 +145,7 @@ class AdapterLinear(AffineLayer, nn.Linear):
             return False
         if not keeps_small_updates(x) or x.dtype != self.weight.dtype or x.ndim < 2:
             return False
-        return x.numel() // self.in_features > min(self.weight.shape)
+        return x.numel() > self.in_features * min(self.weight.shape)
 
 
 class AdapterNorm(AffineLayer, nn.LayerNorm):

@@ -1,5 +1,6 @@
 """A module in; the same module out, or an error that says why no adapter can replace it."""
 
+import copy
 from typing import cast
 
 import torch
@@ -15,8 +16,8 @@ def plain(module: nn.Module, name: str, *kinds: type[nn.Module]) -> nn.Module:
         *kinds: nn.Linear, nn.LayerNorm or both.
 
     Raises:
-        ValueError: it is of another class, computes something else, or has no floating-point
-            weights; the message says which.
+        ValueError: it is of another class, computes something else, has no floating-point weights
+            or other tensors too; the message says which.
     """
     names, kind = " or ".join(f"nn.{k.__name__}" for k in kinds), type(module).__name__
     if not isinstance(module, kinds):
@@ -30,6 +31,9 @@ def plain(module: nn.Module, name: str, *kinds: type[nn.Module]) -> nn.Module:
         raise ValueError(
             f"{name!r} has weights of {weight.dtype}; adapters need a floating-point base"
         )
+    state = [n for n, _ in (*module.named_parameters(), *module.named_buffers())]
+    if own := sorted({*state} - {"weight", "bias"}):
+        raise ValueError(f"{name!r} is a {kind} with {own[0]!r} too, which an adapter would lose")
     if not computes_as(module, next(k for k in kinds if isinstance(module, k))):
         raise ValueError(
             f"{name!r} is a {kind}, which computes something else than the {names} that it derives "
@@ -42,20 +46,27 @@ def plain(module: nn.Module, name: str, *kinds: type[nn.Module]) -> nn.Module:
 def computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether a module of a subclass computes what `kind`, nn.Linear or nn.LayerNorm, does.
 
-    It does if its `forward` is that of `kind`, or gives the same for random tokens (2, 3, I).
+    It does if its `forward` is that of `kind`, or gives the same for random tokens (2, 3, I), in
+    training as in evaluation.
     """
     if type(module).forward is kind.forward:
         return True
     weight = cast(nn.Parameter, module.weight)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, weight.shape[-1], generator=generator).to(weight)
+    tolerance = 8 * torch.finfo(weight.dtype).eps
+    devices = [weight.device] if weight.is_cuda else []
     try:
-        y = type(module).forward(module, x)
+        with torch.random.fork_rng(devices=devices):
+            twin = copy.deepcopy(module)
+            both = [type(module).forward(twin.train(mode), x) for mode in (False, True)]
         expected = kind.forward(module, x)
     except Exception:
         return False  # its forward does not take tokens
-    tolerance = 8 * torch.finfo(weight.dtype).eps
-    return y.shape == expected.shape and torch.allclose(y, expected, tolerance, tolerance)
+    return all(
+        y.shape == expected.shape and torch.allclose(y, expected, tolerance, tolerance)
+        for y in both
+    )
 
 
 def plain_linear(module: nn.Module, name: str) -> nn.Linear:
@@ -73,13 +84,15 @@ def made_of_children(module: nn.Module, name: str) -> nn.Module:
     """Return `module` if all its weights are its children's, so that a `Wrapper` can replace it.
 
     Raises:
-        ValueError: it holds Parameters or buffers itself, or none at all.
+        ValueError: it holds Parameters or buffers itself, or none at all; or they are on meta.
     """
     if module._parameters or module._buffers or not any(True for _ in module.parameters()):
         raise ValueError(
             f"{name!r} is a {type(module).__name__} with weights of its own or none; only a module "
             "made of others is wrapped"
         )
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise ValueError(f"{name!r} has no weights yet (device meta); load the base, then inject")
     return module
 
 

@@ -81,14 +81,17 @@ def set_classes(model: nn.Module, classes: Any) -> None:
 
 
 def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Replace modules by name; the new ones take mode, dtypes and devices of those replaced."""
+    """Replace modules by name; the new ones take modes, dtypes and devices of those replaced."""
     for name, new in modules.items():
         old = model.get_submodule(name)
         tensors = dict(chain(old.named_parameters(), old.named_buffers()))
         for key, tensor in chain(new.named_parameters(), new.named_buffers()):
             if key in tensors:
                 tensor.data = tensor.data.to(tensors[key])
-        model.set_submodule(name, new.train(old.training))
+        modes = {key: module.training for key, module in old.named_modules()}
+        for key, module in new.named_modules():
+            module.training = modes.get(key, old.training)
+        model.set_submodule(name, new)
 
 
 def release(model: Model) -> Model:

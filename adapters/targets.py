@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+import textwrap
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from functools import cache
 from itertools import chain
@@ -10,11 +11,24 @@ from typing import cast
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from adapters.patterns import matcher
 
 # These read their children's weights without calling the children.
 BYPASSING = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+# A module's hooks; as many as torch has kinds of them.
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 NUMBER = re.compile(r"(?:^|[._])(\d+)(?=\.|$)")  # as in "blocks.4." and "encoder_layer_4."
 # These put a prefix before every module's name.
 WRAPPERS = (
@@ -105,6 +119,8 @@ def refuse(
     for name, module in {"the model": model, **modules}.items():
         if (kind := type(module).__name__) in WRAPPERS:
             raise ValueError(f"{name} is wrapped in {kind}; adapt first, compile and wrap last")
+        if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
+            raise ValueError(f"{name} is lazy, without shapes yet; run a pass first, then adapt")
     for name, module in adapted.items():
         if name in trained:
             raise ValueError(f"{name!r} is both a target and trainable; choose one")
@@ -115,7 +131,7 @@ def refuse(
         if use_of(model, name) == READ:
             parent = type(_parent(model, name)).__name__
             raise ValueError(f"{name!r} is never called: {parent} reads its weight directly")
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        if any(getattr(module, hooks) for hooks in HOOKS):
             raise ValueError(f"{name!r} has hooks, which an adapter would lose; remove them first")
         if "forward" in vars(module):
             raise ValueError(
@@ -138,13 +154,11 @@ CALLED, READ, EITHER = "called", "read", "either"
 def use_of(model: nn.Module, name: str) -> str:
     """Return how its parent uses a module: CALLED, READ (only its weight is), or EITHER.
 
-    This searches the source of the parent's class; where that shows nothing, the module counts as
-    called. `adapters.check` finds out by a forward pass.
+    This searches the source of the parent's class and of those that it derives from; where that
+    shows nothing, the module counts as called. `adapters.check` finds out by a forward pass.
     """
-    source, child = (
-        _source(cast(Hashable, type(_parent(model, name)))),
-        re.escape(name.rpartition(".")[2]),
-    )
+    kinds, child = type(_parent(model, name)).__mro__, re.escape(name.rpartition(".")[2])
+    source = "\n".join(_source(cast(Hashable, kind)) for kind in kinds)
     if not re.search(rf"self\.{child}\.(weight|bias)\b", source):
         return CALLED
     return EITHER if re.search(rf"self\.{child}\(", source) else READ
@@ -159,7 +173,7 @@ def _source(kind: Hashable) -> str:
     """Return the source of a class's methods except those that set it up, "" if there is none."""
     assert isinstance(kind, type)
     try:
-        text = inspect.getsource(kind)
+        text = textwrap.dedent(inspect.getsource(kind))
     except (OSError, TypeError):
         return ""
     methods = re.split(r"\n    (?:@\S+\n    )*(?=def )", text)
@@ -197,7 +211,8 @@ def refuse_statistics(model: nn.Module, trained: Mapping[str, nn.Module]) -> Non
     modules = named_modules(model)
     for name, module in modules.items():
         frozen = not any(outer in trained for outer in (name, *_outer(name)))
-        if frozen and isinstance(module, _NormBase) and module.track_running_stats:
+        tracks = isinstance(module, _NormBase) and module.track_running_stats
+        if frozen and (tracks or isinstance(module, _SpectralNorm)):
             raise ValueError(
                 f"{name!r} keeps running statistics, which training changes though the base is "
                 "frozen; name it in trainable"

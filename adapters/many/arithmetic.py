@@ -100,8 +100,8 @@ def diff(
         tuned: the model after it, of the same modules.
         rank: of every update; at most the smaller side of its weight.
         head: name of the module to copy, which may have other classes.
-        lossy: leave out changes that no adapter holds, of biases of linears and of Parameters
-            outside leaf modules such as position embeddings, rather than raise.
+        lossy: leave out changes that no adapter holds, of biases of linears and of Parameters and
+            buffers outside leaf modules such as position embeddings, rather than raise.
 
     Returns:
         The adapted base; and by name the share of ||W' - W||^2 kept. "all" is the share over all
@@ -111,13 +111,13 @@ def diff(
         ValueError: the tuned model has other parameters, none has changed, or something changed
             that no adapter holds.
     """
-    changes = _changes(base, tuned, head)
+    changes, moved = _changes(base, tuned, head), _moved(base, tuned, head)
     linears = {name for name, module in base.named_modules() if _is_linear(module)}
-    owner = {key: key.rpartition(".")[0] for key in changes}
+    owner = {key: key.rpartition(".")[0] for key in (*changes, *moved)}
     updates = {owner[k]: c for k, c in changes.items() if owner[k] in linears and c.ndim == 2}
     leaves = {name for name, module in base.named_modules() if name and not [*module.children()]}
-    carried = {owner[key] for key in changes if owner[key] in leaves - linears}
-    lost = [k for k in changes if owner[k] not in carried and k != f"{owner[k]}.weight"]
+    carried = {name for name in owner.values() if name in leaves - linears}
+    lost = [k for k, name in owner.items() if name not in carried and k != f"{name}.weight"]
     if not updates:
         raise ValueError("no linear differs between the two models")
     if lost and not lossy:
@@ -148,7 +148,9 @@ def _changes(base: nn.Module, tuned: nn.Module, head: str) -> dict[str, Tensor]:
     Raises:
         ValueError: the tuned model has other parameters.
     """
-    before, after = dict(base.named_parameters()), dict(tuned.named_parameters())
+    # a tied parameter under each of its names, since an adapter changes one module
+    before = dict(base.named_parameters(remove_duplicate=False))
+    after = dict(tuned.named_parameters(remove_duplicate=False))
     changes: dict[str, Tensor] = {}
     for key in sorted(before.keys() | after.keys()):
         if key.startswith(f"{head}."):
@@ -159,6 +161,18 @@ def _changes(base: nn.Module, tuned: nn.Module, head: str) -> dict[str, Tensor]:
         if change.any():
             changes[key] = change
     return changes
+
+
+def _moved(base: nn.Module, tuned: nn.Module, head: str) -> list[str]:
+    """Return the names of the buffers outside the head that files hold and that changed."""
+    before, after = base.state_dict(), tuned.state_dict()
+    names = [name for name, _ in base.named_buffers() if name in before.keys() & after.keys()]
+    return [
+        name
+        for name in names
+        if not name.startswith(f"{head}.")
+        and not torch.equal(before[name], after[name].to(before[name]))
+    ]
 
 
 def closest(update: Tensor, rank: int) -> tuple[Factors, float]:

@@ -27,7 +27,7 @@ def products(x: Tensor, weights: Tensor) -> Tensor:
 
 
 class FoldedProducts(torch.autograd.Function):
-    """y = x (W + B A)^T for each of K; no gradient of W, as in `adapters.methods.lora`."""
+    """y = x (W + B A)^T for each of K, as in `adapters.methods.lora`."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -41,14 +41,16 @@ class FoldedProducts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, A and B for that of y (K, T, O)."""
+        """Return the gradients of x, W, A and B for that of y (K, T, O)."""
         x, weight, a, b = ctx.saved_tensors
-        grad_x = None
+        grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_x = products(grad, torch.baddbmm(weight.expand(len(a), -1, -1), b, a))
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.bmm(grad.mT, x).sum(dim=0)
         grad_a = torch.bmm(torch.bmm(b.mT, grad.mT), x)  # (K, R, T) (K, T, I)
         grad_b = torch.bmm(torch.bmm(a, x.mT), grad).mT  # ((K, R, T) (K, T, O))^T
-        return grad_x, None, grad_a, grad_b
+        return grad_x, grad_weight, grad_a, grad_b
 
 
 def linear(x: Tensor, base: nn.Linear, terms: Terms, *, fold: bool = False) -> Tensor:

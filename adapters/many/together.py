@@ -38,7 +38,16 @@ class Joint(nn.Module):
         vars(self)["members"] = [*members]  # not children: their Parameters are the members'
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return y (K * B, ..., O) for x (K * B, ..., I), each member's rows by its terms."""
+        """Return y (K * B, ..., O) for x (K * B, ..., I), each member's rows by its terms.
+
+        Raises:
+            ValueError: the members have not equally many rows.
+        """
+        if len(x) % len(self.members):
+            raise ValueError(
+                f"{len(x)} rows are not equally many for {len(self.members)} members; give them "
+                "batches of one size, and a base whose first axis is that of images"
+            )
         each = [m.terms() if isinstance(m, AdapterLayer) else {} for m in self.members]
         terms = {key: self._stacked(each, key) for key in sorted({key for t in each for key in t})}
         rows = x.reshape(len(each), -1, x.shape[-1])  # (K, T, I)

@@ -20,7 +20,7 @@ CONVERTED = ("pissa", "olora")
 
 
 class FoldedProduct(torch.autograd.Function):
-    """y = x (W + scale B A)^T with one product forward, and no gradient of W backward.
+    """y = x (W + scale B A)^T with one product forward, and no gradient of a frozen W backward.
 
     In plain PyTorch, W x + scale B (A x) makes two more passes over y, and for (W + scale B A) x
     autograd computes the gradient of the sum, as large as W, only to multiply it by A and by B.
@@ -45,17 +45,21 @@ class FoldedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, A and B for that of y (T, O)."""
+        """Return the gradients that are needed, of all but the scale, for that of y (T, O)."""
         x, weight, a, b = ctx.saved_tensors
-        grad_x = grad_a = grad_b = None
+        grad_x = grad_weight = grad_bias = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:  # computing the sum again costs less than keeping it
             grad_x = grad @ torch.addmm(weight, b, a, alpha=ctx.scale)
+        if ctx.needs_input_grad[1]:  # a frozen W may train inside torch.func.grad
+            grad_weight = grad.T @ x
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(dim=0)
         # in this order, as BLAS is several times slower where T is the first axis of a result
         if ctx.needs_input_grad[3]:
             grad_a = ctx.scale * (b.T @ grad.T) @ x  # (R, T) @ (T, I)
         if ctx.needs_input_grad[4]:
             grad_b = ctx.scale * ((a @ x.T) @ grad).T  # ((R, T) @ (T, O)).T
-        return grad_x, None, None, grad_a, grad_b, None
+        return grad_x, grad_weight, grad_bias, grad_a, grad_b, None
 
 
 class LowRankLinear(AdapterLinear):

@@ -11,12 +11,16 @@ from adapters.plain import plain
 
 
 class ScaleAndShift(AffineLayer):
-    """y = gamma * f(x) + beta, (..., O) for x (..., I); gamma starts at one and beta at zero."""
+    """y = gamma * f(x) + beta, (..., O) for x (..., I); gamma starts at one and beta at zero.
+
+    Around a norm over several axes, both have its weight's shape.
+    """
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__(base)
-        self.gamma = nn.Parameter(wide(self.weight.new_ones(len(self.weight))))  # (O,)
-        self.beta = nn.Parameter(wide(self.weight.new_zeros(len(self.weight))))  # (O,)
+        shape = self.weight.shape[:1] if isinstance(self, nn.Linear) else self.weight.shape
+        self.gamma = nn.Parameter(wide(self.weight.new_ones(shape)))  # (O,)
+        self.beta = nn.Parameter(wide(self.weight.new_zeros(shape)))  # (O,)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y (..., O) for x (..., I)."""
@@ -27,14 +31,14 @@ class ScaleAndShift(AffineLayer):
 
     def terms(self) -> dict[str, Tensor]:
         """Return the terms that are not the base's."""
-        if self.weight.ndim == 1:  # a norm, whose gain is its weight
+        if not isinstance(self, nn.Linear):  # a norm, whose gain is its weight
             return {"gain": self.adapted_weight(), "bias": self.adapted_bias()}
         return {"gain": self.gamma, "bias": self.adapted_bias()}
 
     def adapted_weight(self) -> Tensor:
         """Return diag(gamma) W (O, I) of a linear, gamma * w (D,) of a norm, cast by `wide`."""
         gamma = wide(self.gamma)
-        return gamma.view(-1, *[1] * (self.weight.ndim - 1)) * wide(self.weight)
+        return (gamma[:, None] if isinstance(self, nn.Linear) else gamma) * wide(self.weight)
 
     def adapted_bias(self) -> Tensor:
         """Return gamma * b + beta (O,), in float32 or wider."""

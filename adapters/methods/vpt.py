@@ -4,6 +4,7 @@ A block's outputs for its prompts are dropped, and the next block gets other pro
 behind the tokens; attention does not depend on the order.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -57,6 +58,24 @@ class PromptedBlock(Wrapper):
         return y[:, : x.shape[1]]
 
 
+@torch.no_grad()
+def _sees_other_tokens(block: nn.Module, dim: int) -> bool:
+    """Return whether a block's output (1, 2, D) for two tokens depends on a third, as far as known.
+
+    It does not where attention takes the first axis for that of tokens, (N, B, D).
+    """
+    if all(m.batch_first for m in block.modules() if isinstance(m, nn.MultiheadAttention)):
+        return True
+    x = torch.randn(1, 3, dim, generator=torch.Generator().manual_seed(0))
+    x = x.to(next(block.parameters()))
+    other = torch.cat([x[:, :2], -x[:, 2:]], dim=1)
+    try:
+        twin = copy.deepcopy(block).eval()
+        return not torch.equal(twin(x)[:, :2], twin(other)[:, :2])
+    except Exception:
+        return True  # it takes more than tokens
+
+
 def _flat(value: Any) -> Iterator[Any]:
     """Yield the values in nested tuples, lists and dictionaries."""
     if isinstance(value, Mapping):
@@ -96,7 +115,13 @@ class VPTConfig(AdapterConfig):
         """Return the layer that replaces a block with layer norms on its tokens.
 
         Raises:
-            ValueError: `module` holds Parameters itself, or has no layer norm.
+            ValueError: `module` holds Parameters itself, has no layer norm, or takes tokens
+                (N, B, D).
         """
         dim = block_width(module, name, "VPT")
+        if not _sees_other_tokens(module, dim):
+            raise ValueError(
+                f"{name!r} takes tokens (N, B, D), not (B, N, D), so that prompts would be other "
+                f"images to it; {OTHER}"
+            )
         return PromptedBlock.prompted(module, dim, n_prompts=self.n_prompts, dropout=self.dropout)

@@ -76,3 +76,10 @@ def test_differences_are_of_every_weight_that_both_models_have() -> None:
         expected = model.get_submodule(name).weight.float()
         torch.testing.assert_close((weight + update).flatten(), expected.flatten())
     assert found["0"][0].shape == (4, 12)
+
+
+def test_a_vector_has_no_rank() -> None:
+    with pytest.raises(
+        ValueError, match=r"^an update of shape \(8,\) is no matrix, and has no rank$"
+    ):
+        effective_rank(torch.ones(8))

@@ -1,7 +1,7 @@
 """The check by a pass: what it hands on, what it looks at, and what it says."""
 
 import re
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,3 +65,28 @@ def test_random_numbers_are_kept_on_the_devices_that_hold_parameters() -> None:
         parameters=lambda: [SimpleNamespace(device=torch.device(name)) for name in devices]
     )
     assert _devices(fake) == [0, 1]  # type: ignore[arg-type]
+
+
+class Listed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList([nn.Linear(4, 4)])
+
+    def forward(self, x: Tensor, n: int) -> Tensor:
+        for linear in self.linears[:n]:
+            x = linear(x)
+        return x
+
+
+def test_a_trained_list_is_called_by_its_parts_and_a_forward_of_its_own_stays() -> None:
+    base = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    base[1].forward = MethodType(lambda self, x: 3 * (x @ self.weight), base[1])
+    made, x = adapters.inject(base, None, trainable=("1",)), torch.ones(1, 4)
+    expected = made(x)
+    adapters.check(made, x)
+    assert torch.equal(made(x), expected)
+    made = adapters.inject(Listed(), None, trainable=("linears",))
+    adapters.check(made, x, 1)
+    with pytest.raises(ValueError, match="^linears: never called"):
+        adapters.check(made, x, 0)
+    assert not any("forward" in vars(part) for part in made.modules())

@@ -1,11 +1,12 @@
 """The adapter of a full fine-tune: what it keeps, by how much, and what it refuses to leave out."""
 
+import copy
 import re
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapters import METHODS, diff
 from tests.adapters.toy import Toy, X, toy
@@ -102,3 +103,30 @@ def test_models_that_do_not_differ_in_a_linear_are_refused() -> None:
     for other in (toy(), tuned(), tuned(*NORM)):
         with refused("no linear differs between the two models"):
             diff(toy(), other)
+
+
+class Twins(nn.Module):
+    """Two linears of one weight, and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.b.weight = self.a.weight
+        self.register_buffer("gain", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gain * self.b(self.a(x).tanh()))
+
+
+def test_tied_linears_both_get_the_update_and_a_changed_buffer_is_not_passed_over() -> None:
+    base, x = Twins(), torch.randn(3, 4)
+    other = copy.deepcopy(base)
+    with torch.no_grad():
+        other.a.weight += torch.randn(4, 4)
+    model, kept = diff(copy.deepcopy(base), other)
+    assert kept == pytest.approx({"a": 1.0, "b": 1.0, "all": 1.0})
+    torch.testing.assert_close(model.eval()(x), other(x))
+    other.gain += 1
+    with refused("gain changed, which no adapter holds; lossy=True leaves them out"):
+        diff(copy.deepcopy(base), other)
+    assert diff(base, other, lossy=True)[1]["gain"] == 0.0

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 from adapters import LoRAConfig, disabled, eject, fingerprint, inject, merge
 from adapters.config import AdapterConfig
@@ -321,3 +322,29 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for key, value in first.items():
         assert torch.equal(value, second[key])
         torch.testing.assert_close(value, alone.get_parameter(key))
+
+
+class Stateful(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {}
+
+
+def test_what_has_no_copy_that_trains_is_refused_and_nothing_changes() -> None:
+    heads = [nn.Linear(8, 3), nn.Linear(8, 3), Stateful(8, 3), nn.Linear(8, 3)]
+    prune.l1_unstructured(heads[0], "weight", 0.5)
+    heads[1].whole = nn.Parameter(torch.arange(3), requires_grad=False)
+    heads[3].forward = lambda x: F.linear(x, heads[3].weight)
+    messages = (
+        "'head' has no copy that trains: Only Tensors created explicitly",
+        "'head' has no copy that trains: only Tensors of floating point",
+        "'head' has a state that is no tensor, which no adapter's file holds",
+        "'head' has a forward of its own, which a copy that trains would share",
+    )
+    for head, message in zip(heads, messages, strict=True):
+        model = toy()
+        model.head = head
+        flags = [p.requires_grad for p in model.parameters()]
+        with pytest.raises(ValueError, match=message):
+            inject(model, lora("wq"), trainable=("head",))
+        assert [p.requires_grad for p in model.parameters()] == flags
+        assert model.head is head

@@ -352,3 +352,19 @@ def test_eject_gives_the_modes_from_before_loading_back(tmp_path: Path) -> None:
     loaded = load_adapter(base, tmp_path)
     assert not any(module.training for module in loaded.modules())
     assert {name: m.training for name, m in eject(loaded).named_modules()} == before
+
+
+def test_tied_parts_of_a_trained_module_come_back_tied(tmp_path: Path) -> None:
+    def base() -> nn.Module:
+        torch.manual_seed(0)
+        both = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        both[1].weight = both[0].weight
+        return nn.ModuleDict({"a": nn.Linear(8, 8), "both": both})
+
+    model = inject(base(), LoRAConfig(targets=("a",), rank=1), trainable=("both",))
+    with torch.no_grad():
+        model["both"][0].weight.normal_()
+    save_adapter(model, tmp_path)
+    loaded = load_adapter(base(), tmp_path)["both"]
+    assert loaded[0].weight is loaded[1].weight
+    assert torch.equal(loaded[1].weight, model["both"][0].weight)

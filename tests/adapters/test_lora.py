@@ -102,3 +102,29 @@ def test_one_factor_may_be_frozen(frozen: str) -> None:
     (found,) = torch.autograd.grad(adapted(x).pow(2).sum(), [trained])
     (expected,) = torch.autograd.grad(plain(adapted, x).pow(2).sum(), [trained])
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_frozen_weight_has_its_gradient_inside_functional_transforms() -> None:
+    models, x = [layer() for _ in range(3)], torch.randn(3, 9, 5, dtype=torch.float64)
+    stacked, _ = torch.func.stack_module_state(models)
+
+    def alone(own: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(models[0], own, (x,)).square().sum()
+
+    def loss(every: dict[str, Tensor]) -> Tensor:
+        return torch.vmap(alone)(every, x).sum()
+
+    found = torch.func.grad(loss)({name: p.detach() for name, p in stacked.items()})
+    for i, model in enumerate(models):
+        own = dict(model.requires_grad_(True).named_parameters())
+        expected = torch.autograd.grad(plain(model, x[i]).square().sum(), [*own.values()])
+        for name, gradient in zip(own, expected, strict=True):
+            torch.testing.assert_close(found[name][i], gradient)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_linear_without_inputs_gives_its_bias() -> None:
+    base = nn.Linear(5, 4)
+    base.in_features, base.weight = 0, nn.Parameter(torch.empty(4, 0))
+    adapted = LoRAConfig(rank=1).adapt(base, "x")
+    assert torch.equal(adapted(torch.empty(3, 0)), base.bias.expand(3, 4))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters import METHODS, inject, load_adapter, save_adapter
+from adapters import METHODS, inject, load_adapter, merge, save_adapter
 from adapters.folder import read_adapter
 from adapters.methods.lokr import factorise
 from tests.adapters.toy import X, adapted, config, move, toy
@@ -339,3 +339,16 @@ def test_what_has_no_bias_at_all_is_no_target_of_bitfit() -> None:
 def test_names_may_come_in_a_list() -> None:
     found = METHODS["ia3"](targets=["wq", "w2"], feedforward=["w2"])
     assert (found.targets, found.feedforward) == (("wq", "w2"), ("w2",))
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 3)])
+@pytest.mark.parametrize("method", ["ssf", "bitfit", "norm"])
+def test_a_norm_over_several_axes_is_merged_to_what_it_computed(
+    method: str, shape: tuple[int, int]
+) -> None:
+    model = inject(nn.Sequential(nn.LayerNorm(shape)), METHODS[method](targets=("0",)))
+    move(model)
+    x = torch.randn(4, *shape)
+    expected = model(x)
+    assert not torch.allclose(expected, nn.LayerNorm(shape)(x))
+    torch.testing.assert_close(merge(model)(x), expected)

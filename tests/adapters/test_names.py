@@ -160,6 +160,33 @@ def test_how_a_module_is_used_stands_in_its_parents_pass() -> None:
         inject(model, lora("read"))
 
 
+class Derived(Reading):
+    """Inherits the pass that reads."""
+
+
+def test_a_pass_that_is_inherited_or_of_a_class_inside_a_function_is_read_too() -> None:
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.read.weight)
+
+    for parent in (Derived(), Inside()):
+        assert use_of(parent, "read") == READ
+    assert use_of(Derived(), "called") == CALLED
+
+
+def test_a_lazy_model_is_refused_before_anything_changes() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.LazyLinear(2)})
+    with refused("b is lazy, without shapes yet; run a pass first, then adapt"):
+        inject(model, lora("a"))
+    assert all(p.requires_grad for p in model.parameters())
+    model["b"](torch.ones(1, 2))
+    inject(model, lora("b"))
+
+
 class Hooked(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +194,17 @@ class Hooked(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "hook", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]
+    "hook",
+    [
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+        "register_state_dict_post_hook",
+        "register_state_dict_pre_hook",
+        "register_load_state_dict_pre_hook",
+        "register_load_state_dict_post_hook",
+    ],
 )
 def test_hooks_of_any_kind_are_refused(hook: str) -> None:
     model = Hooked()
@@ -237,3 +274,7 @@ def test_a_batch_norm_is_refused_unless_it_trains_or_has_no_statistics() -> None
     refuse_statistics(model, {"a": model["a"]})
     model["a"][1] = nn.BatchNorm1d(2, track_running_stats=False)
     refuse_statistics(model, {})
+    model["a"][1] = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2))
+    with refused(message.replace("a.1", "a.1.parametrizations.weight.0")):
+        refuse_statistics(model, {})
+    refuse_statistics(model, {"a.1": model["a"][1]})

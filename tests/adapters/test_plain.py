@@ -252,3 +252,32 @@ def test_an_empty_pattern_is_not_written() -> None:
     assert "rank_pattern" not in LoRAConfig().to_peft()
     assert LoRAConfig(rank_pattern={"a": 2}).to_peft()["rank_pattern"] == {"a": 2}
     assert issubclass(LoRAConfig, RankConfig)
+
+
+class Dropping(nn.Linear):
+    """Drops weights in training only, as DropConnect does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = nn.functional.dropout(self.weight, 0.5, self.training)
+        return nn.functional.linear(x, weight, self.bias)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_differs_in_training_only_is_refused_in_either_mode(training: bool) -> None:
+    module, state = Dropping(4, 4).train(training), torch.get_rng_state()
+    assert not computes_as(module, nn.Linear)
+    assert module.training is training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_tensors_that_an_adapter_would_lose_are_refused() -> None:
+    module = Rewritten(2, 2)
+    module.register_buffer("steps", torch.zeros(1))
+    with refused("'x' is a Rewritten with 'steps' too, which an adapter would lose"):
+        plain_linear(module, "x")
+
+
+def test_parts_on_meta_are_not_wrapped() -> None:
+    part = nn.Sequential(nn.Linear(2, 2, device="meta"))
+    with refused("'x' has no weights yet (device meta); load the base, then inject"):
+        made_of_children(part, "x")

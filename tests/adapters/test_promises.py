@@ -72,6 +72,16 @@ def test_a_pass_proves_that_it_is_called(proof: str) -> None:
     torch.testing.assert_close(adapters.merge(model)(x), expected)
 
 
+def test_a_copy_and_a_pickle_are_proved_by_their_own_passes(tmp_path: Path) -> None:
+    x, model = torch.randn(2, 8), lora(with_head(Bypassing(read=False)), "qkv")
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        twin(x)
+        adapters.save_adapter(twin, tmp_path / "twin")
+        assert not twin[0].qkv._forward_pre_hooks
+    with pytest.raises(ValueError, match="was never called"):
+        adapters.save_adapter(model, tmp_path / "model")
+
+
 def test_a_check_leaves_no_trace() -> None:
     model = adapted("lora").train()
     model.blocks[0].eval()
@@ -176,6 +186,18 @@ def test_prompts_drop_out_for_each_image() -> None:
     block.attn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     block.train()(torch.randn(2, 3, 8, dtype=torch.float64))
     assert not torch.equal(seen[0][0, 3:], seen[0][1, 3:])
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_prompts_that_would_be_other_images_are_refused(batch_first: bool) -> None:
+    block = nn.TransformerEncoderLayer(8, 2, 8, batch_first=batch_first)
+    if batch_first:
+        layer = adapters.VPTConfig(n_prompts=2).adapt(block, "blocks.0")
+        layer(torch.randn(1, 3, 8)).square().sum().backward()
+        assert layer.prompts.grad.any()
+        return
+    with pytest.raises(ValueError, match=r"'blocks\.0' takes tokens \(N, B, D\), not \(B, N, D\)"):
+        adapters.VPTConfig(n_prompts=2).adapt(block, "blocks.0")
 
 
 def test_prompts_beside_positions_are_refused() -> None:

@@ -251,3 +251,17 @@ def test_switching_off_reaches_wrapped_models_and_comes_back_after_an_error() ->
     assert all(layer.enabled for layer in model.modules() if hasattr(layer, "enabled"))
     assert adapters.mergeable(model)
     assert not adapters.mergeable(adapted("vpt"))
+
+
+def test_each_part_keeps_its_mode_where_its_module_is_replaced() -> None:
+    for settings, trainable in ((None, ("blocks.0",)), (config("vpt"), ("head",))):
+        model = toy()
+        model.blocks[0].ffn[1].eval()
+        before = {name: part.training for name, part in model.named_modules()}
+        inject(model, settings, trainable=trainable)
+        assert {name: part.training for name, part in model.named_modules()} == before
+        with disabled(model):
+            assert not model.blocks[0].ffn[1].training
+        assert {name: part.training for name, part in model.named_modules()} == before
+        eject(model)
+        assert {name: part.training for name, part in model.named_modules()} == before

@@ -75,6 +75,8 @@ def test_the_gradient_of_the_products_is_that_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(
         lambda x, a, b: FoldedProducts.apply(x, weight, a, b), tensors, atol=1e-10
     )
+    every = (tensors[0], weight.requires_grad_(), *tensors[1:])
+    assert torch.autograd.gradcheck(FoldedProducts.apply, every, atol=1e-10)
 
 
 def test_the_base_and_the_members_share_their_weights_and_stay_models() -> None:
@@ -136,3 +138,11 @@ def test_an_update_is_folded_into_the_weight_in_full_precision(
     names = [name for name, _ in some[0].named_parameters()]
     together(base, some)(IMAGES)
     assert len(calls) == sum(name.endswith("lora_a") for name in names) > 0
+
+
+def test_rows_that_do_not_divide_among_the_members_are_refused() -> None:
+    base = toy()
+    joint = together(base, members(base, "lora", "lora"))
+    message = "^3 rows are not equally many for 2 members; give them batches of one size"
+    with pytest.raises(ValueError, match=message):
+        joint(IMAGES[:3])

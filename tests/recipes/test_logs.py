@@ -188,6 +188,7 @@ def test_a_log_changes_nothing_and_is_not_done_again(
 
 
 def test_another_run_in_its_place_starts_a_new_log(tmp_path: Path) -> None:
+    start_run(OPTIONS, tmp_path)
     (tmp_path / "log.json").write_text('{"tensorboard": {"epoch": 7}}')
     (tmp_path / "events.out.tfevents.7").write_bytes(b"")
     start_run(OPTIONS, tmp_path)
