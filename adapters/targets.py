@@ -18,7 +18,7 @@ from adapters.patterns import matcher
 
 # These read their children's weights without calling the children.
 BYPASSING = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-# A module's hooks; as many as torch has kinds of them.
+# A module's attributes that hold its hooks, one for each kind that torch has.
 HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",

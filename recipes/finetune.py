@@ -92,7 +92,7 @@ def _train_adapter(options: CommonOptions) -> Finetuned:
     with locked(folder):
         model = load_model(options.base)
         set_framing(model, options)
-        plan.check_sizes(model.config.patch_size, model.image_size)
+        plan.check_sizes(model)
         fingerprint = adapters.fingerprint(model, exclude=("head",))
         data = open_data(options, model)
         adapt(model, options, config, data.classes, fingerprint)

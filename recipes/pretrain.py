@@ -118,10 +118,10 @@ def _pretrain(options: PretrainOptions) -> dict[str, Any]:
     names = [field.name for field in fields(ViTConfig) if field.name in known]
     config = ViTConfig(**{name: getattr(options, name) for name in names})
     plan = make_plan(options, device)
-    plan.check_sizes(config.patch_size, config.image_size)
     folder = check_run(options)
     with locked(folder):
         untrained = VisionTransformer(config)  # gives the preprocessing; classes are not known yet
+        plan.check_sizes(untrained)
         untrained.framing = Framing(resize=options.resize, kernel="draft-bicubic")
         data = open_data(options, untrained)
         splits = make_splits(data, options, device)

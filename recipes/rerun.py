@@ -5,7 +5,7 @@
 
 import json
 import shlex
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
         after = pretrain(PretrainOptions(**given))
     else:
         after = train_adapter(FinetuneOptions(**given)).summary
-    name, then = before.file, asdict(before)
+    name = before.file
     weights = [read_tensors(Path(run_folder, name))[0] for run_folder in (folder, out)]
     if weights[0].keys() != weights[1].keys():
         raise ValueError(f"{folder}/{name} has been changed since: it holds other tensors")
@@ -84,7 +84,7 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
         "same": all(torch.equal(value, weights[1][key]) for key, value in weights[0].items()),
         "n_tensors": len(distances),
         "largest_difference": max(distances.values()),
-        **{key: [then[key], after.get(key)] for key in FIGURES},
+        **{key: [getattr(before, key), after.get(key)] for key in FIGURES},
         "versions_differ": [
             key for key, value in before.versions.items() if after["versions"].get(key) != value
         ],

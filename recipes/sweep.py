@@ -68,7 +68,7 @@ def sweep(options: SweepBase) -> dict[str, Any]:
         base = load_model(options.base)
         set_framing(base, options)
         for *_, plan in made:
-            plan.check_sizes(base.config.patch_size, base.image_size)
+            plan.check_sizes(base)
         fingerprint = adapters.fingerprint(base, exclude=("head",))
         data = open_data(options, base)
         base.new_head(data.classes)

@@ -47,8 +47,8 @@ def test_the_first_epochs_see_smaller_images(
     [
         ("16", "sizes=16 is not SIZE:SHARE,SIZE:SHARE, e.g. 16:0.6,24:0.3"),
         ("12:0.5", "sizes: 12 is more than the full 8 pixels; choose less"),
-        ("6:0.5", "sizes: 6 is not a positive multiple of patch_size=4; try 8"),
-        ("1:0.5", "sizes: 1 is not a positive multiple of patch_size=4; try 4"),
+        ("6:0.5", "sizes: image_size=6 is not a positive multiple of patch_size=4; try 8"),
+        ("1:0.5", "sizes: image_size=1 is not a positive multiple of patch_size=4; try 4"),
         ("4:0.6,8:0.6", "shares are in 0..1 and add up to 1 at most"),
         ("4:-0.5", "shares are in 0..1 and add up to 1 at most"),
         ("4:nan", "shares are in 0..1 and add up to 1 at most"),

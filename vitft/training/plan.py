@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vitft.evaluation.task import SingleLabel, Task
+from vitft.model.vit import VisionTransformer
 from vitft.optimizers.build import lr_factor
 from vitft.pictures.augment import Augmentation
 
@@ -88,20 +89,22 @@ class Plan:
             )
         lr_factor(self.schedule, 0, warmup=self.warmup)
 
-    def check_sizes(self, patch_size: int, full: int) -> None:
-        """Check that every image of `sizes` is filled by patches, and no larger than `full`.
+    def check_sizes(self, model: VisionTransformer) -> None:
+        """Check that the model takes images of all `sizes`, none larger than its own.
 
         Raises:
             ValueError: a size is larger, or not a positive multiple of the patch size.
         """
-        for size, _ in self.sizes:
-            if size > full:
-                raise ValueError(f"sizes: {size} is more than the full {full} pixels; choose less")
-            if size < patch_size or size % patch_size:
-                near = max(1, round(size / patch_size)) * patch_size
-                raise ValueError(
-                    f"sizes: {size} is not a positive multiple of {patch_size=}; try {near}"
-                )
+        full = model.image_size
+        try:
+            for size, _ in self.sizes:
+                if size > full:
+                    raise ValueError(f"{size} is more than the full {full} pixels; choose less")
+                model.resize(size)
+        except ValueError as error:
+            raise ValueError(f"sizes: {error}") from None
+        finally:
+            model.resize(full)
 
     def image_size(self, epoch: int, full: int) -> int:
         """Return the side, in pixels, of the images to train on in an epoch; `full` by default."""
