@@ -18,8 +18,8 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.trouble import Before, Command, Ended, Events, nothing
-from tests.conftest import TINY, TINY_FLAGS, paint
 from tests.families.sources import hf_model, timm_model
+from tests.shared import TINY, TINY_FLAGS, paint
 from vitft.command.help import COMMANDS
 from vitft.data.named import import_torchvision
 from vitft.families.onnx import write_onnx

@@ -73,6 +73,11 @@ class Command:
         self.process.start()
         os.close(writing)
 
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
     def end(self, seconds: float = SECONDS, *, kill: bool = False) -> Ended:
         """Wait for its end; after so many seconds it is killed, which is a hang unless meant."""
         self.process.join(seconds)

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 import adapters
-from tests.conftest import Run, drawn, slow
 from tests.families.sources import hf_model
+from tests.shared import Run, drawn, slow
 from vitft import load_model, save_model
 from vitft.command.help import COMMANDS
 from vitft.families.huggingface import KINDS

@@ -12,7 +12,7 @@ from benchmarks.hostile import KINDS, outcome
 from benchmarks.jobs import TRAIN, Job
 from benchmarks.kills import KILLS
 from benchmarks.mishaps import MISHAPS
-from tests.conftest import ALL
+from tests.shared import ALL
 
 N = {"adapters": 60, "bases": 40, "pictures": 60, "run states": 10, "summaries": 10}
 N |= {"other libraries' bases": 16}
@@ -59,7 +59,6 @@ FAULTS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize(("name", "what", "n"), FAULTS)
 def test_a_command_leaves_all_or_nothing_whatever_happens_to_it(
     jobs: dict[str, Job], name: str, what: str, n: int, tmp_path: Path

@@ -7,7 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tests.conftest import slow
+from tests.shared import slow
 from vitft.version import __version__
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from torch import nn
 from adapters import METHODS, DoRAConfig, LoRAConfig, disabled, inject
 from adapters.layers import AdapterLayer
 from tests.adapters.toy import KINDS, WRAPPERS, X, adapted, config, every_kind, toy
-from tests.conftest import ALL, some
+from tests.shared import ALL, some
 
 LINEAR = [kind for kind in KINDS if kind not in ("norm", *WRAPPERS)]
 on_linears = pytest.mark.parametrize("kind", LINEAR)

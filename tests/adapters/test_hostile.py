@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from adapters import METHODS, LoRAConfig, folder, inject, load_adapter, save_adapter
 from adapters.folder import CONFIG, TENSORS
 from tests.adapters.toy import config, toy
-from tests.conftest import TINY, some
+from tests.shared import TINY, some
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 

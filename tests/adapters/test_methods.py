@@ -14,7 +14,7 @@ from adapters import METHODS, inject, load_adapter, merge, save_adapter
 from adapters.folder import read_adapter
 from adapters.methods.lokr import factorise
 from tests.adapters.toy import X, adapted, config, move, toy
-from tests.conftest import TINY
+from tests.shared import TINY
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 

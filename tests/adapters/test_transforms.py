@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import adapters
 from tests.adapters.toy import X, adapted, config, toy
-from tests.conftest import some
+from tests.shared import some
 
 each_method = pytest.mark.parametrize("kind", adapters.METHODS)
 

@@ -1,5 +1,6 @@
 import importlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -10,7 +11,8 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.conftest import TINY_FLAGS, Run, paint
+from benchmarks.trouble import Command
+from tests.shared import TINY_FLAGS, Run, paint
 from vitft.command.help import COMMANDS
 from vitft.version import __version__
 
@@ -49,12 +51,16 @@ def adapter(vitft: Run, folder: Path, base: Path) -> Path:
 
 
 def test_a_reader_that_has_seen_enough_is_no_mistake() -> None:
-    command = [sys.executable, "-m", "vitft", "data"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.communicate()[1] == b""
-    assert process.returncode == 0
+    gone = multiprocessing.get_context("fork").Event()
+
+    def wait() -> None:
+        gone.wait()
+
+    command = Command(["data"], wait)
+    command.output.close()
+    gone.set()
+    command.process.join(60)
+    assert command.process.exitcode == 0
 
 
 def test_help_is_quick() -> None:

@@ -3,8 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import TINY_FLAGS, Run, command_line, paint, some
+from benchmarks.trouble import Command
+from tests.shared import TINY_FLAGS, Run, command_line, paint, some
 from vitft import load_model
 from vitft.command.options import comma_separated
 from vitft.command.streams import SafeStream
@@ -29,13 +28,13 @@ def base(vitft: Run, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_a_run_goes_on_when_nobody_reads_its_progress(
     folder: Path, base: Path, tmp_path: Path, command: str
 ) -> None:
-    flags = f"--data {folder} --out {tmp_path / 'run'} --epochs 3 --batch-size 8"
-    own = {"finetune": f" --adapter linear --base {base}", "pretrain": " --dim 16 --n-layers 1"}
-    flags += own[command]
-    line = f"{sys.executable} -m vitft {command} {flags} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert len(done.stdout.splitlines()) == 1
+    own = {"finetune": ["--adapter=linear", "--base", base], "pretrain": TINY_FLAGS}
+    flags = ["--data", folder, "--out", tmp_path / "run", "--epochs=3", "--batch-size=8"]
+    started = Command([command, *flags, *own[command]])
+    assert "train on" in started.output.readline()
+    started.output.close()
+    started.process.join(60)
+    assert started.process.exitcode == 0
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     assert (tmp_path / "run" / "summary.json").is_file()
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.conftest import Run
+from tests.shared import Run
 from vitft.command.help import COMMANDS, FILE, current_help, saved_help
 
 

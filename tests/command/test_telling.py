@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Run
+from tests.shared import Run
 
 FLAGS = ["--adapter=lora", "--epochs=1", "--batch-size=16"]
 

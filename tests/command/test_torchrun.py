@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import TINY_FLAGS, slow, summary
+from tests.shared import TINY_FLAGS, slow, summary
 
 FLAGS = ["--epochs=4", "--batch-size=8", "--save-seconds=1e-9", "--dropout=0.2", *TINY_FLAGS]
 

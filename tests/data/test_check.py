@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import Run
+from tests.shared import Run
 from vitft.data.check import check
 from vitft.data.folders import list_folder
 from vitft.data.load import load_data

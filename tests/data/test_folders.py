@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import paint
+from tests.shared import paint
 from vitft.data.folders import list_folder
 from vitft.data.sources import plausible_sources, source_of
 from vitft.data.split import split

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import paint
+from tests.shared import paint
 from vitft.data.folders import find_images
 from vitft.data.listing import ImageSet
 from vitft.data.load import load_data, unambiguous

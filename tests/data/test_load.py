@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import paint
+from tests.shared import paint
 from vitft.data import named
 from vitft.data.folders import find_images, list_folder
 from vitft.data.listing import ImageSet

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import paint
+from tests.shared import paint
 from vitft.data.load import load_data
 from vitft.data.named import DATASETS, import_torchvision
 from vitft.data.sources import sources_of

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import adapters
-from tests.conftest import TINY, some
+from tests.shared import TINY, some
 from vitft import VisionTransformer, ViTConfig
 from vitft.devices.cores import each, n_parts
 from vitft.devices.shares import Rows

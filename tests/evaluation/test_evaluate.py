@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.conftest import TINY
+from tests.shared import TINY
 from vitft import VisionTransformer, ViTConfig
 from vitft.evaluation.evaluate import (
     Evaluation,

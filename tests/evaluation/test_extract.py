@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import adapters
-from tests.conftest import TINY
+from tests.shared import TINY
 from vitft import VisionTransformer, ViTConfig
 from vitft.evaluation import features
 from vitft.evaluation.features import extract, feature_bytes, n_frozen

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import adapters
-from tests.conftest import TINY, TINY_FLAGS
-from tests.conftest import Run as Command
+from tests.shared import TINY, TINY_FLAGS
+from tests.shared import Run as Command
 from vitft import VisionTransformer, ViTConfig, save_model
 from vitft.evaluation.features import extract, feature_bytes, n_frozen
 from vitft.files import read_tensors

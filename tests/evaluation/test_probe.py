@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import adapters
-from tests.conftest import TINY
-from tests.conftest import Run as Command
+from tests.shared import TINY
+from tests.shared import Run as Command
 from vitft import VisionTransformer, ViTConfig
 from vitft.evaluation.evaluate import evaluate
 from vitft.evaluation.probe import fit_probe, regression

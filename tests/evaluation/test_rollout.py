@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import adapters
-from tests.conftest import TINY
+from tests.shared import TINY
 from vitft.evaluation import rollout as module
 from vitft.evaluation.rollout import rollout
 from vitft.model.config import ViTConfig

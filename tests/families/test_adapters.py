@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import adapters
-from tests.conftest import Run, some
 from tests.families.sources import hf_model, save, timm_model
+from tests.shared import Run, some
 from vitft import VisionTransformer, load_model
 
 X = torch.randn(2, 3, 32, 32)

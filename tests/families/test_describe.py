@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import some
 from tests.families.sources import HF, hf_model, save, timm_model
+from tests.shared import some
 from vitft import load_model
 from vitft.families.architectures import describe_architecture
 from vitft.families.huggingface import ACTS, KINDS

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from recipes.convert import at_size
-from tests.conftest import TINY, Run
 from tests.families.sources import hf_model, save, timm_model
+from tests.shared import TINY, Run
 from vitft import VisionTransformer, ViTConfig, load_model, save_model
 from vitft.families.names import FAMILIES
 from vitft.families.rename import ours_of

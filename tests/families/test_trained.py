@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import adapters
-from tests.conftest import Run, slow
 from tests.families.sources import hf_model
+from tests.shared import Run, slow
 from vitft import load_model
 
 

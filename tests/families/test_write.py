@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import adapters
 import recipes.export
-from tests.conftest import Run, slow
 from tests.families.sources import HF, TIMM, hf_model, timm_model
+from tests.shared import Run, slow
 from vitft import VisionTransformer, load_model, save_model
 from vitft.families.check import load
 from vitft.families.onnx import write_onnx

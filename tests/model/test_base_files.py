@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.conftest import TINY
+from tests.shared import TINY
 from vitft import VisionTransformer, ViTConfig, load_model, save_model
 from vitft.files import read_tensors, write_tensors
 from vitft.model import checkpoint

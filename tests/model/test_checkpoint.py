@@ -6,7 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import adapters
-from tests.conftest import TINY
+from tests.shared import TINY
 from vitft import VisionTransformer, ViTConfig, load_model, save_model
 from vitft.model.checkpoint import find_base
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.conftest import TINY
+from tests.shared import TINY
 from vitft.model.blocks import Attention, FeedForward
 from vitft.model.config import ViTConfig
 from vitft.model.patches import PatchEmbed

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.conftest import TINY
+from tests.shared import TINY
 from vitft.model.config import ViTConfig
 from vitft.model.init import initialise, sincos_positions
 from vitft.model.positions import AxialRope, positions_of, resize_positions

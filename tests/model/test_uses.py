@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import TINY
+from tests.shared import TINY
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.conftest import TINY
+from tests.shared import TINY
 from vitft import load_model, save_model
 from vitft.model.blocks import MAX_PLAIN, attend
 from vitft.model.config import ViTConfig

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import adapters
-from tests.conftest import TINY
+from tests.shared import TINY
 from vitft import VisionTransformer, ViTConfig
 from vitft.optimizers.build import build_optimizers, lr_factor, set_lr
 from vitft.optimizers.muon import Muon, orthogonalise

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import paint
+from tests.shared import paint
 from vitft.data.listing import FileImages
 from vitft.data.load import load_data
 from vitft.pictures import cache

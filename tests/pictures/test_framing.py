@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from tests.conftest import TINY, paint
+from tests.shared import TINY, paint
 from vitft import VisionTransformer, ViTConfig, load_model, save_model
 from vitft.data.load import load_data
 from vitft.pictures.decode import read_header, read_image

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import paint
+from tests.shared import paint
 from vitft.data.split import channel_statistics, limit, split
 from vitft.pictures.decode import read_image
 from vitft.pictures.images import Images, listed

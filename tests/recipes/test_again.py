@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipes.shared.finetuning import recalled
-from tests.conftest import Run, paint, summary
+from tests.shared import Run, paint, summary
 
 
 def tensors(folder: Path, name: str = "adapter_model.safetensors") -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 import adapters
 from recipes.sharing.card import CARD, MARK, card, write_card
-from tests.conftest import Run
+from tests.shared import Run
 from vitft.model.checkpoint import BUNDLED
 from vitft.model.vit import VisionTransformer
 

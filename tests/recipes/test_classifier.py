@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import Run, paint
+from tests.shared import Run, paint
 from vitft import Classifier, load_model
 from vitft.pictures.decode import read_image
 from vitft.pictures.preprocess import Fit

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Run
+from tests.shared import Run
 from vitft.report.comparison import text_table
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from recipes.shared.finetuning import FinetuneOptions
 from recipes.shared.logs import augmented, logged
 from recipes.shared.runs import start_run
-from tests.conftest import TINY, Run, drawn, summary
+from tests.shared import TINY, Run, drawn, summary
 from vitft import VisionTransformer, ViTConfig
 from vitft.command.telling import verbosity
 from vitft.pictures.augment import Augmentation

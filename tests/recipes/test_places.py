@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 
 from recipes.shared.places import output
-from tests.conftest import Run, paint
+from tests.shared import Run, paint
 from vitft.files import unfinished
 
 WRITING = ["convert", "export", "embed"]

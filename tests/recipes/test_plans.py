@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from recipes.shared.finetuning import FinetuneOptions
 from recipes.sweeping.grid import SweepOptions, combinations
 from recipes.sweeping.plans import share
-from tests.conftest import Run, slow
+from tests.shared import Run, slow
 from vitft.command import options as cli
 from vitft.command.options import arguments_of
 

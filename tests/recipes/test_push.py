@@ -14,8 +14,8 @@ from huggingface_hub import constants
 
 from recipes.push import published
 from recipes.serve import named
-from tests.conftest import Run
 from tests.recipes.hub import TOKEN, Hub, standing
+from tests.shared import Run
 from vitft import Classifier, hub, load_model, save_model
 from vitft.files import read_tensors, write_tensors
 

@@ -9,7 +9,7 @@ import torch
 
 import adapters
 from recipes.shared.options import TrainOptions, make_plan, pick_bf16, pick_compile, pick_device
-from tests.conftest import Run, some, summary
+from tests.shared import Run, some, summary
 from vitft import load_model
 
 METHODS = [*adapters.METHODS, "linear", "full"]

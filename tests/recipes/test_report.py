@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY_FLAGS, Run, drawn
+from tests.shared import TINY_FLAGS, Run, drawn
 
 # a picture that is no base64 and no UTF-8
 LONE = """{"split": "test", "n": 1, "classes": [], "looks": [

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import TINY_FLAGS, Run, some
+from tests.shared import TINY_FLAGS, Run, some
 
 FLAGS = ["--epochs=2", "--batch-size=16", "--flip", "--mixup=0.3", "--seed=5"]
 

@@ -4,36 +4,29 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.trouble import Command
 from recipes.pretrain import PretrainOptions
 from recipes.shared.runs import continued, locked
-from tests.conftest import TINY_FLAGS, Run, paint, some, summary
+from tests.shared import TINY_FLAGS, Run, paint, some, summary
 from vitft import load_model, save_model
 from vitft.devices.processes import launch_time
 from vitft.files import read_tensors
 
 
-def start(*arguments: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "vitft", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_step(state: Path, process: "subprocess.Popen[str]") -> None:
+def wait_for_step(state: Path, command: Command) -> None:
     """Wait until a state in the middle of an epoch is saved."""
     until = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < until:
+    while command.process.is_alive() and time.monotonic() < until:
         if state.exists() and read_tensors(state)[1]["step"] > 1:
             return
         time.sleep(0.01)
-    raise AssertionError(f"no step was saved: {process.communicate()[1]}")
+    raise AssertionError(f"no step was saved: {command.end().said}")
 
 
 KILLED = ["--epochs=3", "--batch-size=4", "--dropout=0.1", "--save-seconds=1e-9", *TINY_FLAGS]
@@ -52,13 +45,13 @@ def test_a_killed_run_resumes_bit_for_bit(
     vitft: Run, folder: Path, whole: Path, tmp_path: Path, number: int, code: int
 ) -> None:
     flags = [*KILLED, "--data", folder, "--out", tmp_path]
-    process = start("pretrain", *flags)
-    wait_for_step(tmp_path / "state.safetensors", process)
-    process.send_signal(number)
-    told = process.communicate()[1]
-    assert process.returncode == code, told
+    command = Command(["pretrain", *flags])
+    wait_for_step(tmp_path / "state.safetensors", command)
+    command.send(number)
+    ended = command.end()
+    assert ended.status == code, ended.said
     assert not (tmp_path / "model.safetensors").exists()
-    assert code == -9 or "the same command with --resume goes on" in told
+    assert code == -9 or "the same command with --resume goes on" in ended.said
     vitft("pretrain", *flags, "--resume")
     model, expected = (folder / "model.safetensors" for folder in (tmp_path, whole))
     assert model.read_bytes() == expected.read_bytes()

@@ -1,11 +1,8 @@
 """`vitft serve`: what a client may ask, and adapters that come while others answer."""
 
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -21,11 +18,12 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import adapters
+from benchmarks.trouble import Command
 from recipes.serve import listening, named
 from recipes.serving.app import Limits, make_app
 from recipes.serving.desk import Desk
 from recipes.serving.jobs import Busy, Job
-from tests.conftest import Run
+from tests.shared import Run
 from vitft import Classifier, load_model
 from vitft.evaluation.rollout import rollout
 
@@ -297,23 +295,18 @@ def test_where_nobody_can_listen_is_told(vitft: Run, base: Path) -> None:
 
 
 def test_the_command_serves_until_it_is_stopped(base: Path, folders: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "vitft", "serve", f"--base={base}", "--port=0"]
-    command += [f"--adapter={folder}" for folder in folders.values()]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
-    ) as process:
-        assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(2)]
-        assert lines[0] == "serving         colours, two, base\n"
-        url = re.sub(r"^page +", "", lines[1]).strip()
-        for _ in range(100):
-            try:
-                found = httpx.get(f"{url}adapters").json()
-                break
-            except httpx.ConnectError:
-                time.sleep(0.1)
-        assert [adapter["name"] for adapter in found] == ["colours", "two", "base"]
-        sent = httpx.post(f"{url}predict", files=files(picture()), data={"top": 1}, timeout=20)
-        assert sent.json()["images"][0]["answers"].keys() == {"colours", "two", "base"}
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+    given = [f"--adapter={folder}" for folder in folders.values()]
+    command = Command(["serve", f"--base={base}", "--port=0", *given])
+    assert command.output.readline() == "serving         colours, two, base\n"
+    url = re.sub(r"^page +", "", command.output.readline()).strip()
+    for _ in range(100):
+        try:
+            found = httpx.get(f"{url}adapters").json()
+            break
+        except httpx.ConnectError:
+            time.sleep(0.1)
+    assert [adapter["name"] for adapter in found] == ["colours", "two", "base"]
+    sent = httpx.post(f"{url}predict", files=files(picture()), data={"top": 1}, timeout=20)
+    assert sent.json()["images"][0]["answers"].keys() == {"colours", "two", "base"}
+    command.send(signal.SIGINT)
+    assert command.end(20).status == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import Run, summary
+from tests.shared import Run, summary
 from vitft import Classifier
 from vitft.data.load import load_data
 from vitft.data.split import split

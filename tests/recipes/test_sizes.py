@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from tests.conftest import TINY_FLAGS, Run
+from tests.shared import TINY_FLAGS, Run
 from vitft.model.vit import VisionTransformer
 
 COMMANDS = {

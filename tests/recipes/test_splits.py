@@ -9,7 +9,7 @@ import torch
 
 from recipes.pretrain import PretrainOptions
 from recipes.shared.splits import kept_side, make_splits
-from tests.conftest import Run, paint, summary
+from tests.shared import Run, paint, summary
 from vitft.data.load import load_data
 from vitft.pictures.preprocess import Fit
 

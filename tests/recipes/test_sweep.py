@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import recipes.sweep
 from recipes.sweep import best_of
 from recipes.sweeping.members import Member
-from tests.conftest import TINY_FLAGS, Run, paint, some, summary
+from tests.shared import TINY_FLAGS, Run, paint, some, summary
 from vitft import VisionTransformer, load_model
 from vitft.training.step import Step
 

@@ -8,7 +8,7 @@ import pytest
 from recipes.shared.adapt import at_full_rate
 from recipes.shared.finetuning import FinetuneOptions
 from recipes.shared.methods import default_lr
-from tests.conftest import TINY, Run, summary
+from tests.shared import TINY, Run, summary
 from vitft import VisionTransformer, ViTConfig, load_model
 from vitft.optimizers.build import build_optimizers
 from vitft.training.plan import Plan

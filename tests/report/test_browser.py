@@ -16,7 +16,7 @@ import uvicorn
 
 from recipes.serving.app import Limits, make_app
 from recipes.serving.desk import Desk
-from tests.conftest import Run, drawn, paint, some
+from tests.shared import Run, drawn, paint, some
 from vitft import load_model
 
 COLOURS = {"red": (210, 30, 40), "green": (20, 210, 40), "blue": (20, 30, 210)}

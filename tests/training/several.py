@@ -11,7 +11,7 @@ from torch import Tensor
 
 import adapters
 from adapters import METHODS
-from tests.conftest import TINY
+from tests.shared import TINY
 from vitft.devices.spread import shard, whole
 from vitft.model.checkpoint import save_model
 from vitft.model.config import ViTConfig

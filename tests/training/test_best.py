@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from tests.conftest import Run as Vitft
-from tests.conftest import summary
+from tests.shared import Run as Vitft
+from tests.shared import summary
 from tests.training.test_loop import bright_and_dark, new_run, weights
 from vitft import VisionTransformer
 from vitft.data.split import few

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import adapters
-from tests.conftest import TINY, some
+from tests.shared import TINY, some
 from tests.training.test_draws import Normed
 from vitft import VisionTransformer, ViTConfig
 from vitft.evaluation.evaluate import evaluate

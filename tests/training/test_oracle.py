@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adapters
-from tests.conftest import TINY
+from tests.shared import TINY
 from vitft import VisionTransformer, ViTConfig
 from vitft.pictures.images import Images
 from vitft.training.loop import train

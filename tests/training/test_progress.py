@@ -11,7 +11,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from tests.conftest import TINY
+from tests.shared import TINY
 from vitft import VisionTransformer, ViTConfig
 from vitft.evaluation.features import extract
 from vitft.pictures.images import Images

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import TINY
+from tests.shared import TINY
 from vitft import VisionTransformer, ViTConfig
 from vitft.evaluation.evaluate import evaluate
 from vitft.evaluation.task import SingleLabel

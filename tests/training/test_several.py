@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import adapters
-from tests.conftest import slow
 from tests.processes import in_processes
+from tests.shared import slow
 from tests.training.several import (
     CASES,
     SHARDED,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adapters
-from tests.conftest import TINY, some
+from tests.shared import TINY, some
 from vitft import VisionTransformer, ViTConfig
 from vitft.evaluation.evaluate import evaluate, suitable_batch
 from vitft.files import read_tensors

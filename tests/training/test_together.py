@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import adapters
-from tests.conftest import TINY, some
+from tests.shared import TINY, some
 from vitft import VisionTransformer, ViTConfig
 from vitft.optimizers.updates import NotFinite
 from vitft.pictures.augment import Augmentation

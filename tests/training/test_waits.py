@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import adapters
-from tests.conftest import TINY, some
+from tests.shared import TINY, some
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.augment import Augmentation
