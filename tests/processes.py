@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -10,11 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-PRELOADED = ["adapters", "vitft.training.loop", "torch.distributed.fsdp"]  # once for all of them
-
 
 def in_processes(n: int, folder: Path, do: Callable[..., None], *arguments: Any) -> None:
-    """Call `do(*arguments)` in each of n processes.
+    """Call `do(*arguments)` in each of n processes, forked from this one.
 
     Args:
         n: how many there are.
@@ -22,9 +21,8 @@ def in_processes(n: int, folder: Path, do: Callable[..., None], *arguments: Any)
         do: a function of a module.
         arguments: its.
     """
-    multiprocessing.set_forkserver_preload(PRELOADED)
     torch.multiprocessing.start_processes(
-        _join, (n, str(folder), do, arguments), nprocs=n, start_method="forkserver"
+        _join, (n, str(folder), do, arguments), nprocs=n, start_method="fork"
     )
 
 
@@ -33,6 +31,7 @@ def _join(
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     multiprocessing.set_start_method(None, force=True)  # for workers that read images
+    warnings.resetwarnings()  # DDP has one for shares of one image, which only take longer
     torch.set_num_threads(1)
     store = f"file://{folder}/store-{n}"
     dist.init_process_group(
