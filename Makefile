@@ -8,7 +8,7 @@ demo: setup
 	$(BIN)/python -m recipes.demo
 
 test: setup
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n auto
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 # The site, in build/docs: a link that leads nowhere is an error.
 docs: setup
@@ -24,7 +24,7 @@ mutants: setup
 # Minutes: the tests with all their cases, of which `make test` takes some: every architecture of timm, every method compiled, exported and
 # sharded, processes that die, the wheel; and the table of all families.
 families: setup
-	VITFT_ALL=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n auto
+	VITFT_ALL=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n auto --dist worksteal
 	$(BIN)/python -m benchmarks.families
 
 lint: setup

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.shared import paint
+from vitft.data import named
 from vitft.data.load import load_data
 from vitft.data.named import DATASETS, import_torchvision
 from vitft.data.sources import sources_of
@@ -49,7 +50,8 @@ def test_a_file_that_the_pattern_does_not_match_is_its_own_source() -> None:
     assert found == ["p1", "p1", str(paths[2]), str(paths[3])]
 
 
-def test_drawn_sets_need_no_files() -> None:
+def test_drawn_sets_need_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(named, "N_DRAWN", {"train": 12, "test": 5})
     shapes, symbols = load_data("shapes"), load_data("symbols", Fit(16, 1))
     assert not set(shapes.classes) & set(symbols.classes)
     assert shapes.train.decode(0).shape == (3, 32, 32)

@@ -67,8 +67,7 @@ def test_every_architecture_of_timm_is_described_right_or_refused() -> None:
 def test_the_defaults_of_transformers_are_ours(name: str) -> None:
     import transformers
 
-    kinds = {kind.model_type: kind for kind in transformers.CONFIG_MAPPING.values()}
-    config, kind = kinds[name](), KINDS[name]
+    config, kind = transformers.AutoConfig.for_model(name), KINDS[name]
     config = getattr(config, "vision_config", config)
     assert config.hidden_act == kind.act
     assert config.hidden_act in ACTS
