@@ -2,7 +2,9 @@
 
 `python -m benchmarks.backbone_step FOLDER`, a Hugging Face folder such as DINOv2's. Both adapt each
 linear of the blocks with rank 8 and train a head on the same features of the same images by AdamW.
-Every round takes a step of each in turn; the medians are compared.
+Beside them a step of vitft on smaller images, as the first epochs of `--sizes` take them, and what
+no step can do without: the products of the frozen weights with the inputs and with the gradients.
+Every round takes each in turn; the medians are compared.
 """
 
 import tempfile
@@ -97,6 +99,26 @@ def theirs(folder: str, pixels: Tensor, labels: Tensor, bf16: bool) -> Callable[
     return timed(step, device)
 
 
+def products(folder: str, pixels: Tensor, bf16: bool) -> Callable[[], float]:
+    """Return a function that only multiplies the blocks' weights, forwards and backwards."""
+    model = load_model(folder).to(pixels.device)
+    model.resize(pixels.shape[-1])
+    with torch.no_grad():
+        n_tokens = len(pixels) * model.tokens(torch.zeros(1, *pixels.shape[1:])).shape[1]
+    weights = [m.weight.detach() for m in model.blocks.modules() if isinstance(m, nn.Linear)]
+    weights = [weight.bfloat16() if bf16 else weight for weight in weights]
+    widths = {width for weight in weights for width in weight.shape}
+    inputs = {width: torch.randn(n_tokens, width).to(weights[0]) for width in widths}
+
+    def step() -> None:
+        for weight in weights:
+            n_out, n_in = weight.shape
+            F.linear(inputs[n_in], weight)
+            inputs[n_out] @ weight
+
+    return timed(step, pixels.device)
+
+
 def timed(step: Callable[[], None], device: torch.device) -> Callable[[], float]:
     """Return a function that takes a step and returns its milliseconds."""
 
@@ -112,21 +134,31 @@ def timed(step: Callable[[], None], device: torch.device) -> Callable[[], float]
 @click.command()
 @click.argument("folder")
 @click.option("--image-size", default=112, show_default=True)
+@click.option("--smaller", default=84, show_default=True, help="The size in the first epochs.")
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--bf16", is_flag=True, help="Under autocast.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 def main(
-    folder: str, image_size: int, batch_size: int, rounds: int, bf16: bool, device: str
+    folder: str,
+    image_size: int,
+    smaller: int,
+    batch_size: int,
+    rounds: int,
+    bf16: bool,
+    device: str,
 ) -> None:
-    """Time both in turn and print a table."""
+    """Time all in turn and print a table."""
     torch.manual_seed(0)
     shape = (batch_size, 3, image_size, image_size)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
+    small = F.interpolate(pixels.float(), smaller).to(torch.uint8)
     labels = (torch.arange(batch_size) % 10).to(device)
     steps = {
         "transformers and peft": theirs(folder, pixels, labels, bf16),
         "vitft": ours(folder, pixels, labels, bf16),
+        f"vitft, images of {smaller} pixels": ours(folder, small, labels, bf16),
+        "products with the frozen weights alone": products(folder, pixels, bf16),
     }
     times = medians(steps, rounds)
     rows = [
