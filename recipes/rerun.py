@@ -12,6 +12,7 @@ from typing import Any
 import click
 import torch
 
+from adapters.folder import TENSORS, read_adapter
 from recipes.finetune import train_adapter
 from recipes.pretrain import PretrainOptions, pretrain
 from recipes.shared.finetuning import FinetuneOptions
@@ -76,7 +77,9 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
     else:
         after = train_adapter(FinetuneOptions(**given)).summary
     name = before.file
-    weights = [read_tensors(Path(run_folder, name))[0] for run_folder in (folder, out)]
+    adapted = (folder, out) if name == TENSORS else ()
+    bases = {read_adapter(place).fingerprint for place in adapted}
+    weights = [read_tensors(Path(place, name))[0] for place in (folder, out)]
     if weights[0].keys() != weights[1].keys():
         raise ValueError(f"{folder}/{name} has been changed since: it holds other tensors")
     distances = {key: _distance(value, weights[1][key]) for key, value in weights[0].items()}
@@ -89,6 +92,7 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
             key for key, value in before.versions.items() if after["versions"].get(key) != value
         ],
         "devices": [before.device, after["device"]],
+        "base_differs": len(bases) > 1,
         "out": str(out),
     }
 
@@ -132,6 +136,8 @@ def run(options: RerunOptions) -> None:
         then, now = found[key]
         if then is not None and now is not None:
             click.echo(f"{key.replace('_', ' '):<15} {then:.2%} then, {now:.2%} now")
+    if found["base_differs"]:
+        click.echo("another base    than the run's is in its place")
     if found["versions_differ"]:
         click.echo(f"other versions  of {', '.join(found['versions_differ'])}")
     if len(set(found["devices"])) > 1:

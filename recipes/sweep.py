@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 import adapters
 from recipes.finetune import check_base, next_lines
@@ -246,6 +247,9 @@ def run(options: SweepBase) -> None:
             flag = "--ray" if options.ray else "--only"
             raise ValueError(f"--plan writes the commands of all runs; leave out {flag}")
         runs = [given for _, given in combinations(options)]
+        for given in runs:  # what none can take is told now; the base may be on other machines
+            lr = 1.0 if given.lr is None else given.lr
+            resolve(replace(given, lr=lr), torch.device("cpu"))
         with output(options.plan) as plan:
             write_bytes(plan, plan_text(runs).encode())
         click.echo(f"plan            {len(runs)} commands in {shlex.quote(options.plan)}")

@@ -64,6 +64,15 @@ def test_a_plan_is_of_all_runs_and_trains_none(flag: str, vitft: Run, tmp_path: 
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_plan_of_runs_that_cannot_be_is_refused(vitft: Run, tmp_path: Path) -> None:
+    given = ["--adapter=lora", "--base=elsewhere", "--data=there", "--out", tmp_path / "out"]
+    vitft("sweep", *given, "--rank=1,2", "--plan", tmp_path / "plan.sh")
+    (tmp_path / "plan.sh").unlink()
+    told = vitft("sweep", *given, "--rank=1,0", "--plan", tmp_path / "plan.sh", code=2).stderr
+    assert "rank=0 is not a positive integer" in told
+    assert not [*tmp_path.iterdir()]
+
+
 def test_shares_of_a_sweep_make_the_whole(
     vitft: Run, folder: Path, base: Path, whole: Path, tmp_path: Path
 ) -> None:

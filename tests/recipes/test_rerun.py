@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.shared import TINY_FLAGS, Run, some
+from vitft import load_model, save_model
 
 FLAGS = ["--epochs=2", "--batch-size=16", "--flip", "--mixup=0.3", "--seed=5"]
 
@@ -55,6 +56,21 @@ def test_what_differs_is_told(vitft: Run, folder: Path, tmp_path: Path) -> None:
     assert not told["same"]
     assert told["largest_difference"] == pytest.approx(0.25)
     assert "holds a run already" in vitft("rerun", out, "--out", tmp_path / "third", code=2).stderr
+
+
+def test_another_base_in_its_place_is_told(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    mine = Path(shutil.copy(base, tmp_path / "mine.safetensors"))
+    flags = ["--adapter=bitfit", "--base", mine, "--data", folder, *FLAGS, "--epochs=1"]
+    vitft("finetune", *flags, "--out", tmp_path / "run")
+    assert "another base" not in vitft("rerun", tmp_path / "run").stdout
+    other = load_model(mine)
+    torch.nn.init.ones_(other.blocks[0].attn.wq.weight)
+    save_model(other, mine)
+    done = vitft("rerun", tmp_path / "run", "--overwrite")
+    assert "not the same" in done.stdout
+    assert "another base    than the run's is in its place" in done.stdout
 
 
 def test_what_cannot_be_done_again_is_told(vitft: Run, tmp_path: Path) -> None:
