@@ -5,6 +5,7 @@ the base's for all K, and so is a term that an adapter lacks. `T` is the number 
 """
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -51,6 +52,10 @@ class FoldedProducts(torch.autograd.Function):
         grad_a = torch.bmm(torch.bmm(b.mT, grad.mT), x)  # (K, R, T) (K, T, I)
         grad_b = torch.bmm(torch.bmm(a, x.mT), grad).mT  # ((K, R, T) (K, T, O))^T
         return grad_x, grad_weight, grad_a, grad_b
+
+
+# torch asks for it at each call, and to work it out takes as long as a small product
+FoldedProducts.forward.__signature__ = signature(FoldedProducts.forward)  # type: ignore[attr-defined]
 
 
 def linear(x: Tensor, base: nn.Linear, terms: Terms, *, fold: bool = False) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -60,6 +61,10 @@ class FoldedProduct(torch.autograd.Function):
         if ctx.needs_input_grad[4]:
             grad_b = ctx.scale * ((a @ x.T) @ grad).T  # ((R, T) @ (T, O)).T
         return grad_x, grad_weight, grad_bias, grad_a, grad_b, None
+
+
+# torch asks for it at each call, and to work it out takes as long as a small product
+FoldedProduct.forward.__signature__ = signature(FoldedProduct.forward)  # type: ignore[attr-defined]
 
 
 class LowRankLinear(AdapterLinear):
