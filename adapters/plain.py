@@ -47,13 +47,14 @@ def computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether a module of a subclass computes what `kind`, nn.Linear or nn.LayerNorm, does.
 
     It does if its `forward` is that of `kind`, or gives the same for random tokens (2, 3, I), in
-    training as in evaluation.
+    training as in evaluation. I may be several axes of a norm.
     """
     if type(module).forward is kind.forward:
         return True
     weight = cast(nn.Parameter, module.weight)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 3, weight.shape[-1], generator=generator).to(weight)
+    inputs = weight.shape[1:] if kind is nn.Linear else weight.shape
+    x = torch.randn(2, 3, *inputs, generator=generator).to(weight)
     tolerance = 8 * torch.finfo(weight.dtype).eps
     devices = [weight.device] if weight.is_cuda else []
     try:

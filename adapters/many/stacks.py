@@ -104,8 +104,8 @@ class StackedNorm(Stack, AdapterNorm):
     """y = gain normalised(x) + bias, (B, ..., D), row by row."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return y (B, ..., D) for x (B, ..., D)."""
-        rows = x[:, None].flatten(1, -2)  # (B, N, D)
+        """Return y (B, ..., D) for x (B, ..., D), where D may be several axes."""
+        rows = x[:, None].flatten(1, -1 - len(self.normalized_shape))  # (B, N, D)
         return norm(rows, self, self.row_terms(x)).view(x.shape)
 
 

@@ -60,7 +60,8 @@ class Joint(nn.Module):
             )
         each = [m.terms() if isinstance(m, AdapterLayer) else {} for m in self.members]
         terms = {key: self._stacked(each, key) for key in sorted({key for t in each for key in t})}
-        rows = x.reshape(len(each), -1, x.shape[-1])  # (K, T, I)
+        axes = x.shape[-1:] if isinstance(self.base, nn.Linear) else self.base.normalized_shape
+        rows = x.reshape(len(each), -1, *axes)  # (K, T, I)
         if isinstance(self.base, nn.Linear):
             y = linear(rows, self.base, terms, fold=True)
             return y.view(*x.shape[:-1], self.base.out_features)

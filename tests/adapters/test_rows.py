@@ -154,3 +154,21 @@ def test_heads_refuse_other_first_axes(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=r"^head saw \(3, 2, 8\), whose first axis is not"):
             call()
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (2, 3, 8)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_norms_over_several_axes_are_those_of_each_alone(
+    shape: tuple[int, ...], bias: bool, tmp_path: Path
+) -> None:
+    base = of_tokens()
+    base.norm = nn.LayerNorm(shape, bias=bias).double()
+    nn.init.normal_(base.norm.weight)
+    images = torch.randn(6, *((4,) if len(shape) == 2 else ()), *shape[:-1], 5).double()
+    some = members(base, "ssf", "norm", "lora")
+    joint, bank = together(base, some), banked(base, some, tmp_path)
+    expected = [model(x) for model, x in zip(some, images.chunk(3), strict=True)]
+    for found in (joint(images), bank(images, torch.tensor([1, 1, 2, 2, 3, 3]))):
+        torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=1e-10)
+    torch.testing.assert_close(bank(images, torch.zeros(6).long()), base.eval()(images))
+    assert bank(images[:0], torch.arange(0)).shape == (0, *expected[0].shape[1:])
