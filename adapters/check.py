@@ -1,10 +1,11 @@
 """An adapted model and inputs in; an error if a forward pass leaves one of its layers uncalled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.record import injection, unwrapped
 
@@ -14,19 +15,20 @@ def check(model: nn.Module, *inputs: Any, **named: Any) -> None:
     """Check by a forward pass that every adapter layer and every trained module is called.
 
     A layer that is not called has no effect: its parent reads the weight directly, or does not use
-    it. The pass runs in evaluation mode, uncompiled; modes and random state are restored after it.
+    it. A trained module may be read instead, if the gradients of a second pass reach it. A pass
+    runs in evaluation mode, uncompiled; modes and random state are restored after it.
 
     Args:
         model: the adapted model.
         *inputs, **named: what the model takes, such as a batch of one image.
 
     Raises:
-        ValueError: a layer is not called, the model is not adapted, or its adapters are off.
+        ValueError: a layer is not called, a trained module neither called nor reached by gradients,
+            the model is not adapted, or its adapters are off.
     """
     record, inner = injection(model), unwrapped(model)
     names = [*record.adapted, *record.trained]
     called: set[str] = set()
-    modes = [(module, module.training) for module in model.modules()]
     parts = [(name, inner.get_submodule(name)) for name in record.adapted]
     for name in record.trained:  # a list of modules is never called itself
         parts += [(name, part) for part in inner.get_submodule(name).modules()]
@@ -34,19 +36,20 @@ def check(model: nn.Module, *inputs: Any, **named: Any) -> None:
     try:
         for name, part in parts:
             vars(part)["forward"] = _recording(part.forward, name, called)
-        with (
-            torch.random.fork_rng(devices=_devices(model)),
-            torch.compiler.set_stance("force_eager"),
-        ):
-            model.eval()(*inputs, **named)
+        with _evaluating(model):
+            model(*inputs, **named)
     finally:
         for (_, part), forward in zip(parts, own, strict=True):
             vars(part).pop("forward", None)
             if forward is not None:
                 vars(part)["forward"] = forward
-        for module, mode in modes:
-            module.training = mode
-    if missed := [name for name in names if name not in called]:
+    missed = [name for name in names if name not in called]
+    read = {n: inner.get_submodule(n) for n in missed if n in record.trained}
+    if read:
+        with _evaluating(inner):  # a wrapper, such as DDP, would wait for a backward pass
+            reached = _reached(inner, read, inputs, named)
+        missed = [name for name in missed if name not in reached]
+    if missed:
         kind = type(inner.get_submodule(missed[0].rpartition(".")[0])).__name__
         raise ValueError(
             f"{', '.join(missed[:5])}{', ...' if len(missed) > 5 else ''}: never called; "
@@ -61,6 +64,64 @@ def _recording(forward: Callable[..., Any], name: str, called: set[str]) -> Call
         return forward(*inputs, **named)
 
     return recording
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode, uncompiled; restore its modes and the random state after."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with (
+            torch.random.fork_rng(devices=_devices(model)),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _reached(
+    model: nn.Module,
+    read: Mapping[str, nn.Module],
+    inputs: tuple[Any, ...],
+    named: Mapping[str, Any],
+) -> set[str]:
+    """Return the names of those modules of `read` that the gradient of the output reaches."""
+    own = [(n, p) for n, part in read.items() for p in part.parameters() if p.is_floating_point()]
+    flags = [p.requires_grad for _, p in own]
+    try:
+        for _, parameter in own:
+            parameter.requires_grad_(True)
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            outputs = [t for t in _tensors(model(*inputs, **named)) if t.requires_grad]
+            if not outputs or not own:
+                return set()
+            ones = [torch.ones_like(t) for t in outputs]
+            gradients = torch.autograd.grad(outputs, [p for _, p in own], ones, allow_unused=True)
+    finally:
+        for (_, parameter), flag in zip(own, flags, strict=True):
+            parameter.requires_grad_(flag)
+    return {name for (name, _), g in zip(own, gradients, strict=True) if g is not None}
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists, dictionaries and objects that hold attributes."""
+    seen, left = set(), [output]
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, tuple | list):
+            left += value
+        elif hasattr(value, "__dict__"):
+            left += vars(value).values()
 
 
 def _devices(model: nn.Module) -> list[int]:

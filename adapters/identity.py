@@ -6,6 +6,9 @@ from collections.abc import Collection
 from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from adapters.record import Injection, injection, unwrapped
 from adapters.targets import matching
@@ -63,10 +66,30 @@ def shared_copy(model: Model) -> Model:
     To freeze, move or cast one leaves the other as it is; a value that changes in place changes in
     both.
     """
-    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    memo = computed(model) | {id(buffer): buffer for buffer in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
     return copy.deepcopy(model, memo)
+
+
+def computed(model: nn.Module) -> dict[int, Any]:
+    """Return what a deep copy of `model` takes for weights that hooks compute in each pass.
+
+    They are results of autograd, which can't be copied. `nn.utils.spectral_norm`, `weight_norm` and
+    `prune` have such hooks.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm | WeightNorm):
+                name = hook.name
+            elif isinstance(hook, BasePruningMethod):
+                name = hook._tensor_name
+            else:
+                continue
+            weight = getattr(module, name)
+            memo[id(weight)] = weight.detach()
+    return memo
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from adapters.config import AdapterConfig
+from adapters.identity import computed
 from adapters.record import Injection, every_parameter, replace_modules
 from adapters.targets import (
     EITHER,
@@ -101,7 +102,7 @@ def _copy_to_train(base: nn.Module, name: str) -> nn.Module:
     if any(isinstance(vars(part).get("forward"), FunctionType) for part in base.modules()):
         raise ValueError(f"{name!r} has a forward of its own, which a copy that trains would share")
     try:
-        return copy.deepcopy(base).requires_grad_(True)
+        return copy.deepcopy(base, computed(base)).requires_grad_(True)
     except (RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{name!r} has no copy that trains: {reason}") from error

@@ -167,6 +167,8 @@ class Wrapper(AdapterLayer):
     that is replaced later is replaced in both. `super().forward` is the base's function.
     """
 
+    adapted_name: str = ""  # of the module that it replaces, for messages
+
     @classmethod
     def around(cls, base: nn.Module) -> Self:
         """Return a layer that computes what `base` does, until it is given parameters.

@@ -1,10 +1,12 @@
 """A module in; the same module out, or an error that says why no adapter can replace it."""
 
 import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+OTHER = "choose another method"
 
 
 def plain(module: nn.Module, name: str, *kinds: type[nn.Module]) -> nn.Module:
@@ -47,13 +49,14 @@ def computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether a module of a subclass computes what `kind`, nn.Linear or nn.LayerNorm, does.
 
     It does if its `forward` is that of `kind`, or gives the same for random tokens (2, 3, I), in
-    training as in evaluation.
+    training as in evaluation. I may be several axes of a norm.
     """
     if type(module).forward is kind.forward:
         return True
     weight = cast(nn.Parameter, module.weight)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 3, weight.shape[-1], generator=generator).to(weight)
+    inputs = weight.shape[1:] if kind is nn.Linear else weight.shape
+    x = torch.randn(2, 3, *inputs, generator=generator).to(weight)
     tolerance = 8 * torch.finfo(weight.dtype).eps
     devices = [weight.device] if weight.is_cuda else []
     try:
@@ -100,9 +103,55 @@ def block_width(module: nn.Module, name: str, method: str) -> int:
     """Return the width D of a block's tokens, that of its first layer norm.
 
     Raises:
-        ValueError: `module` holds Parameters itself, or has no layer norm.
+        ValueError: `module` holds Parameters itself, has no layer norm on tokens, or takes channels
+            first.
     """
     norms = [m for m in made_of_children(module, name).modules() if isinstance(m, nn.LayerNorm)]
     if not norms:
         raise ValueError(f"{name!r} has no nn.LayerNorm that tells its width; {method} needs one")
-    return norms[0].normalized_shape[-1]
+    if len(shape := norms[0].normalized_shape) > 1:
+        raise ValueError(
+            f"{name!r} has a norm over {tuple(shape)}, not over the width of tokens; {method} "
+            f"needs one over that; {OTHER}"
+        )
+    refuse_channels_first(module, name, shape[0])
+    return shape[0]
+
+
+IMAGE = (56, 112)  # sides that windows of 7, 8 or 14 divide
+
+
+def refuse_channels_first(module: nn.Module, name: str, dim: int) -> None:
+    """Check that a module does not take images (B, D, H, W), as far as a pass on meta tells.
+
+    Raises:
+        ValueError: it takes them, and neither tokens (B, N, D) nor images (B, H, W, D).
+    """
+    if takes(module, 1, 4, dim) or takes(module, 1, *IMAGE, dim):
+        return
+    if takes(module, 1, dim, *IMAGE):
+        raise ValueError(
+            f"{name!r} takes channels first, (B, {dim}, H, W), not tokens (B, N, D); {OTHER}"
+        )
+
+
+@torch.no_grad()
+def takes(module: nn.Module, *shape: int) -> bool:
+    """Return whether a module gives as much as it is given in this shape, alone and in eval mode.
+
+    A copy on device meta computes shapes only. False also where something else stands against it.
+    """
+    tensors = (*module.parameters(), *module.buffers())
+    memo: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in tensors}
+    x = torch.empty(shape, dtype=tensors[0].dtype, device="meta")
+    try:
+        twin = copy.deepcopy(module, memo).eval()
+        for part in twin.modules():  # a hook may note what it sees
+            part._forward_hooks.clear()
+            part._forward_pre_hooks.clear()
+        with torch.random.fork_rng(devices=[]):
+            y = twin(x)
+    except Exception:
+        return False
+    y = y[0] if isinstance(y, tuple) and y else y
+    return isinstance(y, Tensor) and y.shape == x.shape

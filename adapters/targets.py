@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from adapters.patterns import matcher
 
@@ -205,6 +206,8 @@ def _refuse_tied(model: nn.Module, trained: Mapping[str, nn.Module]) -> None:
 def refuse_statistics(model: nn.Module, trained: Mapping[str, nn.Module]) -> None:
     """Refuse to train with a frozen batch norm, whose running statistics would still change.
 
+    So would those of a spectral norm.
+
     Raises:
         ValueError: the model has one.
     """
@@ -212,7 +215,12 @@ def refuse_statistics(model: nn.Module, trained: Mapping[str, nn.Module]) -> Non
     for name, module in modules.items():
         frozen = not any(outer in trained for outer in (name, *_outer(name)))
         tracks = isinstance(module, _NormBase) and module.track_running_stats
-        if frozen and (tracks or isinstance(module, _SpectralNorm)):
+        spectral = any(
+            isinstance(part, _SpectralNorm | SpectralNorm)
+            for part in (module, *module._forward_pre_hooks.values())
+        )
+        if frozen and (tracks or spectral):
+            name = name.partition(".parametrizations.")[0]
             raise ValueError(
                 f"{name!r} keeps running statistics, which training changes though the base is "
                 "frozen; name it in trainable"

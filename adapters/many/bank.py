@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adapters.folder import read_adapter
 from adapters.identity import fingerprint, shared_copy
 from adapters.io import load_adapter
+from adapters.many.rows import refuse_tokens_first
 from adapters.many.stacks import Ids, Stack, StackedHead, StackedLinear, StackedNorm
 from adapters.plain import plain, plain_linear
 from adapters.record import adapter_layer, injection
@@ -42,7 +43,8 @@ class Bank(nn.Module):
         preprocessing: the adapters' record of how images are prepared; None if none has one.
 
     Raises:
-        FileNotFoundError, ValueError: as for `load_adapter`, or a folder can't be stacked.
+        FileNotFoundError, ValueError: as for `load_adapter`, a folder can't be stacked, or a module
+            has batch_first=False.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Bank(nn.Module):
         super().__init__()
         self.base: nn.Module
         vars(self)["base"] = model  # not a child: self.model has its weights
+        refuse_tokens_first(model)
         if head not in dict(model.named_modules()):
             raise ValueError(f"the model has no {head!r}; give as head what gives the logits")
         self.fingerprint = fingerprint(model, exclude=(head,))
@@ -97,7 +100,8 @@ class Bank(nn.Module):
 
         Raises:
             ValueError: `ids` are not an integer for each image, or, if they are on a CPU, where the
-                check waits for no device, one is no slot.
+                check waits for no device, one is no slot; or an adapted layer sees another first
+                axis than that of images.
         """
         if not torch.compiler.is_compiling():
             self._check(ids, len(images))
@@ -139,6 +143,7 @@ class Bank(nn.Module):
         if "a" in terms and rank > terms["a"][0]:
             terms |= {"a": torch.Size([rank, terms["a"][1]])}
             terms |= {"b": torch.Size([terms["b"][0], rank])}
+        stack.name = name
         stack.add(self.ids, self.n_slots, terms)
         self.model.set_submodule(name, stack.eval())
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adapters.layers import AdapterLinear, AdapterNorm, AffineLayer
+from adapters.many.rows import not_rows
 from adapters.many.terms import linear, norm
 
 
@@ -28,6 +29,7 @@ class Stack(AffineLayer):
     """A module that takes each row's terms from its slot; buffers (slots, ...) hold them."""
 
     ids: Ids
+    name: str = ""  # of the module that it replaces, for messages
 
     def add(self, ids: Ids, n_slots: int, terms: dict[str, torch.Size]) -> None:
         """Allocate buffers for terms of these shapes; every slot holds the base's.
@@ -76,8 +78,14 @@ class Stack(AffineLayer):
             if key in terms:
                 stack[slot][tuple(slice(n) for n in terms[key].shape)].copy_(terms[key])
 
-    def row_terms(self) -> dict[str, Tensor]:
-        """Return the terms of every row's adapter: a (B, R, I), b (B, O, R), others (B, 1, D)."""
+    def row_terms(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the terms of every row's adapter: a (B, R, I), b (B, O, R), others (B, 1, D).
+
+        Raises:
+            ValueError: x, which the layer sees, has not B rows.
+        """
+        if len(x) != len(self.ids.rows):
+            raise not_rows(x, len(self.ids.rows), self.name)
         terms = {name: stack[self.ids.rows] for name, stack in self.stacks().items()}
         return {name: t if name in ("a", "b") else t[:, None] for name, t in terms.items()}
 
@@ -88,7 +96,7 @@ class StackedLinear(Stack, AdapterLinear):
     def forward(self, x: Tensor) -> Tensor:
         """Return y (B, ..., O) for x (B, ..., I)."""
         rows = x[:, None].flatten(1, -2)  # (B, N, I)
-        y = linear(rows, self, self.row_terms())
+        y = linear(rows, self, self.row_terms(x))
         return y.view(*x.shape[:-1], self.out_features)
 
 
@@ -96,13 +104,13 @@ class StackedNorm(Stack, AdapterNorm):
     """y = gain normalised(x) + bias, (B, ..., D), row by row."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return y (B, ..., D) for x (B, ..., D)."""
-        rows = x[:, None].flatten(1, -2)  # (B, N, D)
-        return norm(rows, self, self.row_terms()).view(x.shape)
+        """Return y (B, ..., D) for x (B, ..., D), where D may be several axes."""
+        rows = x[:, None].flatten(1, -1 - len(self.normalized_shape))  # (B, N, D)
+        return norm(rows, self, self.row_terms(x)).view(x.shape)
 
 
 class StackedHead(Stack, AdapterLinear):
-    """Logits (B, most classes) of features (B, I); -inf beyond the classes of a row."""
+    """Logits (B, ..., most classes) of features (B, ..., I); -inf beyond a row's classes."""
 
     def add(self, ids: Ids, n_slots: int, terms: dict[str, torch.Size]) -> None:
         """Allocate heads of these shapes; slot 0 holds the base's, the others give NaN."""
@@ -121,6 +129,7 @@ class StackedHead(Stack, AdapterLinear):
         stacks["bias"][slot, :n] = 0 if bias is None else bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (B, most classes) of features x (B, I)."""
-        weight, bias = (self.stacks()[name][self.ids.rows] for name in ("weight", "bias"))
-        return torch.baddbmm(bias[:, None], x[:, None], weight.mT)[:, 0]
+        """Return logits (B, ..., most classes) of features x (B, ..., I)."""
+        terms, rows = self.row_terms(x), x[:, None].flatten(1, -2)  # (B, N, I)
+        y = torch.baddbmm(terms["bias"], rows, terms["weight"][:, 0].mT)
+        return y.view(*x.shape[:-1], y.shape[-1])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from adapters.identity import shared_copy
 from adapters.layers import AdapterLayer
+from adapters.many.rows import Rows, refuse_tokens_first
 from adapters.many.terms import linear, norm
 from adapters.plain import plain, plain_linear
 from adapters.record import injection
@@ -28,21 +29,30 @@ class Joint(nn.Module):
     Args:
         base: the base's module.
         members: the K members' modules of that name: adapter layers, or the base's.
+        rows: of the pass.
+        name: of the module, for messages.
     """
 
     members: list[nn.Module]
 
-    def __init__(self, base: nn.Linear | nn.LayerNorm, members: Sequence[nn.Module]) -> None:
+    def __init__(
+        self,
+        base: nn.Linear | nn.LayerNorm,
+        members: Sequence[nn.Module],
+        rows: Rows,
+        name: str,
+    ) -> None:
         super().__init__()
-        self.base = base
+        self.base, self.rows, self.name = base, rows, name
         vars(self)["members"] = [*members]  # not children: their Parameters are the members'
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y (K * B, ..., O) for x (K * B, ..., I), each member's rows by its terms.
 
         Raises:
-            ValueError: the members have not equally many rows.
+            ValueError: the members have not equally many rows, or the first axis is another.
         """
+        self.rows.check(x, self.name)
         if len(x) % len(self.members):
             raise ValueError(
                 f"{len(x)} rows are not equally many for {len(self.members)} members; give them "
@@ -50,7 +60,8 @@ class Joint(nn.Module):
             )
         each = [m.terms() if isinstance(m, AdapterLayer) else {} for m in self.members]
         terms = {key: self._stacked(each, key) for key in sorted({key for t in each for key in t})}
-        rows = x.reshape(len(each), -1, x.shape[-1])  # (K, T, I)
+        axes = x.shape[-1:] if isinstance(self.base, nn.Linear) else self.base.normalized_shape
+        rows = x.reshape(len(each), -1, *axes)  # (K, T, I)
         if isinstance(self.base, nn.Linear):
             y = linear(rows, self.base, terms, fold=True)
             return y.view(*x.shape[:-1], self.base.out_features)
@@ -75,21 +86,27 @@ class Joint(nn.Module):
 
 
 class JointHead(nn.Module):
-    """The heads of K members, of one width."""
+    """The heads of K members, of one width; `rows` and `name` as for `Joint`."""
 
     members: list[nn.Linear]
 
-    def __init__(self, members: Sequence[nn.Linear]) -> None:
+    def __init__(self, members: Sequence[nn.Linear], rows: Rows, name: str) -> None:
         super().__init__()
+        self.rows, self.name = rows, name
         vars(self)["members"] = [*members]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (K * B, O) of features x (K * B, I), each member's by its head."""
+        """Return logits (K * B, ..., O) of features x (K * B, ..., I), each member's by its head.
+
+        Raises:
+            ValueError: the first axis is not that of rows.
+        """
+        self.rows.check(x, self.name)
         weight = torch.stack([head.weight for head in self.members])  # (K, O, I)
         y = torch.bmm(x.reshape(len(weight), -1, x.shape[-1]), weight.mT)
         if self.members[0].bias is not None:
             y = y + torch.stack([head.bias for head in self.members])[:, None]
-        return y.flatten(0, 1)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def together(base: Model, members: Sequence[nn.Module], head: str = "head") -> Model:
@@ -104,10 +121,12 @@ def together(base: Model, members: Sequence[nn.Module], head: str = "head") -> M
         head: name of the module that trains in all of them.
 
     Raises:
-        ValueError: a method can't be stacked, has dropout, or something besides the head trains.
+        ValueError: a method can't be stacked, has dropout, something besides the head trains, or a
+            module of the base has batch_first=False.
     """
+    refuse_tokens_first(base)
     joint = shared_copy(base).requires_grad_(False)
-    records = [injection(member) for member in members]
+    records, rows = [injection(member) for member in members], Rows()
     for record in records:
         if record.trained.keys() != {head}:
             raise ValueError(f"{[*record.trained]} train besides the adapter; only {head!r} may")
@@ -120,7 +139,8 @@ def together(base: Model, members: Sequence[nn.Module], head: str = "head") -> M
         for layer, record in zip(layers, records, strict=True):
             if name in record.adapted:
                 cast(AdapterLayer, layer).terms()  # raises now if it can't be stacked
-        joint.set_submodule(name, Joint(module, layers))
+        joint.set_submodule(name, Joint(module, layers, rows, name))
     heads = [plain_linear(member.get_submodule(head), head) for member in members]
-    joint.set_submodule(head, JointHead(heads))
+    joint.set_submodule(head, JointHead(heads, rows, head))
+    rows.watch(joint)
     return joint.train(members[0].training)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adapters.config import AdapterConfig, check_count, option
 from adapters.layers import Wrapper, cast_to, wide
-from adapters.plain import block_width
+from adapters.plain import OTHER, block_width
 
 DEVIATION = 0.01  # of U and V initially; truncated at two of it, as in arXiv:1902.00751
 
@@ -26,7 +26,7 @@ class PostAdapter(Wrapper):
     channel_scale: nn.Parameter  # c: (D,)
 
     @classmethod
-    def behind(cls, base: nn.Module, dim: int, *, width: int) -> "PostAdapter":
+    def behind(cls, base: nn.Module, dim: int, *, name: str, width: int) -> "PostAdapter":
         """Return a block of width `dim` with a bottleneck of this width behind it."""
         layer, new = cls.around(base), wide(next(base.parameters()).new_empty(0)).new_zeros
         layer.down_weight = nn.Parameter(new(width, dim))
@@ -34,12 +34,13 @@ class PostAdapter(Wrapper):
         layer.up_weight = nn.Parameter(new(dim, width))
         layer.up_bias = nn.Parameter(new(dim))
         layer.channel_scale = nn.Parameter(new(dim) + 1)
+        layer.adapted_name = name
         for weight in (layer.down_weight, layer.up_weight):
             nn.init.trunc_normal_(weight, std=DEVIATION, a=-2 * DEVIATION, b=2 * DEVIATION)
         return layer
 
     def forward(self, x: Tensor, *rest: Any, **named: Any) -> Any:
-        """Return y (B, N, D) for the block's input x (B, N, D).
+        """Return y (B, N, D) for the block's input x (B, N, D); or (B, H, W, D) for such images.
 
         Raises:
             ValueError: the block returns something other than tokens.
@@ -47,10 +48,12 @@ class PostAdapter(Wrapper):
         z = super().forward(x, *rest, **named)
         if not self.enabled:
             return z
-        if not isinstance(z, Tensor):
+        dim = len(self.channel_scale)
+        if not isinstance(z, Tensor) or z.shape[-1:] != (dim,):
+            given = tuple(z.shape) if isinstance(z, Tensor) else f"a {type(z).__name__}"
             raise ValueError(
-                f"Adapter+ changes a block's tokens, but this one gives a {type(z).__name__}; "
-                "choose another method"
+                f"Adapter+ changes tokens (B, N, {dim}), but {self.adapted_name!r} gives {given}; "
+                f"{OTHER}"
             )
         hidden = F.gelu(F.linear(cast_to(z, self.down_weight), self.down_weight, self.down_bias))
         update = self.channel_scale * F.linear(hidden, self.up_weight, self.up_bias)
@@ -90,6 +93,8 @@ class AdapterPlusConfig(AdapterConfig):
         """Return the layer that replaces a block with layer norms on its tokens.
 
         Raises:
-            ValueError: `module` holds Parameters itself, or has no layer norm.
+            ValueError: `module` holds Parameters itself, has no layer norm, or takes channels
+                first.
         """
-        return PostAdapter.behind(module, block_width(module, name, "Adapter+"), width=self.width)
+        dim = block_width(module, name, "Adapter+")
+        return PostAdapter.behind(module, dim, name=name, width=self.width)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapters.config import AdapterConfig, check_count, check_dropout, option
 from adapters.layers import Wrapper, cast_to, wide
-from adapters.plain import made_of_children
+from adapters.plain import OTHER, made_of_children, refuse_channels_first
 
 
 class ParallelBottleneck(Wrapper):
@@ -27,7 +27,7 @@ class ParallelBottleneck(Wrapper):
 
     @classmethod
     def beside(
-        cls, base: nn.Module, dim: int, *, width: int, scale: float, dropout: float
+        cls, base: nn.Module, dim: int, *, name: str, width: int, scale: float, dropout: float
     ) -> "ParallelBottleneck":
         """Return a feed-forward (D to D) with a bottleneck of this width beside it."""
         layer, new = cls.around(base), wide(next(base.parameters()).new_empty(0)).new_zeros
@@ -36,14 +36,25 @@ class ParallelBottleneck(Wrapper):
         layer.up_weight = nn.Parameter(new(dim, width))
         layer.up_bias = nn.Parameter(new(dim))
         layer.update_scale, layer.update_dropout = scale, dropout
+        layer.adapted_name = name
         nn.init.kaiming_uniform_(layer.down_weight, a=math.sqrt(5))
         return layer
 
     def forward(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
-        """Return y (B, N, D) for x (B, N, D)."""
+        """Return y (B, N, D) for x (B, N, D); or (B, H, W, D) for such images.
+
+        Raises:
+            ValueError: x is not of this width, or y of another shape than x.
+        """
         y: Tensor = super().forward(x, *rest, **named)
         if not self.enabled:
             return y
+        dim = len(self.up_bias)
+        if x.shape[-1] != dim or y.shape != x.shape:
+            raise ValueError(
+                f"AdaptFormer adds to tokens (B, N, {dim}), but {self.adapted_name!r} gives "
+                f"{tuple(y.shape)} for {tuple(x.shape)}; {OTHER}"
+            )
         hidden = F.relu(F.linear(cast_to(x, self.down_weight), self.down_weight, self.down_bias))
         hidden = F.dropout(hidden, self.update_dropout, self.training)
         update = F.linear(hidden, self.update_scale * self.up_weight)
@@ -91,8 +102,8 @@ class AdaptFormerConfig(AdapterConfig):
         """Return the layer that replaces a feed-forward: linears and what is between them.
 
         Raises:
-            ValueError: `module` holds Parameters itself, or its first linear's input is not as wide
-                as its last one's output.
+            ValueError: `module` holds Parameters itself, its first linear's input is not as wide
+                as its last one's output, or it takes channels first.
         """
         linears = [
             part for part in made_of_children(module, name).modules() if isinstance(part, nn.Linear)
@@ -102,9 +113,11 @@ class AdaptFormerConfig(AdapterConfig):
                 f"{name!r} is no feed-forward, whose output is as wide as its input; "
                 "AdaptFormer adapts feed-forwards"
             )
+        refuse_channels_first(module, name, linears[0].in_features)
         return ParallelBottleneck.beside(
             module,
             linears[0].in_features,
+            name=name,
             width=self.width,
             scale=self.scale,
             dropout=self.dropout,

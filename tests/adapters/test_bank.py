@@ -12,11 +12,10 @@ from torch._dynamo.testing import CompileCounter
 
 import adapters.many.bank
 from adapters import Bank, inject, load_adapter, save_adapter
-from tests.adapters.toy import KINDS, X, adapted, config, move, toy
+from tests.adapters.toy import IMAGES, KINDS, X, adapted, config, move, toy
 
 UNSTACKED = ("loha", "lokr", "lokr of thin", "adaptformer", "adapterplus", "vpt")
 STACKED = [kind for kind in KINDS if kind not in UNSTACKED]
-IMAGES = torch.randn(12, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
 def saved(kind: str, folder: Path, n_classes: int = 3, **options: object) -> Path:

@@ -1,6 +1,7 @@
 """The check by a pass: what it hands on, what it looks at, and what it says."""
 
 import re
+from dataclasses import dataclass
 from types import MethodType, SimpleNamespace
 from typing import Any
 
@@ -90,3 +91,66 @@ def test_a_trained_list_is_called_by_its_parts_and_a_forward_of_its_own_stays() 
     with pytest.raises(ValueError, match="^linears: never called"):
         adapters.check(made, x, 0)
     assert not any("forward" in vars(part) for part in made.modules())
+
+
+class Reads(nn.Module):
+    """Reads what trains: a weight, a list of parameters, and a weight's dtype."""
+
+    def __init__(self, gives: Any = lambda y: y) -> None:
+        super().__init__()
+        self.body, self.head, self.gives = nn.Linear(4, 4), nn.Linear(4, 4), gives
+        self.prompts = nn.ParameterList([nn.Parameter(torch.zeros(4))])
+        self.unused = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.body(x).to(self.unused.weight.dtype) + self.prompts[0]
+        return self.gives(nn.functional.linear(x, self.head.weight))
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    n: int = 3
+
+
+def cyclic(y: Tensor) -> list[Any]:
+    made: list[Any] = [y]
+    made.append(made)
+    return made
+
+
+@pytest.mark.parametrize(
+    "gives",
+    [
+        lambda y: y,
+        lambda y: {"logits": (y.argmax(), [y])},
+        Output,
+        lambda y: SimpleNamespace(logits=y),
+        cyclic,
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_trained_module_that_is_only_read_is_reached_by_gradients(
+    gives: Any, training: bool
+) -> None:
+    own, x = adapters.LoRAConfig(targets=("body",), rank=1), torch.ones(1, 4)
+    made = adapters.inject(Reads(gives), own, trainable=("head", "prompts")).train(training)
+    for flags in (True, False):
+        made.requires_grad_(flags)
+        adapters.check(made, x)
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                adapters.check(torch.nn.DataParallel(made), x)
+        assert all(p.requires_grad is flags and p.grad is None for p in made.parameters())
+        assert all(module.training is training for module in made.modules())
+
+
+def test_a_trained_module_that_no_gradient_reaches_is_named() -> None:
+    x = torch.ones(1, 4)
+    made = adapters.inject(Reads(), None, trainable=("unused", "head"))
+    with pytest.raises(ValueError, match="^unused: never called"):
+        adapters.check(made, x)
+    made = adapters.inject(Reads(lambda y: y.argmax()), None, trainable=("head",))
+    with pytest.raises(ValueError, match="^head: never called"):
+        adapters.check(made, x)
+    assert all(p.requires_grad for p in made.head.parameters())

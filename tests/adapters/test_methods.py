@@ -288,13 +288,14 @@ def test_a_wrapped_module_is_given_what_it_is_called_with(kind: str, on: bool) -
 
     layer = METHODS[kind]().adapt(Asking(), "blocks.0")
     layer.enabled = on
+    seen.clear()  # of what `takes` asked
     layer(torch.randn(1, 3, 8), 5, mask="all")
     assert seen == [(5, "all")]
 
 
 WANTED = {
-    "vpt": "VPT adds tokens, but this block gives a tuple, not tokens; choose another method",
-    "adapterplus": "Adapter+ changes a block's tokens, but this one gives a tuple; "
+    "vpt": "VPT adds tokens, but 'blocks.0' gives a tuple, not tokens; choose another method",
+    "adapterplus": "Adapter+ changes tokens (B, N, 8), but 'blocks.0' gives a tuple; "
     "choose another method",
 }
 

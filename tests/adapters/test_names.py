@@ -275,6 +275,6 @@ def test_a_batch_norm_is_refused_unless_it_trains_or_has_no_statistics() -> None
     model["a"][1] = nn.BatchNorm1d(2, track_running_stats=False)
     refuse_statistics(model, {})
     model["a"][1] = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2))
-    with refused(message.replace("a.1", "a.1.parametrizations.weight.0")):
+    with refused(message):
         refuse_statistics(model, {})
     refuse_statistics(model, {"a.1": model["a"][1]})

@@ -262,6 +262,18 @@ class Dropping(nn.Linear):
         return nn.functional.linear(x, weight, self.bias)
 
 
+class Renormed(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.layer_norm(x, self.normalized_shape, None, None, self.eps)
+
+
+def test_a_norm_over_several_axes_is_held_against_its_class_too() -> None:
+    assert computes_as(Renormed((5, 4)), nn.LayerNorm)
+    changed = Renormed((5, 4))
+    nn.init.normal_(changed.weight)
+    assert not computes_as(changed, nn.LayerNorm)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_what_differs_in_training_only_is_refused_in_either_mode(training: bool) -> None:
     module, state = Dropping(4, 4).train(training), torch.get_rng_state()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters import disabled, inject, shared_copy, together
+from adapters.many.rows import Rows
 from adapters.many.terms import FoldedProducts, linear, norm, products, scaled
 from adapters.many.together import Joint, JointHead
 from tests.adapters.toy import X, config, move, toy
@@ -141,14 +142,14 @@ def test_members_that_lack_a_part_have_the_bases() -> None:
 def test_joint_layers_keep_the_shape_of_a_batch(shape: tuple[int, ...]) -> None:
     x = random(*shape)
     lin, layer = nn.Linear(8, 5).double(), nn.LayerNorm(8).double()
-    torch.testing.assert_close(Joint(lin, [lin, lin])(x), lin(x))
-    torch.testing.assert_close(Joint(layer, [layer, layer, layer])(x), layer(x))
+    torch.testing.assert_close(Joint(lin, [lin, lin], Rows(), "x")(x), lin(x))
+    torch.testing.assert_close(Joint(layer, [layer] * 3, Rows(), "x")(x), layer(x))
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_every_member_has_its_own_head(bias: bool) -> None:
     heads = [nn.Linear(8, 3, bias=bias).double() for _ in range(3)]
-    joint, x = JointHead(heads), random(6, 8)
+    joint, x = JointHead(heads, Rows(), "x"), random(6, 8)
     expected = torch.cat([head(term) for head, term in zip(heads, x.chunk(3), strict=True)])
     torch.testing.assert_close(joint(x), expected)
     assert not list(joint.parameters())

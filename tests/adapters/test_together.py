@@ -7,11 +7,10 @@ from torch import Tensor, nn
 
 from adapters import inject, shared_copy, together
 from adapters.many.terms import FoldedProducts
-from tests.adapters.toy import KINDS, Toy, config, move, toy
+from tests.adapters.toy import IMAGES, KINDS, Toy, config, move, toy
 
 UNSTACKED = ("loha", "lokr", "lokr of thin", "adaptformer", "adapterplus", "vpt")
 STACKED = [kind for kind in KINDS if kind not in UNSTACKED]
-IMAGES = torch.randn(12, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 LABELS = torch.randint(0, 3, (12,), generator=torch.Generator().manual_seed(4))
 
 

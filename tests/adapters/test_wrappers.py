@@ -47,7 +47,7 @@ def test_prompts_hand_on_what_is_no_tensor_and_refuse_the_rest() -> None:
     assert layer.eval()(x, 1, [None], flag={"a": (2,)}).shape == (2, 3, 8)
     assert base.seen == [((1, [None]), {"flag": {"a": (2,)}})]
     message = (
-        "VPT adds tokens, but this block reads positions or a mask beside its tokens; "
+        "VPT adds tokens, but 'b' reads positions or a mask beside its tokens; "
         "choose another method"
     )
     for rest, named in (((x,), {}), ((), {"m": x}), (([(x,)],), {}), ((), {"m": {"a": [x]}})):
@@ -56,7 +56,7 @@ def test_prompts_hand_on_what_is_no_tensor_and_refuse_the_rest() -> None:
     layer.enabled = False
     assert torch.equal(layer(x, x, m=x), base.norm(x))
     other = METHODS["vpt"](n_prompts=2).adapt(Taking(gives=(x,)), "b")
-    message = "VPT adds tokens, but this block gives a tuple, not tokens; choose another method"
+    message = "VPT adds tokens, but 'b' gives a tuple, not tokens; choose another method"
     with refused(message):
         other(x)
 

@@ -11,6 +11,7 @@ from adapters.config import AdapterConfig
 torch.set_num_threads(1)
 
 X = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+IMAGES = torch.randn(12, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
 class Attention(nn.Module):
