@@ -1,14 +1,18 @@
-# make demo: the whole path in a few minutes.  make test: the tests.  Both set up .venv first.
+# make demo: the whole path in a few minutes.  make test: the tests.  Each sets up .venv first.
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(if $(shell $(name) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(name))))
 BIN = .venv/bin
 
-.PHONY: demo test docs lint families mutants setup clean
+.PHONY: demo test long docs lint families mutants setup clean
 
 demo: setup
 	$(BIN)/python -m recipes.demo
 
 test: setup
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n auto --dist worksteal
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not long"
+
+# The tests that take seconds each: pages in a browser, loggers, ONNX, the Python of the documents.
+long: setup
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n auto --dist worksteal -m long
 
 # The site, in build/docs: a link that leads nowhere is an error.
 docs: setup
@@ -21,7 +25,7 @@ mutants: setup
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/mutmut run --max-children 1 $(ONLY)
 	$(BIN)/mutmut results
 
-# Minutes: the tests with all their cases, of which `make test` takes some: every architecture of timm, every method compiled, exported and
+# Minutes: the tests with all their cases, of which both take some: every architecture of timm, every method compiled, exported and
 # sharded, processes that die, the wheel; and the table of all families.
 families: setup
 	VITFT_ALL=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n auto --dist worksteal

@@ -31,6 +31,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # what takes long: make families
 ALL = "VITFT_ALL" in os.environ
+long = pytest.mark.long  # seconds: make long
 slow = pytest.mark.skipif(not ALL, reason="takes long: make families")
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 import adapters
 from tests.families.sources import hf_model
-from tests.shared import Run, drawn, slow
+from tests.shared import Run, drawn, long, slow
 from vitft import load_model, save_model
 from vitft.command.help import COMMANDS
 from vitft.families.huggingface import KINDS
@@ -100,6 +100,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
     return tmp_path
 
 
+@long
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("document", DOCUMENTED, ids=lambda path: path.stem)
 def test_the_python_runs(document: Path, desk: Path, base: Path, adapter: Path) -> None:

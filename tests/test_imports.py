@@ -7,6 +7,7 @@ import pytest
 import adapters
 import recipes
 import vitft
+from tests.shared import long
 from vitft.command.help import COMMANDS
 
 
@@ -32,6 +33,7 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
     )
 
 
+@long
 def test_adapters_and_vitft_stand_alone() -> None:
     """One process loads both, since torch takes long: adapters, which it forgets, then vitft."""
     home = Path(vitft.__file__).parents[1]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import adapters
 import recipes.export
 from tests.families.sources import HF, TIMM, hf_model, timm_model
-from tests.shared import Run, slow
+from tests.shared import Run, long, slow
 from vitft import VisionTransformer, load_model, save_model
 from vitft.families.check import load
 from vitft.families.onnx import write_onnx
@@ -58,7 +58,7 @@ def test_16_bits_come_back_in_16_bits(tmp_path: Path) -> None:
     assert all(torch.equal(before[key], after[key]) for key in before if "mask" not in key)
 
 
-@pytest.mark.parametrize("kind", ["hf", "onnx"])
+@pytest.mark.parametrize("kind", ["hf", pytest.param("onnx", marks=long)])
 def test_a_tuned_model_is_exported_with_its_head(kind: str, vitft: Run, tmp_path: Path) -> None:
     hf_model("dinov2", tmp_path / "source")
     model = load_model(tmp_path / "source")

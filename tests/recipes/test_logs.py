@@ -17,7 +17,7 @@ from PIL import Image
 from recipes.shared.finetuning import FinetuneOptions
 from recipes.shared.logs import augmented, logged
 from recipes.shared.runs import start_run
-from tests.shared import TINY, Run, drawn, summary
+from tests.shared import TINY, Run, drawn, long, summary
 from vitft import VisionTransformer, ViTConfig
 from vitft.command.telling import verbosity
 from vitft.pictures.augment import Augmentation
@@ -26,6 +26,7 @@ from vitft.training import run as training
 from vitft.training.loggers import LOGGERS, Logger, MLflow
 from vitft.training.plan import Plan
 
+pytestmark = long
 FLAGS = ["--adapter=lora", "--batch-size=16", "--flip", "--mixup=0.5", "--dropout=0.1"]
 OPTIONS = FinetuneOptions(adapter="lora", base="b", data="d", out="o", log=("noting",))
 SWITCHES = ("WANDB_MODE", "WANDB_API_KEY", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")

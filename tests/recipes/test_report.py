@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.shared import TINY_FLAGS, Run, drawn
+from tests.shared import TINY_FLAGS, Run, drawn, long
+
+pytestmark = long
 
 # a picture that is no base64 and no UTF-8
 LONE = """{"split": "test", "n": 1, "classes": [], "looks": [

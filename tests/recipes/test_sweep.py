@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import recipes.sweep
 from recipes.sweep import best_of
 from recipes.sweeping.members import Member
-from tests.shared import TINY_FLAGS, Run, paint, some, summary
+from tests.shared import TINY_FLAGS, Run, long, paint, some, summary
 from vitft import VisionTransformer, load_model
 from vitft.training.step import Step
 
@@ -149,6 +149,7 @@ def test_cached_features_change_nothing(
         assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@long
 @pytest.mark.parametrize(
     ("flags", "stop_at", "kept", "last"),
     [

@@ -16,7 +16,7 @@ import uvicorn
 
 from recipes.serving.app import Limits, make_app
 from recipes.serving.desk import Desk
-from tests.shared import Run, drawn, paint, some
+from tests.shared import Run, drawn, long, paint, some
 from vitft import load_model
 
 COLOURS = {"red": (210, 30, 40), "green": (20, 210, 40), "blue": (20, 30, 210)}
@@ -31,9 +31,12 @@ def answers(program: str | None) -> bool:
     )
 
 
-pytestmark = pytest.mark.skipif(
-    not (answers(DRIVER) and answers(BROWSER)), reason="there is no Chromium with its driver"
-)
+pytestmark = [
+    long,
+    pytest.mark.skipif(
+        not (answers(DRIVER) and answers(BROWSER)), reason="there is no Chromium with its driver"
+    ),
+]
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
 FLAGS += "--disable-background-networking --disable-component-update --force-color-profile=srgb"
 # the lowest contrast of a text to what is behind it (WCAG 2, 1.4.3), and that text
