@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.shared import paint
-from vitft.data.folders import find_images
+from vitft.data.folders import find_images, list_folder
 from vitft.data.listing import ImageSet
 from vitft.data.load import load_data, unambiguous
 from vitft.pictures.preprocess import Fit
@@ -130,6 +131,19 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     again = [name for name in found if "/again/" in name]
     assert len(again) == 5
     assert len(found) == 10
+
+
+def test_a_link_to_a_folder_above_is_followed_nowhere(tmp_path: Path) -> None:
+    """Else one class's images would be another's, too."""
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    fill(tmp_path, "data/a data/b elsewhere")
+    for link, target in (("data/self", data), ("data/a/up", data), ("data/b/out", elsewhere)):
+        os.symlink(target, tmp_path / link)
+    os.symlink(data, elsewhere / "back")
+    os.symlink(tmp_path / "gone", data / "a" / "broken.png")
+    found = list_folder(data)
+    assert Counter(found.labels) == {"a": 5, "b": 10}
+    assert found.skipped == {"link to a folder that is read already": 3, "link to nothing": 1}
 
 
 TABLE = "path,label,split\n{rows}"
