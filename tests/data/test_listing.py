@@ -112,6 +112,14 @@ def test_images_are_known_by_content_where_their_names_tell_nothing(tmp_path: Pa
     assert [path.name for path in found] == ["a", "b.jpe", "c.jpg?w=200", "d.AVIF", "e.dat"]
 
 
+def test_a_phones_picture_is_known_by_its_content(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    Image.new("RGB", (16, 16), (200, 0, 0)).save(tmp_path / "x.heic")
+    for name in ("a", "b.heic?w=200"):
+        shutil.copy(tmp_path / "x.heic", tmp_path / name)
+    assert [path.name for path in find_images(tmp_path)] == ["a", "b.heic?w=200", "x.heic"]
+
+
 def test_what_is_passed_over_is_counted_by_its_kind(tmp_path: Path) -> None:
     fill(tmp_path, "train/a train/b test/a test/b")
     for name in ("train/a/1.txt", "train/b/2.TXT", "test/a/README", "train/a/.hidden.txt"):
