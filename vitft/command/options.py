@@ -210,9 +210,11 @@ def _parameter(field: "dataclasses.Field[Any]", kind: Any) -> click.Parameter:
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
     many = typing.get_origin(kind) is tuple
     if field.metadata["argument"]:
-        metavar = field.name.upper() + "..." * many
-        return click.Argument(  # `command` tells of all that is missing at once
-            [field.name], nargs=-1 if many else 1, required=False, metavar=metavar
+        return click.Argument(  # never required, since `command` tells all that is missing at once
+            [field.name],
+            nargs=-1 if many else 1,
+            required=False,
+            metavar=field.name.upper() + "..." * many,
         )
     metavar, flag = None, flag_of(field)
     text = field.metadata["help"] + ("  [required]" if required else "")
