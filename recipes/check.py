@@ -64,7 +64,8 @@ def as_json(listing: Listing, found: Checked) -> dict[str, Any]:
 def lines(listing: Listing, found: Checked) -> list[str]:
     """Return what was found as lines of text."""
     splits = [s for s in ("", "train", "validation", "test") if s in listing.splits]
-    totals = {label: sum(found.counts[label, s] for s in splits) for label in {*listing.labels}}
+    labels = {label for label, _ in found.counts}
+    totals = {label: sum(found.counts[label, s] for s in splits) for label in labels}
     width = max(map(len, [*totals, "class"]))
     rows = [f"{'class':<{width}}" + "".join(f"{split or 'images':>12}" for split in splits)]
     for label in sorted(totals):

@@ -101,7 +101,8 @@ class Neighbours:
 
     def __init__(self, classifier: Classifier, data: str, *, skip_broken: bool) -> None:
         self.classifier = classifier
-        found = load_data(data, classifier.fit, learn=False)
+        found = load_data(data, classifier.fit, learn=classifier.fit.framing.range is None)
+        classifier.fit = found.fit  # with the set's range of 16-bit pictures, if it has any
         if found.several:
             raise ValueError(f"--knn needs images of one label each, and {data} has several")
         images = on_device(found.train, torch.device("cpu"), skip_broken=skip_broken)

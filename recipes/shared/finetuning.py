@@ -16,6 +16,7 @@ from recipes.shared.methods import (
     method_options,
     names,
 )
+from recipes.shared.model import BASE
 from recipes.shared.options import TrainOptions, make_plan
 from recipes.shared.runs import read_config, resumed_options, typed_options
 from recipes.sharing.public import is_bundled
@@ -34,7 +35,7 @@ class CommonOptions(TrainOptions):
     """The options that every method has."""
 
     adapter: str = option(help=f"Method: {', '.join(names())}.")
-    base: str = option(help="A .safetensors file, a run's folder, or the name of a bundled base.")
+    base: str = option(help=BASE)
     preset: str = option("default", f"Values of options that are not given: {', '.join(PRESETS)}.")
     lr: float | None = option(None, f"Highest learning rate.  {LR_DEFAULT}")
     weight_decay: float = option(0.0, "Decoupled weight decay of matrices.")

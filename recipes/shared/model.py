@@ -12,15 +12,18 @@ from vitft.hub import fetched
 from vitft.model.checkpoint import load_model
 from vitft.model.vit import VisionTransformer
 
+BASE = (
+    "A .safetensors file, a run's folder, another library's folder or file, or the name of a "
+    "bundled base."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """The options of every command that uses a model."""
 
     base: str | None = option(
-        None,
-        "A .safetensors file, a run's folder, another library's folder or file, or the name of a "
-        "bundled base.  [default: the base that the adapter's run was started with]",
+        None, f"{BASE}  [default: the base that the adapter's run was started with]"
     )
 
 

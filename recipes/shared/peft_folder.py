@@ -54,6 +54,8 @@ def write_peft(model: VisionTransformer, out: Path, library: str, images: Tensor
 def source_model(model: VisionTransformer, library: str) -> nn.Module:
     """Return the base, without adapter but with its head, as a model of the library it came from.
 
+    It takes images of the size that the adapter was trained at.
+
     Raises:
         ValueError: the base came from another library, or the library has no model with a head.
     """
@@ -63,7 +65,11 @@ def source_model(model: VisionTransformer, library: str) -> nn.Module:
     base.head.weight.copy_(model.head.weight)
     with tempfile.TemporaryDirectory() as folder:
         write_source(base, Path(folder), library)
-        return load(Path(folder), library, str(base.facts["family"]))
+        theirs: Any = load(Path(folder), library, str(base.facts["family"]))
+    if library == "timm" and model.image_size != model.config.image_size:
+        theirs.set_input_size(img_size=model.image_size)  # transformers' models take any size
+    made: nn.Module = theirs
+    return made
 
 
 def peft_folder(model: VisionTransformer, theirs: nn.Module) -> AdapterFolder:

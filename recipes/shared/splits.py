@@ -117,8 +117,9 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
         raise ValueError(f"{data.name} has no readable image to train on")
     if len(validation) and not len(found.validation):
         raise ValueError(f"{data.name} has no readable image to validate with")
-    if options.calibrate and not len(validation):
-        raise ValueError("--calibrate needs validation images; leave out --val-fraction 0")
+    for flag, needs in (("--calibrate", options.calibrate), ("--patience", options.patience)):
+        if needs and not len(validation):
+            raise ValueError(f"{flag} needs validation images; leave out --val-fraction 0")
     return found
 
 

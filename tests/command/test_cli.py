@@ -262,7 +262,7 @@ def test_a_foreign_recipes_package_is_recognised(tmp_path: Path) -> None:
 
 def test_a_prediction_needs_an_image(vitft: Run, base: Path, tmp_path: Path) -> None:
     model = base / "model.safetensors"
-    assert "Missing argument 'IMAGE...'" in error(vitft("predict", "--base", model, code=2))
+    assert "missing: IMAGE; " in error(vitft("predict", "--base", model, code=2))
     paint(tmp_path / "a.png", (1, 2, 3))
     assert "top=0 is not positive" in error(
         vitft("predict", "--base", model, "--top=0", tmp_path / "a.png", code=2)
@@ -285,6 +285,8 @@ def test_predict_takes_the_images_in_a_folder(vitft: Run, base: Path, tmp_path: 
 def test_missing_options_are_told_together(vitft: Run) -> None:
     told = "Error: missing: --data, --out, --adapter, --base; vitft finetune --help tells what"
     assert told in error(vitft("finetune", code=2))
+    assert "Error: missing: SOURCE, --out; " in error(vitft("convert", code=2))
+    assert "Error: missing: IMAGE, --out; " in error(vitft("embed", code=2))
 
 
 def test_one_class_is_no_task(vitft: Run, base: Path, tmp_path: Path) -> None:

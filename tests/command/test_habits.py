@@ -1,8 +1,13 @@
 """What people type: a pipe that closes, a broken picture, a folder with less, values in quotes."""
 
+import fcntl
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +42,35 @@ def test_a_run_goes_on_when_nobody_reads_its_progress(
     assert started.process.exitcode == 0
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_a_run_goes_on_when_its_terminal_is_lost(folder: Path, base: Path, tmp_path: Path) -> None:
+    """Its writes then fail with another error than a pipe's, and the system sends SIGHUP."""
+    ours, its = os.openpty()
+
+    def before() -> None:
+        os.close(ours)
+        os.setsid()
+        fcntl.ioctl(its, termios.TIOCSCTTY, 0)
+        for number in (0, 1, 2):
+            os.dup2(its, number)
+
+    out = tmp_path / "run"
+    flags = ["--adapter=linear", "--base", base, "--data", folder, "--out", out, "--epochs=3"]
+    started = Command(["finetune", *flags], before)
+    os.close(its)
+    assert os.read(ours, 1)
+    os.close(ours)
+    assert started.end(60).status == 0
+    assert (out / "summary.json").is_file()
+
+
+def test_a_stream_that_was_closed_before_the_start_is_none(base: Path) -> None:
+    command = [sys.executable, "-m", "vitft", "inspect", str(base)]
+    done = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *command], stdout=subprocess.PIPE)
+    assert done.returncode == 0
+    assert done.stdout.startswith(b"kind ")
+    assert subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *command]).returncode == 0
 
 
 def test_one_broken_image_costs_only_itself(vitft: Run, base: Path, tmp_path: Path) -> None:

@@ -100,6 +100,15 @@ def test_it_is_told_to_people_and_to_programs(odd: Path, vitft: Run) -> None:
     assert "neither a folder nor a CSV" in vitft("check", odd / "gone", code=2).stderr
 
 
+def test_a_picture_of_several_labels_counts_for_each(odd: Path, vitft: Run) -> None:
+    folder = odd / "train" / "many"
+    (folder / "list.csv").write_text("path,label\n1.png,dog|beach\n2.png,dog\n3.png,beach | dog\n")
+    found = json.loads(vitft("check", folder / "list.csv", "--json").stdout)
+    assert found["counts"] == {"beach": {"all": 2}, "dog": {"all": 3}}
+    lines = vitft("check", folder / "list.csv").stdout.splitlines()
+    assert [line.split() for line in lines[1:4]] == [["beach", "2"], ["dog", "3"], ["all", "3"]]
+
+
 def test_training_says_what_it_will_be_tested_on_twice(odd: Path) -> None:
     notes = load_data(str(odd), Fit(64)).notes
     (note,) = (note for note in notes if "to the bit" in note)

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.shared import paint
-from vitft.data.folders import find_images
+from vitft.data.folders import find_images, list_folder
 from vitft.data.listing import ImageSet
 from vitft.data.load import load_data, unambiguous
 from vitft.pictures.preprocess import Fit
@@ -111,6 +112,14 @@ def test_images_are_known_by_content_where_their_names_tell_nothing(tmp_path: Pa
     assert [path.name for path in found] == ["a", "b.jpe", "c.jpg?w=200", "d.AVIF", "e.dat"]
 
 
+def test_a_phones_picture_is_known_by_its_content(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    Image.new("RGB", (16, 16), (200, 0, 0)).save(tmp_path / "x.heic")
+    for name in ("a", "b.heic?w=200"):
+        shutil.copy(tmp_path / "x.heic", tmp_path / name)
+    assert [path.name for path in find_images(tmp_path)] == ["a", "b.heic?w=200", "x.heic"]
+
+
 def test_what_is_passed_over_is_counted_by_its_kind(tmp_path: Path) -> None:
     fill(tmp_path, "train/a train/b test/a test/b")
     for name in ("train/a/1.txt", "train/b/2.TXT", "test/a/README", "train/a/.hidden.txt"):
@@ -130,6 +139,19 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     again = [name for name in found if "/again/" in name]
     assert len(again) == 5
     assert len(found) == 10
+
+
+def test_a_link_to_a_folder_above_is_followed_nowhere(tmp_path: Path) -> None:
+    """Else one class's images would be another's, too."""
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    fill(tmp_path, "data/a data/b elsewhere")
+    for link, target in (("data/self", data), ("data/a/up", data), ("data/b/out", elsewhere)):
+        os.symlink(target, tmp_path / link)
+    os.symlink(data, elsewhere / "back")
+    os.symlink(tmp_path / "gone", data / "a" / "broken.png")
+    found = list_folder(data)
+    assert Counter(found.labels) == {"a": 5, "b": 10}
+    assert found.skipped == {"link to a folder that is read already": 3, "link to nothing": 1}
 
 
 TABLE = "path,label,split\n{rows}"

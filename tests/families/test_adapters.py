@@ -88,9 +88,12 @@ def test_what_has_no_counterpart_is_named(tmp_path: Path) -> None:
         adapters.load_adapter(load_model(tmp_path / "base"), tmp_path / "a")
 
 
-def ours(source: Path, folder: Path, config: adapters.AdapterConfig) -> VisionTransformer:
+def ours(
+    source: Path, folder: Path, config: adapters.AdapterConfig, image_size: int = 32
+) -> VisionTransformer:
     """Return a converted base with a random adapter and head, the adapter saved to the folder."""
     model = load_model(source)
+    model.resize(image_size)
     model.new_head(("a", "b", "c"))
     adapters.inject(model, config, trainable=("head",))
     with torch.no_grad():
@@ -124,6 +127,25 @@ def test_our_adapter_goes_to_peft_on_the_sources_model(
     assert float(done.stdout.split()[-1]) < 1e-4
     again = adapters.load_adapter(load_model(tmp_path / "base"), tmp_path / "out")
     torch.testing.assert_close(again(X), model(X), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("library", ["hf", "timm"])
+def test_an_adapter_of_another_image_size_goes_to_peft(
+    library: str, vitft: Run, tmp_path: Path
+) -> None:
+    base, out = tmp_path / "base", tmp_path / "out"
+    base.mkdir()
+    hf_model("vit", base) if library == "hf" else timm_model("vit", base)
+    model = ours(base, tmp_path / "a", adapters.LoRAConfig(rank=2), image_size=48)
+    flags = ["--base", base, "--adapter", tmp_path / "a", "--out", out]
+    done = vitft("export", *flags, f"--format=peft-{library}")
+    assert float(done.stdout.split()[-1]) < 1e-4
+    images = torch.randn(2, 3, 48, 48)
+    source = load_model(base)
+    source.resize(48)
+    again = adapters.load_adapter(source, out)
+    again.resize(48)
+    torch.testing.assert_close(again(images), model(images), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

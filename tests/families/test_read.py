@@ -138,6 +138,13 @@ def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"abc", b"no model", bytes(99), b"PK\x03\x04"])
+def test_a_file_that_is_no_pickle_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.pth holds no tensors that can be read \(.+\)"):
+        load_model(tmp_path / "x.pth")
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -154,6 +154,22 @@ def test_a_broken_picture_costs_only_itself(
     torch.testing.assert_close(torch.from_numpy(features[3:]), expected)
 
 
+def test_neighbours_see_deep_pictures_by_the_range_of_their_set(
+    base: Path, tmp_path: Path, vitft: Run
+) -> None:
+    """Without it all of these are one grey."""
+    grid = np.indices((32, 32)).sum(axis=0) % 2
+    for name, values in (("flat", 0 * grid), ("grid", grid)):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            deep = (9000 + 200 * values + i).astype(np.uint16)
+            Image.fromarray(deep).save(tmp_path / name / f"{i}.png")
+    flags = ["--base", base, "--knn", tmp_path, tmp_path, "--json"]
+    for row in json.loads(vitft("predict", *flags).stdout):
+        assert [*row["classes"]][0] == Path(row["image"]).parent.name
+        assert max(row["classes"].values()) > 0.9
+
+
 def test_neighbours_answer_without_a_head(base: Path, folder: Path, red: Path, vitft: Run) -> None:
     done = vitft("predict", "--base", base, red, "--knn", folder, "--json")
     (row,) = json.loads(done.stdout)

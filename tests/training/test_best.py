@@ -162,10 +162,9 @@ def test_a_calibrated_head_is_the_same_head_at_its_temperature(
     assert found != 1
     for key, value in heads[0].items():
         torch.testing.assert_close(heads[1][key] * found, value)
-    told = vitft(
-        "finetune", *flags, "--out", tmp_path / "x", "--calibrate", "--val-fraction=0", code=2
-    )
-    assert "--calibrate needs validation images" in told.stderr
+    for needs in ("--calibrate", "--patience=1"):
+        told = vitft("finetune", *flags, "--out", tmp_path / "x", needs, "--val-fraction=0", code=2)
+        assert f"{needs.split('=')[0]} needs validation images" in told.stderr
 
 
 def test_what_the_frozen_features_are_worth_is_told_first(

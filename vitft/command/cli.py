@@ -20,6 +20,7 @@ from vitft.training.stop import stop_at_once
 from vitft.version import __version__
 
 DISTRIBUTED = {"pretrain", "finetune"}  # commands that torchrun may start in several processes
+TRAINING = DISTRIBUTED | {"sweep"}  # commands that go on when their terminal is lost
 MAX_LINE = 2000  # characters of an error message
 # Words in the errors that a process gets when another one has ended.
 LOST_PROCESS = ("closed by peer", "reset by peer", "timed out", "NCCL", "connectFullMesh")
@@ -92,6 +93,11 @@ def cli(traceback: bool) -> None:
 def main() -> NoReturn:
     """Run the command line: status 2 and one line for the user's mistakes, 130 if interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and not TRAINING.isdisjoint(sys.argv[1:3]):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before the start, as by 2>&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # for letters that the terminal cannot show
             stream.reconfigure(errors="replace")

@@ -84,7 +84,7 @@ def command(
             if isinstance(value, tuple) and not all(str(part).strip() for part in value):
                 raise click.UsageError(f"a part of {shown[key]} is empty; leave it out")
         given = (recall(given) if recall else {}) | given
-        if missing := [flag_of(field) for field in needed if field.name not in given]:
+        if missing := [shown[field.name] for field in needed if field.name not in given]:
             raise click.UsageError(
                 f"missing: {', '.join(missing)}; vitft {name} --help tells what to give"
             )
@@ -210,7 +210,12 @@ def _parameter(field: "dataclasses.Field[Any]", kind: Any) -> click.Parameter:
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
     many = typing.get_origin(kind) is tuple
     if field.metadata["argument"]:
-        return click.Argument([field.name], nargs=-1 if many else 1, required=required)
+        return click.Argument(  # never required, since `command` tells all that is missing at once
+            [field.name],
+            nargs=-1 if many else 1,
+            required=False,
+            metavar=field.name.upper() + "..." * many,
+        )
     metavar, flag = None, flag_of(field)
     text = field.metadata["help"] + ("  [required]" if required else "")
     if kind is bool:

@@ -54,7 +54,7 @@ class Checked:
     """What was found in a data set.
 
     Attributes:
-        counts: number of images by (class, split).
+        counts: number of images by (class, split); one with several labels counts for each.
         sizes: width and height of every readable image, in pixels.
         broken: files that cannot be read, and why.
         one_colour: pictures of one colour.
@@ -83,7 +83,11 @@ def check(listing: Listing) -> Checked:
     hashed = [i for i in readable if not files[i].one_colour]
     near = [p for p in near_pairs([files[i].bits for i in hashed], hashed) if p not in known]
     return Checked(
-        counts=Counter(zip(listing.labels, listing.splits, strict=True)),
+        counts=Counter(
+            (name, split)
+            for label, split in zip(listing.labels, listing.splits, strict=True)
+            for name in listing.classes_of(label)
+        ),
         sizes=[files[i].size for i in readable],
         broken={listing.paths[i]: file.error for i, file in enumerate(files) if file.error},
         one_colour=[listing.paths[i] for i in readable if files[i].one_colour],

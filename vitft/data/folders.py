@@ -9,6 +9,8 @@ from vitft.data.listing import SPLIT_NAMES, Listing
 from vitft.data.tables import list_table
 from vitft.pictures.decode import has_heif, is_image
 
+READ_ALREADY = "link to a folder that is read already"
+
 
 def list_folder(folder: Path) -> Listing:
     """Return the images of a folder.
@@ -51,6 +53,9 @@ def _list_classes(folder: Path, classes: list[Path], split: str) -> Listing:
     """Return the images of the class folders in `folder`, all of one split."""
     listing = Listing()
     for path in classes:
+        if _identity(path) in _above(path):  # a link to a folder that it lies in
+            listing.skipped[READ_ALREADY] += 1
+            continue
         found = find_images(path, listing.skipped)
         if not found and split in ("", "train"):
             raise ValueError(f"{path} holds no images; remove the folder or put images into it")
@@ -69,17 +74,18 @@ def find_images(folder: Path, skipped: Counter[str] | None = None) -> list[Path]
     """Return the image files in and below a folder, sorted; hidden files and folders are left out.
 
     A file is an image by its suffix, or else by its content. A folder that several links lead to is
-    searched once.
+    searched once, and no link to a folder above is followed.
 
     Args:
         folder: where to search.
-        skipped: a counter to which the files that are no images are added, by suffix.
+        skipped: a counter to which the files that are no images are added, by suffix, and the links
+            that are not followed.
     """
-    found = []
-    for path in _walk(folder, set()):
+    found, skipped = [], Counter() if skipped is None else skipped
+    for path in _walk(folder, _above(folder), skipped):
         if is_image(path):
             found.append(path)
-        elif skipped is not None:
+        else:
             skipped[_kind(path)] += 1
     return sorted(found)
 
@@ -91,20 +97,35 @@ def _kind(path: Path) -> str:
     return suffix or "without a suffix"
 
 
-def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+def _identity(folder: Path) -> tuple[int, int]:
+    """Return device and inode, which a folder has in common with every link to it."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _above(folder: Path) -> set[tuple[int, int]]:
+    """Return the identities of the folders that a folder, or a link to one, lies in."""
+    parent = folder.absolute().parent.resolve()
+    return {_identity(path) for path in (parent, *parent.parents)}
+
+
+def _walk(folder: Path, seen: set[tuple[int, int]], skipped: Counter[str]) -> Iterator[Path]:
     """Yield the files in and below a folder that are not hidden, visiting every folder once.
 
     Args:
         folder: where to start.
-        seen: device and inode of the folders visited so far, against links in a circle.
+        seen: identities of the folders that are not to be visited, or were so far.
+        skipped: a counter to which the links that are not followed are added.
     """
-    status = folder.stat()
-    if (key := (status.st_dev, status.st_ino)) in seen:
+    if (identity := _identity(folder)) in seen:
+        skipped[READ_ALREADY] += 1
         return
-    seen.add(key)
+    seen.add(identity)
     yield from _files(folder)
+    if n := sum(not path.exists() for path in _inside(folder)):
+        skipped["link to nothing"] += n
     for path in _folders(folder):
-        yield from _walk(path, seen)
+        yield from _walk(path, seen, skipped)
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -122,7 +122,7 @@ class Listing:
             ValueError: a class has no training images, `test_fraction` is not in 0..1 or there is a
                 test split already, or `source_pattern` is no regular expression with a group.
         """
-        labels = [self._classes(label) for label in self.labels]
+        labels = [self.classes_of(label) for label in self.labels]
         trained = [split in ("", "train") for split in self.splits]
         classes = self._class_names(name, labels, trained)
         fit, notes = fit_to(fit, [*compress(self.paths, trained)] or self.paths, learn=learn)
@@ -190,7 +190,7 @@ class Listing:
             row[[index[name] for name in names]] = 1
         return targets
 
-    def _classes(self, label: str) -> list[str]:
+    def classes_of(self, label: str) -> list[str]:
         """Return the classes that a label names."""
         if not self.several:
             return [label]

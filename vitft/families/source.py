@@ -2,14 +2,12 @@
 
 import hashlib
 import os
-import pickle
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -103,12 +101,18 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
     try:
-        if file.suffix == ".safetensors":
-            return real(load_file(file), file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:200]
+        content: Any = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # a broken pickle raises anything
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise ValueError(f"{file} holds no tensors that can be read ({reason})") from error
+    if file.suffix == ".safetensors":
+        return real(content, file)
     for _ in MODEL_KEYS:
         inside = [name for name in MODEL_KEYS if isinstance(content, dict) and name in content]
         content = content[inside[0]] if inside else content

@@ -102,7 +102,7 @@ def is_image(path: Path) -> bool:
         return True
     try:
         _check_header(path)
-        with Image.open(path, formats=FORMATS):
+        with Image.open(path, formats=(*FORMATS, *["HEIF"] * has_heif())):
             return True
     except UNREADABLE:
         return False
