@@ -18,11 +18,16 @@ MAX_LARGER = 1.25  # images to crop are kept at a side up to so many times the m
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, validation and test images."""
+    """Training, validation and test images.
+
+    Attributes:
+        notes: lines for the user about the set.
+    """
 
     train: Images
     validation: Images
     test: Images
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         train, validation, test = (f"{len(x):,}" for x in (self.train, self.validation, self.test))
@@ -107,12 +112,11 @@ def make_splits(data: ImageSet, options: TrainOptions, device: torch.device) -> 
         train = limit(train, options.limit, seed=options.seed)
     if options.min_area < 1:
         train = train.at(kept_side(data.fit.image_size, options.min_area))
-    found = Splits(
-        *(
-            on_device(x, device, skip_broken=options.skip_broken)
-            for x in (train, validation, data.test)
-        )
+    train, validation_held, test = (
+        on_device(x, device, skip_broken=options.skip_broken)
+        for x in (train, validation, data.test)
     )
+    found = Splits(train, validation_held, test, data.notes)
     if not len(found.train):
         raise ValueError(f"{data.name} has no readable image to train on")
     if len(validation) and not len(found.validation):

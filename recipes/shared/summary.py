@@ -97,6 +97,7 @@ def summarise(
         "n_train": len(splits.train),
         "n_validation": len(splits.validation),
         "n_test": len(splits.test),
+        "notes": [*splits.notes],
         "seed": options.seed,
         **facts,
         "versions": {

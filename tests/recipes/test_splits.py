@@ -114,7 +114,8 @@ def test_a_class_without_test_images_is_trained_and_said(
     shutil.rmtree(colours / "test" / "green")
     flags = ["--base", base, "--data", colours, "--out", tmp_path / "out", *FLAGS]
     assert "no test image of green" in vitft("finetune", *flags).stderr
-    assert "no test image" in (tmp_path / "out" / "report.html").read_text()
+    assert summary(tmp_path / "out")["notes"] == ["no test image of green"]
+    assert "<p>no test image of green</p>" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_framing_of_a_run_is_that_of_its_predictions(

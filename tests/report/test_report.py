@@ -343,6 +343,14 @@ def test_an_accuracy_has_the_interval_that_its_images_allow(tmp_path: Path) -> N
     assert "test accuracy<br>95 % interval 25.5% to 36.6%, 263 images" in text
 
 
+def test_what_is_said_of_the_images_stands_under_the_figures(tmp_path: Path) -> None:
+    notes = ["pictures of 400x534 become 32x32: this model sees little of them", "no image of <b>"]
+    text = report(tmp_path, facts={"test_accuracy": 0.5, "notes": notes})
+    for note in ("32x32: this model sees little of them</p>", "<p>no image of &lt;b&gt;</p>"):
+        assert text.count(note) == 1
+    assert "<p>x</p>" not in report(tmp_path, facts={"notes": {"x": 1}})
+
+
 @pytest.mark.usefixtures("draws")
 def test_frozen_features_stand_beside_the_curve(tmp_path: Path) -> None:
     facts = {"frozen_knn_accuracy": 0.5, "frozen_probe_accuracy": 0.75}

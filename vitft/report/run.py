@@ -98,6 +98,12 @@ def _facts(facts: Mapping[str, object]) -> tuple[str, str]:
     return f'<div class="grid" style="--w: 150px">{tiles}</div>', others
 
 
+def _notes(facts: Mapping[str, object]) -> str:
+    """Return what training said of the images, a paragraph each."""
+    notes = facts.get("notes")
+    return "".join(f"<p>{escape(str(n))}</p>" for n in notes) if isinstance(notes, list) else ""
+
+
 def _frozen(facts: Mapping[str, object]) -> dict[str, float]:
     """Return the accuracies of the frozen features, by "knn" and "probe"."""
     found = {name: facts.get(f"frozen_{name}_accuracy") for name in ("knn", "probe")}
@@ -122,10 +128,10 @@ def write_report(
         findings: the model's predictions; None for a run without an evaluation.
     """
     with page_style():
-        tiles, others = _facts(facts)
+        tiles, others = _facts({key: facts[key] for key in facts if key != "notes"})
         shown = "" if findings is None else _shown(findings)
         drawn = curves(history, _frozen(facts), _n_images("val_accuracy", facts))
-    write_page(path, title, tiles + drawn + shown + others)
+    write_page(path, title, tiles + _notes(facts) + drawn + shown + others)
 
 
 def _shown(findings: Findings) -> str:
