@@ -59,6 +59,11 @@ def source_model(model: VisionTransformer, library: str) -> nn.Module:
     Raises:
         ValueError: the base came from another library, or the library has no model with a head.
     """
+    if not str(model.facts.get("family", "")).startswith(library):
+        raise ValueError(
+            f"the base was not converted from a folder of {library}, so its adapter fits no model "
+            "there; on this base PEFT loads the adapter's folder as it is"
+        )
     base = adapters.shared_copy(model)
     adapters.eject(base)
     base.new_head(model.classes)

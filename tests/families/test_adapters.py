@@ -166,3 +166,12 @@ def test_what_peft_has_no_form_for_is_named(
         flags += ["--adapter", tmp_path / "a"]
     assert message in vitft("export", *flags, code=2).stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_our_own_base_needs_no_other_model(
+    vitft: Run, base: Path, run: Path, tmp_path: Path
+) -> None:
+    flags = ["--base", base, "--adapter", run, "--format=peft-hf", "--out", tmp_path / "out"]
+    told = vitft("export", *flags, code=2).stderr
+    assert "PEFT loads the adapter's folder as it is" in told
+    assert not (tmp_path / "out").exists()
