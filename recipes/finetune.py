@@ -4,9 +4,11 @@
 """
 
 import shlex
+import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -168,3 +170,13 @@ def _trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 command = cli.command("finetune", FinetuneOptions, run_command, PRESETS, recalled)
+
+
+class _Called(ModuleType):
+    """This module, which people call: `recipes.finetune(adapter="lora", ...)`."""
+
+    def __call__(self, **given: Any) -> Finetuned:
+        return finetune(**given)
+
+
+sys.modules[__name__].__class__ = _Called

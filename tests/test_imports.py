@@ -62,3 +62,10 @@ def test_the_three_packages_stand_side_by_side(package: object) -> None:
 def test_every_command_has_a_recipe() -> None:
     recipes_there = {path.stem for path in Path(recipes.__file__).parent.glob("*.py")}
     assert set(COMMANDS) <= recipes_there
+
+
+def test_the_recipe_is_called_by_its_modules_name_too() -> None:
+    code = "import recipes\ntry: recipes.finetune(adapter='lora', sizes=('1:2',))\n"
+    code += "except TypeError as error: print(error, flush=True)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "required" in done.stdout, done.stderr
