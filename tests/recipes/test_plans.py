@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from recipes.shared.finetuning import FinetuneOptions
 from recipes.sweeping.grid import SweepOptions, combinations
 from recipes.sweeping.plans import share
-from tests.shared import Run, slow
+from tests.shared import Run, long, slow
 from vitft.command import options as cli
 from vitft.command.options import arguments_of
 
 GRID = ["--rank=1,2", "--lr=1e-2,3e-2"]
+pytestmark = long
 FLAGS = ["--adapter=lora", "--epochs=1", "--batch-size=16", "--layers=1", "--no-cache-features"]
 
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from tests.shared import TINY_FLAGS, Run, long, some
 from vitft import load_model, save_model
 
+pytestmark = long
 FLAGS = ["--epochs=2", "--batch-size=16", "--flip", "--mixup=0.3", "--seed=5"]
 
 
-@long
 @pytest.mark.parametrize(
     ("threads", "streamed"), some([(2, True), (1, True), (2, False), (1, False)], 2)
 )

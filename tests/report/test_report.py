@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.shared import long
 from vitft.pictures.images import Images
 from vitft.pictures.preprocess import Fit
 from vitft.report.figures import percent, wilson
@@ -23,6 +24,7 @@ from vitft.report.findings import Change, Findings, examine
 from vitft.report.run import write_report
 from vitft.report.thumbnails import Thumbnails
 
+pytestmark = long
 CLASSES = ("cat", "dog", "owl")
 ROW = {"epoch": 1, "train_loss": 1.5, "val_loss": 1.25, "val_accuracy": 0.625, "lr": 3e-4}
 
