@@ -65,7 +65,7 @@ def test_every_command_has_a_recipe() -> None:
 
 
 def test_the_recipe_is_called_by_its_modules_name_too() -> None:
-    code = "import recipes\ntry: recipes.finetune(adapter='lora', sizes=('1:2',))\n"
+    code = "import recipes\ntry: recipes.finetune(adapter='lora')\n"
     code += "except TypeError as error: print(error, flush=True)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "required" in done.stdout, done.stderr
