@@ -10,7 +10,7 @@ demo: setup
 test: setup
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not long"
 
-# The tests that take seconds each: reports, pages in a browser, loggers, plans, reruns, ONNX, the Python of the documents.
+# The tests that take seconds each: what is compiled, reports, pages in a browser, loggers, plans, reruns, ONNX, the Python of the documents.
 long: setup
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n auto --dist worksteal -m long
 

@@ -64,6 +64,7 @@ def test_every_command_has_a_recipe() -> None:
     assert set(COMMANDS) <= recipes_there
 
 
+@long
 def test_the_recipe_is_called_by_its_modules_name_too() -> None:
     code = "import recipes\ntry: recipes.finetune(adapter='lora')\n"
     code += "except TypeError as error: print(error, flush=True)"

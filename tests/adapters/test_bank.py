@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounter
 import adapters.many.bank
 from adapters import Bank, inject, load_adapter, save_adapter
 from tests.adapters.toy import IMAGES, KINDS, X, adapted, config, move, toy
+from tests.shared import long
 
 UNSTACKED = ("loha", "lokr", "lokr of thin", "adaptformer", "adapterplus", "vpt")
 STACKED = [kind for kind in KINDS if kind not in UNSTACKED]
@@ -62,6 +63,7 @@ def test_methods_ranks_targets_and_heads_are_mixed_in_one_batch(tmp_path: Path) 
     assert len(bank(IMAGES[:0], torch.arange(0))) == 0
 
 
+@long
 def test_a_slot_is_loaded_and_replaced_without_recompiling(tmp_path: Path) -> None:
     folders = {i: saved("dora", tmp_path / str(i), rank=i + 1) for i in (1, 2, 3)}
     bank = Bank(toy(), [folders[1]], n_slots=4, rank=5, n_classes=6)
@@ -81,6 +83,7 @@ def test_a_slot_is_loaded_and_replaced_without_recompiling(tmp_path: Path) -> No
     assert counter.frame_count == 1
 
 
+@long
 def test_a_compiled_bank_may_break_its_graph(tmp_path: Path) -> None:
     folders = {1: saved("lora", tmp_path)}
     bank = Bank(toy(), [*folders.values()])

@@ -12,7 +12,7 @@ from torch import nn
 from adapters import METHODS, DoRAConfig, LoRAConfig, disabled, inject
 from adapters.layers import AdapterLayer
 from tests.adapters.toy import KINDS, WRAPPERS, X, adapted, config, every_kind, toy
-from tests.shared import ALL, some
+from tests.shared import ALL, long, some
 
 LINEAR = [kind for kind in KINDS if kind not in ("norm", *WRAPPERS)]
 on_linears = pytest.mark.parametrize("kind", LINEAR)
@@ -114,6 +114,7 @@ def test_copies_and_pickles_of_an_adapted_model_are_independent(kind: str) -> No
                 assert own[key] is parameter
 
 
+@long
 @pytest.mark.parametrize("kind", KINDS if ALL else some([*METHODS], 7))
 def test_compiled_in_place_equals_eager_with_adapters_on_off_and_on(kind: str) -> None:
     model = adapted(kind)
@@ -128,6 +129,7 @@ def test_compiled_in_place_equals_eager_with_adapters_on_off_and_on(kind: str) -
     assert list(model.state_dict()) == keys
 
 
+@long
 @pytest.mark.parametrize("kind", KINDS if ALL else ["lora"])
 def test_a_compiled_model_can_be_adapted(kind: str) -> None:
     model, expected = toy().eval(), adapted(kind)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from adapters import METHODS, LoRAConfig, folder, inject, load_adapter, save_adapter
 from adapters.folder import CONFIG, TENSORS
 from tests.adapters.toy import config, toy
-from tests.shared import TINY, some
+from tests.shared import TINY, long, some
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 
@@ -47,6 +47,7 @@ def loads_or_says(folder: Path) -> str:
     return said
 
 
+@long
 @pytest.mark.parametrize("method", SOME)
 def test_an_odd_value_of_a_config_loads_or_is_named(method: str, tmp_path: Path) -> None:
     written, _ = saved(method, tmp_path)
@@ -61,6 +62,7 @@ def test_an_odd_value_of_a_config_loads_or_is_named(method: str, tmp_path: Path)
         assert loads_or_says(tmp_path)
 
 
+@long
 @pytest.mark.parametrize("method", SOME)
 def test_an_odd_value_of_the_metadata_loads_or_is_named(method: str, tmp_path: Path) -> None:
     _, metadata = saved(method, tmp_path)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.methods.lora import FoldedProduct, LoRAConfig, LoRALinear
+from tests.shared import long
 
 
 def layer(bias: bool = True, dropout: float = 0.0) -> LoRALinear:
@@ -63,6 +64,7 @@ def test_an_update_is_folded_only_where_it_pays_and_is_exact() -> None:
         assert not layer().float().folds_update(many.float())
 
 
+@long
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_the_folded_product_compiles_without_graph_breaks() -> None:
     adapted, x = layer(), torch.randn(9, 5, dtype=torch.float64)

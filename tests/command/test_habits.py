@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from benchmarks.trouble import Command
-from tests.shared import TINY_FLAGS, Run, command_line, paint, some
+from tests.shared import TINY_FLAGS, Run, command_line, long, paint, some
 from vitft import load_model
 from vitft.command.options import comma_separated
 from vitft.command.streams import SafeStream
@@ -65,6 +65,7 @@ def test_a_run_goes_on_when_its_terminal_is_lost(folder: Path, base: Path, tmp_p
     assert (out / "summary.json").is_file()
 
 
+@long
 def test_a_stream_that_was_closed_before_the_start_is_none(base: Path) -> None:
     command = [sys.executable, "-m", "vitft", "inspect", str(base)]
     done = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *command], stdout=subprocess.PIPE)

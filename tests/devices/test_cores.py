@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import adapters
-from tests.shared import TINY, some
+from tests.shared import TINY, long, some
 from vitft import VisionTransformer, ViTConfig
 from vitft.devices.cores import each, n_parts
 from vitft.devices.shares import Rows
@@ -112,6 +112,7 @@ def test_two_runs_in_parts_end_alike(method: str, dropout: float, tmp_path: Path
     assert torch.equal(*ends)
 
 
+@long
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo looks for it
 def test_a_compiled_run_is_that_of_the_plain_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.families.sources import HF, hf_model, save, timm_model
-from tests.shared import some
+from tests.shared import long, some
 from vitft import load_model
 from vitft.families.architectures import describe_architecture
 from vitft.families.huggingface import ACTS, KINDS
@@ -43,6 +43,7 @@ def told(model: Any) -> dict[str, Any]:
     }
 
 
+@long
 def test_every_architecture_of_timm_is_described_right_or_refused() -> None:
     """One of sixteen in the whole suite; `make families` looks at all."""
     import timm

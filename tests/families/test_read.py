@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from recipes.convert import at_size
 from tests.families.sources import hf_model, save, timm_model
-from tests.shared import TINY, Run
+from tests.shared import TINY, Run, long
 from vitft import VisionTransformer, ViTConfig, load_model, save_model
 from vitft.families.names import FAMILIES
 from vitft.families.rename import ours_of
@@ -36,6 +36,7 @@ def test_a_converted_file_is_what_was_converted(vitft: Run, tmp_path: Path) -> N
     assert told["source"]["checksum"] == load_model(tmp_path / "source").facts["checksum"]
 
 
+@long
 def test_the_default_rate_is_a_known_backbones(vitft: Run, folder: Path, tmp_path: Path) -> None:
     hf_model("dinov2", tmp_path / "source")
     vitft("convert", tmp_path / "source", "--out", tmp_path / "base.safetensors")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipes.shared.finetuning import recalled
-from tests.shared import Run, paint, summary
+from tests.shared import Run, long, paint, summary
 
 
 def tensors(folder: Path, name: str = "adapter_model.safetensors") -> dict[str, torch.Tensor]:
@@ -131,6 +131,7 @@ def test_a_run_that_does_not_name_its_base_is_not_done_again(
     assert "is broken: config.json lacks base" in vitft("rerun", out, code=2).stderr
 
 
+@long
 def test_what_goes_on_leaves_the_same_files(
     vitft: Run, base: Path, folder: Path, tmp_path: Path
 ) -> None:

@@ -224,6 +224,7 @@ def test_what_cannot_be_swept_is_refused(
     assert not (tmp_path / "out" / "sweep.json").exists()
 
 
+@long
 @pytest.mark.usefixtures("_float64")
 def test_a_rate_that_diverges_takes_no_other_with_it(
     vitft: Run, folder: Path, base: Path, tmp_path: Path
@@ -246,6 +247,7 @@ def test_a_rate_that_diverges_takes_no_other_with_it(
     assert "the gradient is not finite" in told["rows"][1]["failed"]
 
 
+@long
 def test_seeds_that_split_otherwise_train_all_the_same(
     vitft: Run, base: Path, tmp_path: Path
 ) -> None:

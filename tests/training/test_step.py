@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adapters
-from tests.shared import TINY, some
+from tests.shared import TINY, long, some
 from vitft import VisionTransformer, ViTConfig
 from vitft.evaluation.evaluate import evaluate, suitable_batch
 from vitft.files import read_tensors
@@ -213,6 +213,7 @@ def test_gradients_are_held_once() -> None:
     assert [p.grad.tolist() for p in weights.values()] == [[2.0] * 3, [1.0] * 3, [2.0] * 3]
 
 
+@long
 @pytest.mark.parametrize("n", some([3, 2], 2))
 def test_runs_together_take_smaller_images_first_as_alone(tmp_path: Path, n: int) -> None:
     base, plan = tiny_model(), {"sizes": ((4, 0.5),), "batch_size": 8, "accumulate": 2}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import adapters
-from tests.shared import TINY, some
+from tests.shared import TINY, long, some
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.augment import Augmentation
@@ -93,6 +93,7 @@ def test_no_option_of_a_plan_makes_it_wait(options: dict[str, Any], tmp_path: Pa
     take_steps(tmp_path, None, **options)
 
 
+@long
 def test_many_runs_in_one_pass_wait_for_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
