@@ -75,7 +75,7 @@ def test_gradients_in_parts_are_those_of_the_whole(
         return [run.totals.clone(), *grads]
 
     parts, again = gradients(), gradients()
-    monkeypatch.setattr("vitft.training.step.n_parts", lambda device, n_images: 1)
+    monkeypatch.setattr("vitft.training.gradients.n_parts", lambda device, n_images: 1)
     whole = gradients()
     assert len(parts) == len(run.trainable) + 1
     for a, b, c in zip(parts, again, whole, strict=True):

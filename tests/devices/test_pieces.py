@@ -45,13 +45,13 @@ def test_a_batch_is_computed_in_the_pieces_that_plan_model_and_cores_ask_for(
     plan = Plan(epochs=1, batch_size=32, lr=1e-3, weight_decay=0.0, **options)
     step = Step([Run(model, images(32), images(2), plan, tmp_path)], lambda models: models[0])
     seen: list[tuple[int, bool]] = []
-    plain = step.forward
+    plain = step.backward.forward
 
     def forward(x: Tensor) -> Tensor:
         seen.append((len(x), threading.current_thread() is threading.main_thread()))
         return plain(x)
 
-    step.forward, step.rows = forward, Rows(n_images)  # type: ignore[assignment]
+    step.backward.forward, step.rows = forward, Rows(n_images)  # type: ignore[assignment]
     step.learn(torch.randn(n_images, 3, 8, 8), torch.rand(n_images, 2))
     assert [n for n, _ in seen] == sizes
     assert {main for _, main in seen} == {in_turn}

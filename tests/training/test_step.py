@@ -19,10 +19,11 @@ from vitft.optimizers.updates import NotFinite
 from vitft.pictures.augment import Augmentation
 from vitft.pictures.images import Images
 from vitft.training.draws import first_varying_stage
+from vitft.training.gradients import add_gradients
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
-from vitft.training.step import Step, add_gradients
+from vitft.training.step import Step
 from vitft.training.stop import Interrupted
 
 CPU = torch.device("cpu")
@@ -283,7 +284,7 @@ def kept_bytes(run: Run) -> int:
 
     step = Step([run], lambda models: models[0])
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        step.forward(torch.randn(16, 3, 8, 8))
+        step.backward.forward(torch.randn(16, 3, 8, 8))
     return sum(kept.values())
 
 

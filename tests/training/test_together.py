@@ -16,12 +16,13 @@ from vitft.pictures.augment import Augmentation
 from vitft.pictures.images import Images
 from vitft.training import loop, saving
 from vitft.training.epochs import finish_epoch
+from vitft.training.gradients import add_gradients, group_runs
 from vitft.training.loop import train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
 from vitft.training.saving import finish_save, restore
 from vitft.training.state import NEXT
-from vitft.training.step import Step, add_gradients, group_runs
+from vitft.training.step import Step
 
 CPU = torch.device("cpu")
 PLAN: dict[str, Any] = {"epochs": 2, "batch_size": 7, "lr": 1e-2, "weight_decay": 0.1}

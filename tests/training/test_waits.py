@@ -34,9 +34,10 @@ AUGMENTATIONS = [
 @pytest.fixture(autouse=True)
 def _away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask the device neither for its random state nor for bfloat16."""
-    for place in ("vitft.training.run.seeded_state", "vitft.training.step.random_state"):
-        monkeypatch.setattr(place, lambda *_: [])
-    monkeypatch.setattr("vitft.training.step.set_random_state", lambda *_: None)
+    monkeypatch.setattr("vitft.training.run.seeded_state", lambda *_: [])
+    for place in ("vitft.training.step", "vitft.training.gradients"):
+        monkeypatch.setattr(f"{place}.random_state", lambda *_: [])
+        monkeypatch.setattr(f"{place}.set_random_state", lambda *_: None)
     for place in ("vitft.training.step", "vitft.evaluation.features"):
         monkeypatch.setattr(f"{place}.first_varying_stage", lambda model: 0)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())

@@ -26,10 +26,11 @@ from vitft.optimizers.updates import NotFinite
 from vitft.pictures.images import Images
 from vitft.training.draws import random_state, set_random_state
 from vitft.training.epochs import finish_epoch, validate_start
+from vitft.training.gradients import Join
 from vitft.training.progress import epoch_line, frozen_line, show
 from vitft.training.run import Run
 from vitft.training.saving import confirm, save
-from vitft.training.step import Join, Step
+from vitft.training.step import Step
 from vitft.training.stop import Interrupted, stop_signals
 
 logger = logging.getLogger("vitft")  # shown with --verbose
@@ -137,7 +138,7 @@ class Loop:
         """Take the steps that are left of an epoch; save after `save_seconds`, and on a signal."""
         step, first, n = self.step, self.step.runs[0], len(self.step.runs)
         size = first.plan.image_size(first.epoch, first.image_size)
-        for model in (*step.joints, *(run.model for run in step.runs)):
+        for model in (*step.backward.models, *(run.model for run in step.runs)):
             model.train().resize(size)
         shown = started = time.perf_counter()
         before = first.seconds * n
