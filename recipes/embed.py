@@ -48,7 +48,7 @@ def embed(options: EmbedOptions) -> tuple[np.ndarray, list[str]]:
         for read in classifier.read_each(images):
             bar.update(len(read))
             for _, image in read:
-                if isinstance(image, ValueError):
+                if isinstance(image, Exception):
                     if not options.skip_broken:
                         raise ValueError(f"{image}, or leave it out with --skip-broken")
                     complain(f"skipped: {image}")

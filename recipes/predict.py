@@ -22,7 +22,7 @@ from vitft.command.options import option
 from vitft.command.telling import complain
 from vitft.data.load import load_data
 from vitft.evaluation.probe import neighbours
-from vitft.evaluation.task import SingleLabel
+from vitft.evaluation.task import TASKS
 from vitft.files import write_bytes
 from vitft.pictures.images import Images
 
@@ -56,15 +56,15 @@ class PredictOptions(ModelOptions):
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
 
 
-def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | ValueError]]:
+def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | ValueError | OSError]]:
     """Yield each image's path with its classes by each adapter, or by the base if there is none.
 
-    Several adapters are computed together, in one pass through the base. A broken image gives its
-    error instead of its classes, and the others follow.
+    Several adapters are computed together, in one pass through the base. A missing or broken image
+    gives its error instead of its classes, and the others follow.
 
     Raises:
-        ValueError, OSError: a file is missing, adapters can't be stacked, or an option is out of
-            its range.
+        ValueError, OSError: a model's file is missing, adapters can't be stacked, or an option is
+            out of its range.
     """
     if options.top < 1:
         raise ValueError(f"top={options.top} is not positive; leave it out for 5")
@@ -79,7 +79,7 @@ def predict(options: PredictOptions) -> Iterator[tuple[str, list[Classes] | Valu
         readable = [image for _, image in read if isinstance(image, Tensor)]
         rows = iter(answer(torch.stack(readable)) if readable else ())
         for path, image in read:
-            if isinstance(image, ValueError):
+            if isinstance(image, Exception):
                 yield path, image
                 continue
             found = [best_of(p, c, options.top) for p, c in zip(next(rows), classes, strict=True)]
@@ -95,27 +95,24 @@ class Neighbours:
         skip_broken: leave out broken images of it.
 
     Raises:
-        ValueError, OSError: the set is missing or broken, has no readable training image, or has
-            several labels an image.
+        ValueError, OSError: the set is missing or broken, or has no readable training image.
     """
 
     def __init__(self, classifier: Classifier, data: str, *, skip_broken: bool) -> None:
         self.classifier = classifier
         found = load_data(data, classifier.fit, learn=classifier.fit.framing.range is None)
         classifier.fit = found.fit  # with the set's range of 16-bit pictures, if it has any
-        if found.several:
-            raise ValueError(f"--knn needs images of one label each, and {data} has several")
         images = on_device(found.train, torch.device("cpu"), skip_broken=skip_broken)
         if not len(images):
             raise ValueError(f"{data} has no readable image to train on, so --knn has none to find")
         self.classes = found.classes
         self.features = torch.cat([classifier.embed(x) for x in _all(images, classifier)])
-        self.targets = SingleLabel().targets(images.labels, len(self.classes))
+        task = TASKS["several" if found.several else "one"]()
+        self.targets = task.targets(images.labels, len(self.classes))
 
     def answer(self, images: Tensor) -> Tensor:
-        """Return each class's share of the neighbours' votes, (B, 1, n_classes)."""
-        votes = neighbours(self.features, self.targets, self.classifier.embed(images))
-        return (votes / votes.sum(dim=1, keepdim=True))[:, None]
+        """Return the share of the neighbours that are of each class, (B, 1, n_classes)."""
+        return neighbours(self.features, self.targets, self.classifier.embed(images))[:, None]
 
 
 def _all(images: Images, classifier: Classifier) -> Iterator[Tensor]:
@@ -166,7 +163,8 @@ def run(options: PredictOptions) -> None:
     """Classify, and print a line for each image and adapter as soon as it is computed.
 
     Raises:
-        ValueError: an option is wrong, or images were broken; the others have been classified.
+        ValueError: an option is wrong, or images were missing or broken; the others have been
+            classified.
     """
     if options.csv and options.json:
         raise ValueError("--csv and --json are two formats; choose one")
@@ -181,7 +179,7 @@ def run(options: PredictOptions) -> None:
         for path, answers in predict(options):
             bar.update()
             bar.clear()  # so that the line below does not stand behind the bar
-            if isinstance(answers, ValueError):
+            if isinstance(answers, Exception):
                 broken.append(path)
                 complain(f"skipped: {answers}")
                 continue
@@ -195,9 +193,10 @@ def run(options: PredictOptions) -> None:
     elif kind == "json":
         click.echo(shown(rows, kind), nl=False)
     if broken and not options.skip_broken:
+        named = ", ".join(broken[:10]) + (", ..." if len(broken) > 10 else "")
         raise ValueError(
-            f"{len(broken)} of {len(options.image)} images are broken: {', '.join(broken[:10])}"
-            f"{', ...' if len(broken) > 10 else ''}; the others are answered"
+            f"{len(broken)} of {len(options.image)} images are missing or broken: {named}"
+            f"{'; the others are answered' if rows else ''}"
         )
 
 

@@ -129,14 +129,13 @@ class Classifier:
 
     def read_each(
         self, pictures: Picture | Sequence[Picture]
-    ) -> Iterator[list[tuple[Picture, Tensor | ValueError]]]:
+    ) -> Iterator[list[tuple[Picture, Tensor | ValueError | OSError]]]:
         """Yield batches of pictures, each with its tensor as `read` returns it, or with its error.
 
         The pictures of a batch are decoded in parallel.
 
         Raises:
             ValueError: a folder holds no images.
-            OSError: a file is missing.
         """
         waiting = [*expand(pictures)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -144,11 +143,11 @@ class Classifier:
                 some = waiting[i : i + self.batch_size]
                 yield [*zip(some, pool.map(self._try, some), strict=True)]
 
-    def _try(self, picture: Picture) -> Tensor | ValueError:
-        """Return what `read` returns, or the error of a broken picture."""
+    def _try(self, picture: Picture) -> Tensor | ValueError | OSError:
+        """Return what `read` returns, or the error of a missing or broken picture."""
         try:
             return self.read(picture)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             return error
 
     def _whole(self, pictures: Picture | Sequence[Picture]) -> Iterator[Tensor]:
@@ -159,7 +158,7 @@ class Classifier:
         """
         for read in self.read_each(pictures):
             for _, image in read:
-                if isinstance(image, ValueError):
+                if isinstance(image, Exception):
                     raise image
             yield torch.stack([image for _, image in read if isinstance(image, Tensor)])
 

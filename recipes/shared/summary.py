@@ -83,7 +83,7 @@ def summarise(
         "temperature": run.temperature,
         "kept_epoch": run.kept.get("epoch"),
         "epochs_done": run.epoch,
-        **{f"frozen_{name}_accuracy": value for name, value in run.frozen.items()},
+        **{f"frozen_{name}": value for name, value in run.frozen.items()},
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "n_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "images_per_second": round(len(run.history) and _n_images(run) / max(seconds, 1e-9), 1),

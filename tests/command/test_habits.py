@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks.trouble import Command
 from tests.shared import TINY_FLAGS, Run, command_line, long, paint, some
-from vitft import load_model
+from vitft import Classifier, load_model
 from vitft.command.options import comma_separated
 from vitft.command.streams import SafeStream
 
@@ -81,10 +81,25 @@ def test_one_broken_image_costs_only_itself(vitft: Run, base: Path, tmp_path: Pa
     done = vitft("predict", "--base", base, tmp_path, "--json", code=2)
     assert [Path(row["image"]).name for row in json.loads(done.stdout)] == ["a.png", "c.png"]
     assert "skipped: " in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("Error: 1 of 3 images are broken: ")
+    assert done.stderr.splitlines()[-1].startswith("Error: 1 of 3 images are missing or broken: ")
     (tmp_path / "a.png").unlink()
     (tmp_path / "c.png").unlink()
     assert json.loads(vitft("predict", "--base", base, tmp_path, "--json", code=2).stdout) == []
+
+
+def test_one_missing_image_costs_only_itself(vitft: Run, base: Path, tmp_path: Path) -> None:
+    there, gone = tmp_path / "a.png", tmp_path / "gone.png"
+    paint(there, (200, 20, 20))
+    done = vitft("predict", "--base", base, gone, there, "--json", code=2)
+    assert [row["image"] for row in json.loads(done.stdout)] == [str(there)]
+    assert f"skipped: there is no image {gone}\n" in done.stderr
+    assert done.stderr.endswith(
+        f"1 of 2 images are missing or broken: {gone}; the others are answered\n"
+    )
+    told = vitft("predict", "--base", base, gone, code=2).stderr
+    assert told.endswith(f"1 of 1 images are missing or broken: {gone}\n")
+    with pytest.raises(FileNotFoundError, match="gone.png"):
+        Classifier(base).predict(gone)
 
 
 def test_evaluate_needs_only_what_it_reads(

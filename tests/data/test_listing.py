@@ -124,9 +124,13 @@ def test_what_is_passed_over_is_counted_by_its_kind(tmp_path: Path) -> None:
     fill(tmp_path, "train/a train/b test/a test/b")
     for name in ("train/a/1.txt", "train/b/2.TXT", "test/a/README", "train/a/.hidden.txt"):
         (tmp_path / name).write_text("no image")
-    paint(tmp_path / "train" / "loose.png", (0, 0, 0))
+    for name in ("train/1.png", "2.png"):
+        paint(tmp_path / name, (0, 0, 0))
+    (tmp_path / "labels.csv").write_text("no image")
     (note,) = load_data(str(tmp_path), Fit(8)).notes
-    assert note == ("4 files are passed over: 2 .txt, 1 without a suffix, 1 in no class's folder")
+    assert note == (
+        "6 files are passed over: 2 in no class's folder, 2 .txt, 1 .csv, 1 without a suffix"
+    )
 
 
 def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
@@ -215,6 +219,20 @@ def test_an_imagefolder_of_hugging_face_is_read(tmp_path: Path) -> None:
         (tmp_path / part / "metadata.csv").write_text("file_name,label\n" + rows)
     data = load_data(str(tmp_path), Fit(8))
     assert (data.classes, sizes(data)) == (("a", "b"), (4, 0, 2))
+
+
+@pytest.mark.parametrize("part", ["", "train"])
+def test_a_metadata_csv_of_other_facts_leaves_the_folders(part: str, tmp_path: Path) -> None:
+    fill(tmp_path / part, "a b")
+    table = tmp_path / part / "metadata.csv"
+    table.write_text("patient,age\n1,40\n")
+    found = list_folder(tmp_path)
+    assert Counter(found.labels) == {"a": 5, "b": 5}
+    assert found.skipped == {"metadata.csv without image names and labels": 1}
+    for name in "ab":
+        shutil.rmtree(tmp_path / part / name)
+    with pytest.raises(ValueError, match=r"has no column path; it has patient, age"):
+        list_folder(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_classes_and_images_come_in_the_order_of_their_names(tmp_path: Path) -> 
     data = whole(tmp_path)
     images = data.train
     assert data.classes == ("a", "b")
-    assert data.notes == ("1 file is passed over: 1 .txt",)
+    assert data.notes == ("2 files are passed over: 2 .txt",)
     assert images.labels.tolist() == [0, 0, 1, 1]
     found = [int(images.decode(i)[0, 0, 0]) for i in range(4)]
     assert [round(value, -1) for value in found] == [30, 20, 10, 0]  # JPEG is near it

@@ -14,8 +14,10 @@ from tests.shared import TINY
 from tests.shared import Run as Command
 from vitft import VisionTransformer, ViTConfig
 from vitft.evaluation.evaluate import evaluate
+from vitft.evaluation.features import extract
+from vitft.evaluation.metrics import mean_average_precision
 from vitft.evaluation.probe import fit_probe, regression
-from vitft.evaluation.task import SingleLabel
+from vitft.evaluation.task import SeveralLabels, SingleLabel
 from vitft.pictures.images import Images
 from vitft.training.loop import train
 from vitft.training.plan import Plan
@@ -61,9 +63,29 @@ def test_the_probes_figure_is_that_of_its_head(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter, value in zip(model.head.parameters(), found.head, strict=True):
             parameter.copy_(value)
-    assert found.figures["probe"] == evaluate(model, some).accuracy
+    assert found.figures["probe_accuracy"] == evaluate(model, some).accuracy
     model.head.bias.data.zero_()
-    assert found.figures["probe"] > evaluate(model, some).accuracy
+    assert found.figures["probe_accuracy"] > evaluate(model, some).accuracy
+
+
+def test_neighbours_tell_a_class_that_most_of_them_have(tmp_path: Path) -> None:
+    model = VisionTransformer(ViTConfig(**TINY, dropout=0.0))
+    some = images(40).to(torch.device("cpu"))
+    some.labels = (torch.rand(40, 3) < torch.tensor([0.2, 0.5, 0.8])).to(torch.uint8)
+    figures = fit_probe(model, some, some, SeveralLabels(), folder=tmp_path).figures
+    x = extract(model, some, len(model.stages()) - 1, folder=tmp_path).held
+    assert x is not None
+    shares = []
+    for row in x.double():
+        cosines = F.cosine_similarity(x.double(), row[None])
+        near = cosines.argsort(descending=True)[:20]
+        weights = (cosines[near] / 0.07).exp()
+        shares.append(weights @ some.labels[near].double() / weights.sum())
+    right = ((torch.stack(shares) > 0.5) == (some.labels > 0)).all(dim=1)
+    assert figures["knn_accuracy"] == right.sum() / 40
+    expected = mean_average_precision(torch.stack(shares), some.labels)
+    assert figures["knn_mean_average_precision"] == pytest.approx(expected, abs=1e-3)
+    assert 0.3 < figures["probe_mean_average_precision"] <= 1
 
 
 @pytest.mark.parametrize("cached", [0, 5])

@@ -136,7 +136,7 @@ def test_a_broken_picture_costs_only_itself(
     (tmp_path / "3.png").write_bytes(b"\x89PNG no more")
     done = vitft("predict", "--base", base, tmp_path, code=2)
     assert len(done.stdout.splitlines()) == 4
-    assert "1 of 5 images are broken" in done.stderr
+    assert "1 of 5 images are missing or broken" in done.stderr
     assert "3.png" in done.stderr
     assert len(vitft("predict", "--base", base, tmp_path, "--skip-broken").stdout.split("\n")) == 5
     out = tmp_path / "features.npz"

@@ -62,6 +62,9 @@ def test_a_run_tells_several_labels_apart(
         f"test mean average precision {told['test_mean_average_precision']:.2%}"
     )
     assert "mean average precision" in done.stderr
+    frozen = [told[f"frozen_{name}_mean_average_precision"] for name in ("knn", "probe")]
+    told_first = "mean average precision {:.2%} by nearest neighbours, {:.2%} by a linear probe"
+    assert told_first.format(*frozen) in done.stderr
     assert "Average precision on 30 test images" in (out / "report.html").read_text()
     model = ["--base", out] if method == "full" else ["--adapter", out]
     again = json.loads(vitft("evaluate", *model, "--data", table, "--json").stdout)
@@ -95,6 +98,17 @@ def test_what_is_for_one_label_is_refused(
 def test_one_label_and_several_are_not_mixed(table: Path, base: Path, vitft: Run) -> None:
     told = vitft("evaluate", "--base", base, "--data", table, code=2).stderr
     assert "the images have several labels each, but the model tells one" in told
-    image = table.parent / "0.png"
-    told = vitft("predict", "--base", base, image, "--knn", table, code=2).stderr
-    assert "--knn needs images of one label each" in told
+
+
+def test_nearest_neighbours_tell_several_labels(table: Path, base: Path, vitft: Run) -> None:
+    rows = [row.split(",") for row in (table.parent / "list.csv").read_text().splitlines()[1:]]
+    images = [table.parent / name for name, _, split in rows if split == "test"]
+    done = vitft("predict", "--base", base, *images, "--knn", table, "--json")
+    found = [row["classes"] for row in json.loads(done.stdout)]
+    right = [
+        (found[i][name] > 0.5) == (name in labels.split("|"))
+        for i, (_, labels, _) in enumerate(row for row in rows if row[2] == "test")
+        for name in COLOURS
+    ]
+    assert sum(right) / len(right) > 0.7
+    assert max(sum(shares.values()) for shares in found) > 1.5  # they need not add up to 1

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vitft.data.listing import SPLIT_NAMES, Listing
-from vitft.data.tables import list_table
+from vitft.data.tables import list_table, names_images
 from vitft.pictures.decode import has_heif, is_image
 
+METADATA = "metadata.csv"
 READ_ALREADY = "link to a folder that is read already"
 
 
@@ -16,16 +17,16 @@ def list_folder(folder: Path) -> Listing:
     """Return the images of a folder.
 
     It holds `train` with `val`, `valid` or `validation` and/or `test` beside it, each with CLASS/*
-    images; or CLASS/* alone, without splits. A metadata.csv, as in Hugging Face's imagefolder,
-    replaces the class folders.
+    images; or CLASS/* alone, without splits. A metadata.csv that names images and their labels, as
+    in Hugging Face's imagefolder, replaces the class folders.
 
     Raises:
         ValueError: the folder or a training class holds no images, two subfolders are the same
             split, or a metadata.csv is wrong (see `list_table`).
     """
-    if (table := folder / "metadata.csv").is_file():
-        return list_table(table)
     inside = _folders(folder)
+    if table := _table(folder, inside):
+        return list_table(table)
     split_folders = [path for path in inside if path.name.lower() in SPLIT_NAMES]
     splits = [SPLIT_NAMES[path.name.lower()] for path in split_folders]
     # Without train, a folder called test among others is a class of that name.
@@ -36,17 +37,23 @@ def list_folder(folder: Path) -> Listing:
             p.name for p in split_folders if SPLIT_NAMES[p.name.lower()] == twice[0]
         )
         raise ValueError(f"{folder} holds {names}, which are one split; join them")
-    listing = Listing()
+    listing = Listing(skipped=_loose(folder))
     for path, split in zip(split_folders, splits, strict=True):
-        table = path / "metadata.csv"
-        listing.join(
-            list_table(table, split)
-            if table.is_file()
-            else _list_classes(path, _folders(path), split)
-        )
+        classes = _folders(path)
+        table = _table(path, classes)
+        listing.join(list_table(table, split) if table else _list_classes(path, classes, split))
     if others := [path.name for path in inside if path not in split_folders]:
         listing.notes.append(f"skipped, since they are no split: {', '.join(others[:10])}")
     return listing
+
+
+def _table(folder: Path, inside: list[Path]) -> Path | None:
+    """Return a folder's metadata.csv if it names images, or if no folders inside could be classes.
+
+    Else it holds other facts, of patients or places, and the folders' names are the labels.
+    """
+    table = folder / METADATA
+    return table if table.is_file() and (names_images(table) or not inside) else None
 
 
 def _list_classes(folder: Path, classes: list[Path], split: str) -> Listing:
@@ -60,14 +67,18 @@ def _list_classes(folder: Path, classes: list[Path], split: str) -> Listing:
         if not found and split in ("", "train"):
             raise ValueError(f"{path} holds no images; remove the folder or put images into it")
         listing.add(found, path.name, split)
-    loose = sum(is_image(path) for path in _files(folder))
-    if loose:
-        listing.skipped["in no class's folder"] += loose
+    listing.skipped += _loose(folder)
     if not listing.paths:
         raise ValueError(
             f"{folder} holds no images; put them into {folder}/CLASS/, a folder for each class"
         )
     return listing
+
+
+def _loose(folder: Path) -> Counter[str]:
+    """Count the files that lie beside the folders of splits or classes, by kind."""
+    kinds = ("in no class's folder" if is_image(path) else _kind(path) for path in _files(folder))
+    return Counter(kinds)
 
 
 def find_images(folder: Path, skipped: Counter[str] | None = None) -> list[Path]:
@@ -91,6 +102,8 @@ def find_images(folder: Path, skipped: Counter[str] | None = None) -> list[Path]
 
 
 def _kind(path: Path) -> str:
+    if path.name == METADATA:
+        return f"{METADATA} without image names and labels"
     suffix = path.suffix.lower()
     if suffix in (".heic", ".heif") and not has_heif():
         return f"{suffix} (which pillow-heif reads: pip install pillow-heif)"

@@ -47,6 +47,20 @@ def list_table(file: Path, split: str = "") -> Listing:
     return listing
 
 
+def names_images(file: Path) -> bool:
+    """Return whether a text table has the columns that `list_table` needs.
+
+    What is no readable table is said to have them, so that `list_table` tells what is wrong with
+    it.
+    """
+    try:
+        found = _read_text(file)[:1]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return True
+    keys = {str(key or "").strip().lower() for row in found for key in row}
+    return not found or all(keys & {*names} for names in (PATH, LABEL))
+
+
 def _rows(file: Path) -> list[dict[str, str]]:
     try:
         found = _read_parquet(file) if file.suffix.lower() == ".parquet" else _read_text(file)

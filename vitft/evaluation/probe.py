@@ -19,16 +19,18 @@ from vitft.pictures.images import Images
 DECAY = 0.1  # weight decay, for features of variance 1
 MAX_STEPS = 200  # of L-BFGS
 CHUNK = 1024  # images whose neighbours are searched at a time
+FIGURES = ("accuracy", "mean_average_precision")  # that say how good the features are
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A head fitted to frozen features, and accuracies that say how good the features are.
+    """A head fitted to frozen features, and figures that say how good the features are.
 
     Attributes:
         head: weight (O, D) and bias (O,).
-        figures: validation accuracy of nearest neighbours, "knn", and of the head, "probe"; {}
-            without validation images.
+        figures: "knn_accuracy" and "probe_accuracy", those of nearest neighbours and of the head on
+            the validation images; with several labels an image also "knn_mean_average_precision"
+            and its like. {} without validation images.
     """
 
     head: tuple[Tensor, Tensor]
@@ -50,7 +52,7 @@ def fit_probe(
         model: gives the features, in evaluation mode; it is not changed.
         images: to fit the head to: pixels, or features of the model's first stages.
         validation: likewise, to measure accuracy on; may be empty.
-        task: gives the loss to minimise.
+        task: gives the loss to minimise, and the figures.
         folder: for features too large for memory, see `extract`.
         bf16: compute the features in bfloat16.
 
@@ -58,29 +60,40 @@ def fit_probe(
         OSError: the features fit neither in memory nor in the folder.
     """
 
-    def features(some: Images) -> tuple[Tensor, Tensor]:
-        n = len(model.stages()) - 1
+    n = len(model.stages()) - 1
+
+    def features(some: Images) -> Tensor:
         x = some.held if some.stage == n else None
         if x is None:
             x = extract(model, some, n, folder=folder, bf16=bf16).held
         assert x is not None
-        return x.float(), task.targets(some.labels.to(x.device), model.head.out_features)
+        return x.float()
 
-    x, targets = features(images)
+    x = features(images)
+    targets = task.targets(images.labels.to(x.device), model.head.out_features)
     weight, bias = regression(x, targets, task)
     if not len(validation):
         return Probe((weight, bias), {})
-    y, expected = features(validation)
-    logits = {"knn": neighbours(x, targets, y), "probe": F.linear(y, weight, bias)}
-    right = {name: task.correct(found, expected) for name, found in logits.items()}
-    return Probe((weight, bias), {name: r.double().mean().item() for name, r in right.items()})
+    y = features(validation)
+    labels = validation.labels.to(y.device)
+    answers = {
+        "knn": neighbours(x, targets, y),
+        "probe": task.predict(F.linear(y, weight, bias)),
+    }
+    figures = {
+        f"{name}_{figure}": value
+        for name, probabilities in answers.items()
+        for figure, value in task.figures(probabilities, labels).items()
+        if figure in FIGURES
+    }
+    return Probe((weight, bias), figures)
 
 
 def neighbours(x: Tensor, targets: Tensor, y: Tensor, k: int = 20) -> Tensor:
-    """Return the weighted votes (m, O) of each y's k nearest neighbours in x (arXiv:1805.01978).
+    """Return the weighted mean (m, O) of the targets of each y's k nearest neighbours in x.
 
-    The nearest have the largest cosine similarity, and a vote's weight is proportional to
-    exp(cosine / 0.07).
+    The nearest have the largest cosine similarity, and a weight is proportional to
+    exp(cosine / 0.07) (arXiv:1805.01978).
 
     Args:
         x: features (n, D) of known images.
@@ -88,12 +101,12 @@ def neighbours(x: Tensor, targets: Tensor, y: Tensor, k: int = 20) -> Tensor:
         y: features (m, D) to classify.
         k: number of neighbours that vote.
     """
-    x, votes = F.normalize(x, dim=1), []
+    x, means = F.normalize(x, dim=1), []
     for some in F.normalize(y, dim=1).split(CHUNK):
         near = (some @ x.T).topk(min(k, len(x)), dim=1)
-        weights = ((near.values - 1) / 0.07).exp()  # (chunk, k)
-        votes.append((weights[:, :, None] * targets[near.indices]).sum(dim=1))
-    return torch.cat(votes)
+        weights = (near.values / 0.07).softmax(dim=1)  # (chunk, k)
+        means.append((weights[:, :, None] * targets[near.indices]).sum(dim=1))
+    return torch.cat(means)
 
 
 def regression(

@@ -25,6 +25,8 @@ NAMES = {  # of facts whose keys do not suffice
     "n_processes": "processes",
     "frozen_knn_accuracy": "frozen features, nearest neighbours",
     "frozen_probe_accuracy": "frozen features, linear probe",
+    "frozen_knn_mean_average_precision": "their mean average precision, nearest neighbours",
+    "frozen_probe_mean_average_precision": "their mean average precision, linear probe",
     "file_bytes": "its size",
     "peak_memory_mb": "peak memory",
     "feature_seconds": "seconds for frozen features",

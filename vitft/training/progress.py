@@ -1,9 +1,11 @@
 """A run's metrics in; lines for the user who watches, out."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
 
+from vitft.evaluation.probe import FIGURES
 from vitft.training.run import Run
 
 
@@ -16,10 +18,15 @@ def show(run: Run, bar: "tqdm[Any]") -> None:
     )
 
 
-def frozen_line(figures: dict[str, float]) -> str:
-    """Return the accuracies of the base's features before anything trains, as a line."""
-    knn, probe = (f"{figures[name]:.2%}" for name in ("knn", "probe"))
-    return f"frozen features: accuracy {knn} by nearest neighbours, {probe} by a linear probe"
+def frozen_line(figures: Mapping[str, float]) -> str:
+    """Return the figures of the base's features before anything trains, as a line."""
+    told = [
+        f"{name.replace('_', ' ')} {figures[f'knn_{name}']:.2%} by nearest neighbours, "
+        f"{figures[f'probe_{name}']:.2%} by a linear probe"
+        for name in FIGURES
+        if f"knn_{name}" in figures
+    ]
+    return f"frozen features: {'; '.join(told)}"
 
 
 def epoch_line(row: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ class Run:
         best: the best epoch so far.
         average: moving average of the weights, which is validated in place of them if there is one.
         temperature: by which the head was divided at the end, to calibrate it; set from outside.
-        frozen: validation accuracy of the base's features, by "knn" and "probe".
+        frozen: figures of the base's features, as `Probe` has them.
         draws: the random state to continue from.
         totals: (3,) of the present epoch and this process: loss, right predictions, images.
         listeners: called with the row of every epoch that is finished.
