@@ -8,6 +8,8 @@ up: A stacks the adapters' rows, and B is block-diagonal.
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ def write_peft(model: VisionTransformer, out: Path, library: str, images: Tensor
 
     Raises:
         ValueError: peft is not installed, PEFT has no such method, or an adapted module has no
-            counterpart in the library's model.
+            counterpart in the library's model, or one that is never called.
     """
     import_torchvision()  # PEFT's import fails where torchvision was built for another torch
     try:
@@ -44,11 +46,31 @@ def write_peft(model: VisionTransformer, out: Path, library: str, images: Tensor
         raise ValueError("the export is checked by peft; install it") from error
     expected = model(images)
     theirs = source_model(model, library)
-    peft_folder(model, theirs).save(out)
+    folder = peft_folder(model, theirs)
+    if missed := uncalled(theirs, folder.config["target_modules"], images):
+        raise ValueError(
+            f"{library}'s model reads the weight of {missed[0]!r} without calling it, so PEFT's "
+            "adapter there would do nothing; merge the adapter, and export the base"
+        )
+    folder.save(out)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT calls what transformers deprecates
         found = output(peft.PeftModel.from_pretrained(theirs, str(out)).eval(), images)
     return float((found - expected).abs().max())
+
+
+def uncalled(model: nn.Module, names: Sequence[str], images: Tensor) -> list[str]:
+    """Return which modules a forward pass of images does not call."""
+    called: set[str] = set()
+
+    def note(name: str, *_: object) -> None:
+        called.add(name)
+
+    hooks = [model.get_submodule(name).register_forward_hook(partial(note, name)) for name in names]
+    output(model, images)
+    for hook in hooks:
+        hook.remove()
+    return [name for name in names if name not in called]
 
 
 def source_model(model: VisionTransformer, library: str) -> nn.Module:

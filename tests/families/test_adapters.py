@@ -168,6 +168,19 @@ def test_what_peft_has_no_form_for_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_linear_of_timm_that_is_only_read_is_named(vitft: Run, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    timm_model("dinov3 biases", base)
+    flags = ["--base", base, "--format=peft-timm", "--adapter", tmp_path / "a"]
+    ours(base, tmp_path / "a", adapters.LoRAConfig(rank=2))
+    told = vitft("export", *flags, "--out", tmp_path / "out", code=2).stderr
+    assert "timm's model reads the weight of 'blocks.0.attn.qkv' without calling it" in told
+    assert not (tmp_path / "out").exists()
+    ours(base, tmp_path / "a", adapters.LoRAConfig(rank=2, targets=("wo", "w1")))
+    vitft("export", *flags, "--out", tmp_path / "out")
+
+
 def test_an_adapter_of_our_own_base_needs_no_other_model(
     vitft: Run, base: Path, run: Path, tmp_path: Path
 ) -> None:
