@@ -1,7 +1,7 @@
 """The sizes and options of a `VisionTransformer`, checked when they are made."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from typing import Any
 
 ACTS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
@@ -65,20 +65,7 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not _is_of(value, field.type):
-                kind = getattr(field.type, "__name__", field.type)
-                finite = "finite " * (field.type is float)
-                raise ValueError(f"{field.name}={value!r} is no {finite}{kind}")
-            if field.type is int and value < (field.name != "n_registers"):
-                raise ValueError(
-                    f"{field.name}={value} is not positive; the article's is {field.default}"
-                )
-            if field.type is int and value > MAX_SIZE:
-                raise ValueError(f"{field.name}={value} is more than {MAX_SIZE:,}")
-            if field.name in CHOICES and value not in CHOICES[field.name]:
-                known = ", ".join(map(repr, CHOICES[field.name])).replace("'", '"')
-                raise ValueError(f"{field.name}={value!r} is unknown; choose from {known}")
+            _check(field, getattr(self, field.name))
         if self.dim % self.n_heads:
             raise ValueError(
                 f"dim={self.dim} is not divisible by n_heads={self.n_heads}; "
@@ -136,6 +123,25 @@ class ViTConfig:
     def n_features(self) -> int:
         """Length of the vector that the head reads: D, or 2 D where it reads two tokens."""
         return self.dim * (2 if "+" in self.pooling else 1)
+
+
+def _check(field: "Field[Any]", value: Any) -> None:
+    """Check one option by itself.
+
+    Raises:
+        ValueError: it is of another type, out of its range or none of its choices.
+    """
+    if not _is_of(value, field.type):
+        kind = getattr(field.type, "__name__", field.type)
+        finite = "finite " * (field.type is float)
+        raise ValueError(f"{field.name}={value!r} is no {finite}{kind}")
+    if field.type is int and value < (field.name != "n_registers"):
+        raise ValueError(f"{field.name}={value} is not positive; the article's is {field.default}")
+    if field.type is int and value > MAX_SIZE:
+        raise ValueError(f"{field.name}={value} is more than {MAX_SIZE:,}")
+    if field.name in CHOICES and value not in CHOICES[field.name]:
+        known = ", ".join(map(repr, CHOICES[field.name])).replace("'", '"')
+        raise ValueError(f"{field.name}={value!r} is unknown; choose from {known}")
 
 
 def _is_of(value: object, kind: Any) -> bool:
