@@ -52,7 +52,7 @@ class Step:
         if self.is_single:
             self.backward = Alone(first, self.stage, is_random=is_random)
         else:
-            self.backward = Together(runs, self.set_of, join, self.stage, is_random=is_random)
+            self.backward = Together(self.runs, self.set_of, join, self.stage, is_random=is_random)
         self.prepare, self.learn = prepare, self._learn
         if first.plan.compiled:
             self.prepare = torch.compile(prepare, dynamic=False)
