@@ -9,6 +9,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -52,8 +53,8 @@ def combine(
         rank: of the result; by default the largest of the adapters'; not for "cat".
         density: share of an update's entries that "ties" and "dare" keep.
         seed: of the entries that "dare" keeps.
-        head_of: index in `folders` of the adapter whose head and classes to take; by default the
-            first, if all have the same classes and trained modules.
+        head_of: index in `folders` of the adapter whose head, classes and preprocessing to take; by
+            default the first, if all have the same classes, trained modules and preprocessing.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -83,7 +84,9 @@ def combine(
     chosen = saved[head_of or 0]
     trained = {key: t for key, t in chosen.tensors.items() if not key.endswith((A, B))}
     names = chosen.config.get("modules_to_save")
-    return _folder(factors, trained, names, next(iter(prints), None), chosen.classes)
+    found = _folder(factors, trained, names, next(iter(prints), None), chosen.classes)
+    records = (one.preprocessing for one in ([chosen] if head_of is not None else saved))
+    return replace(found, preprocessing=next((r for r in records if r is not None), None))
 
 
 def diff(
@@ -93,7 +96,7 @@ def diff(
 
     A linear's update is the closest of this rank to W' - W, that of the largest singular values
     (Eckart and Young, 1936). The head, and other modules that changed, such as norms, are copied
-    whole.
+    whole, and its classes and preprocessing are taken over.
 
     Args:
         base: the model before fine-tuning; adapted in place.
@@ -135,6 +138,7 @@ def diff(
     states = {name: tuned.get_submodule(name).state_dict() for name in names}
     trained = {f"{PREFIX}{name}.{k}": t for name in names for k, t in states[name].items()}
     folder = _folder(factors, trained, names, None, getattr(tuned, "classes", None))
+    folder = replace(folder, preprocessing=getattr(tuned, "preprocessing", None))
     return load_adapter(base, folder, train=True), kept
 
 
@@ -211,7 +215,7 @@ def _updates(saved: AdapterFolder, folder: str) -> dict[str, Factors]:
 
 
 def _check_heads(saved: Sequence[AdapterFolder]) -> None:
-    """Check that all adapters have the same classes and trained modules of the same shapes.
+    """Check that all adapters have the same classes, preprocessing and shapes of trained modules.
 
     Raises:
         ValueError: they don't.
@@ -222,6 +226,9 @@ def _check_heads(saved: Sequence[AdapterFolder]) -> None:
     ]
     if len({one.classes for one in saved}) > 1 or any(shape != shapes[0] for shape in shapes):
         raise ValueError("the adapters have other classes or heads; choose whose by head_of=0, 1")
+    records = [one.preprocessing for one in saved if one.preprocessing is not None]
+    if any(record != records[0] for record in records):
+        raise ValueError("the adapters prepare images otherwise; choose whose way by head_of=0, 1")
 
 
 def _sum(updates: list[Tensor], how: str, density: float, generator: torch.Generator) -> Tensor:

@@ -81,6 +81,23 @@ def test_two_adapters_of_other_classes_need_a_choice(tmp_path: Path) -> None:
     assert combine(folders, [1, 1], head_of=1).classes == ("rslora", "b", "c")
 
 
+def test_a_combination_prepares_images_as_its_adapters_do(tmp_path: Path) -> None:
+    for name, size in (("a", 8), ("b", 8), ("c", 9)):
+        model = toy()
+        model.preprocessing = {"image_size": size}
+        save_adapter(inject(model, config("lora"), trainable=("head",)), tmp_path / name)
+    save_adapter(inject(toy(), config("lora"), trainable=("head",)), tmp_path / "d")  # as PEFT's
+    base, folders = toy(), [tmp_path / name for name in "abcd"]
+    base.preprocessing = {"image_size": 7}
+    for some, index in (("ab", None), ("da", None), ("ca", 1)):
+        both = combine([tmp_path / name for name in some], [1, 1], head_of=index)
+        assert load_adapter(copy.deepcopy(base), both).preprocessing == {"image_size": 8}
+    assert combine(folders, [1] * 4, head_of=3).preprocessing is None
+    message = "^the adapters prepare images otherwise; choose whose way by head_of=0, 1$"
+    with pytest.raises(ValueError, match=message):
+        combine(folders, [1] * 4)
+
+
 def test_svd_is_the_closest_of_its_rank(tmp_path: Path) -> None:
     folders = [saved("lora", tmp_path / str(seed), seed) for seed in (1, 2)]
     total = sum(update(load_adapter(toy(), folder)) for folder in folders)

@@ -33,13 +33,16 @@ NORM = ("blocks.0.norm.weight", "blocks.0.norm.bias")
 
 def test_a_full_rank_keeps_all_and_computes_what_the_tuned_model_does() -> None:
     other = tuned(WQ, W0, *NORM)
-    other.classes = ("x", "y", "z")
-    model, kept = diff(toy(), other)
+    other.classes, other.preprocessing = ("x", "y", "z"), {"image_size": 8}
+    base = toy()
+    base.preprocessing = {"image_size": 7}
+    model, kept = diff(base, other)
     torch.testing.assert_close(model.eval()(X), other(X), rtol=0, atol=1e-8)
     assert kept == pytest.approx(
         {"blocks.0.attn.wq": 1.0, "blocks.1.ffn.0": 1.0, "blocks.0.norm": 1.0, "all": 1.0}
     )
     assert model.classes == ("x", "y", "z")
+    assert model.preprocessing == {"image_size": 8}
     trains = {name for name, p in model.named_parameters() if p.requires_grad}
     own = {f"{n}.lora_{ab}" for n in ("blocks.0.attn.wq", "blocks.1.ffn.0") for ab in "ab"}
     assert trains == {*own, *NORM, "head.weight", "head.bias"}
