@@ -133,7 +133,7 @@ def test_timm_prepares_images_for_an_export_as_we_do(tmp_path: Path) -> None:
     found = timm.data.resolve_model_data_config(theirs)
     assert found["input_size"] == [3, 32, 32]
     assert (found["mean"], found["std"]) == ([0.1, 0.2, 0.3], [0.5] * 3)
-    assert (found["crop_pct"], found["interpolation"]) == (1.0, "bicubic")
+    assert (found["crop_pct"], found["interpolation"]) == (0.875, "bicubic")
     assert theirs.num_classes == theirs.pretrained_cfg["num_classes"] == 2
     assert theirs.pretrained_cfg["label_names"] == ["a", "b"]
 

@@ -79,6 +79,9 @@ class Processor:
     image_mean: Numbers | None = None
     image_std: Numbers | None = None
     resample: int | str | None = None
+    do_rescale: bool | None = None
+    rescale_factor: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    do_normalize: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -147,8 +147,14 @@ def _licence(card: Path) -> str | None:
 
 
 def _checked_config(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return a config as `checked` does, or unchanged if its model_type is not covered."""
+    """Return a config as `checked` does, or unchanged if its model_type is not covered.
+
+    Early folders of timm have the entries of `pretrained_cfg` beside the architecture.
+    """
     kind = config.get("model_type")
+    if "architecture" in config and "pretrained_cfg" not in config:
+        names = {"label_names": config["labels"]} if "labels" in config else {}
+        config = config | {"pretrained_cfg": config | names}
     return config if isinstance(kind, str) and kind not in KINDS else checked(config, Config, where)
 
 
