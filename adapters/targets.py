@@ -162,7 +162,8 @@ def use_of(model: nn.Module, name: str) -> str:
     source = "\n".join(_source(cast(Hashable, kind)) for kind in kinds)
     if not re.search(rf"self\.{child}\.(weight|bias)\b", source):
         return CALLED
-    return EITHER if re.search(rf"self\.{child}\(", source) else READ
+    # called here, or handed on in a list or as an argument, and called there
+    return EITHER if re.search(rf"self\.{child}\s*[(,)\]]", source) else READ
 
 
 def _parent(model: nn.Module, name: str) -> nn.Module:

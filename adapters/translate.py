@@ -5,6 +5,7 @@ of the library, () where it has none. Where one of the library's modules is seve
 as with fused queries, keys and values, each gets its rows of the update.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,16 +13,27 @@ from torch import Tensor, nn
 
 from adapters.config import ends_by_pattern
 from adapters.folder import PREFIX, TARGET_KEYS, AdapterFolder
+from adapters.methods.loha import LoHaConfig
+from adapters.methods.lokr import LoKrConfig
+from adapters.methods.vera import VeRAConfig
 
 # suffixes of PEFT's tensors -> the axis of the outputs, to split; None: the same for all modules
 AXES: dict[str, int | None] = {
     "lora_A.weight": None,
     "lora_B.weight": 0,
     "lora_magnitude_vector": 0,
-    "ia3_l": 0,
+    "ia3_l": 0,  # (1, I) where it multiplies inputs
+    "ln_tuning_layers.weight": 0,
+    "ln_tuning_layers.bias": 0,
     "weight": 0,
     "bias": 0,
 }
+# suffixes of tensors that have no parts for parts of a module
+WHOLE = frozenset(
+    suffix
+    for config in (LoHaConfig, LoKrConfig, VeRAConfig)
+    for suffix in config.peft_tensors.values()
+)
 
 
 def translated(saved: AdapterFolder, model: nn.Module) -> AdapterFolder:
@@ -36,30 +48,56 @@ def translated(saved: AdapterFolder, model: nn.Module) -> AdapterFolder:
     if translate is None or saved.method is not None or not names:
         return saved
     theirs = {module for name in names if (module := _adapted(name))}
-    if not theirs or theirs & own:
+    if theirs <= own:
         return saved
     tensors: dict[str, Tensor] = {}
     adapted: dict[str, str] = {}  # ours -> theirs
     trained: dict[str, None] = {}
     for name, (key, tensor) in zip(names, saved.tensors.items(), strict=True):
+        if not key.startswith(PREFIX):  # one for all modules, as VeRA's matrices
+            tensors[key] = tensor
+            continue
         modules, suffix = _split(name, translate)
-        if suffix not in AXES:
-            raise ValueError(f"tensor {key} has no counterpart in the converted model")
-        axis = AXES[suffix]
-        parts = [tensor] * len(modules) if axis is None else tensor.chunk(len(modules), dim=axis)
-        for module, part in zip(modules, parts, strict=True):
+        for module, part in zip(modules, _parts(key, suffix, tensor, modules), strict=True):
             tensors[f"{PREFIX}{module}.{suffix}"] = part
             if suffix in ("weight", "bias"):
                 trained[module] = None
             else:
                 adapted[module] = name.removesuffix(f".{suffix}")
     config = _config(saved.config, adapted, [*trained])
+    if "feedforward_modules" in config:
+        config["feedforward_modules"] = [
+            module for module in adapted if _is_of_inputs(tensors.get(f"{PREFIX}{module}.ia3_l"))
+        ]
     return replace(saved, config=config, tensors=tensors, trained=tuple(trained))
+
+
+def _parts(key: str, suffix: str, tensor: Tensor, modules: Sequence[str]) -> Sequence[Tensor]:
+    """Return the part of a tensor, called `key`, that each of our modules gets.
+
+    Raises:
+        ValueError: there are no modules for it, or it has no such parts.
+    """
+    if suffix not in AXES and suffix not in WHOLE:
+        raise ValueError(f"tensor {key} has no counterpart in the converted model")
+    n, axis = len(modules), AXES.get(suffix)
+    if axis is None or (suffix == "ia3_l" and _is_of_inputs(tensor)):
+        if suffix in WHOLE and n > 1:
+            raise ValueError(f"tensor {key} has no parts for {', '.join(modules)}")
+        return [tensor] * n
+    if tensor.ndim <= axis or tensor.shape[axis] % n:
+        raise ValueError(f"tensor {key} has shape {[*tensor.shape]}, not {n} equal parts")
+    return tensor.chunk(n, dim=axis)
+
+
+def _is_of_inputs(factors: Tensor | None) -> bool:
+    """Return whether these factors of (IA)^3 are (1, I), for inputs, not (O, 1)."""
+    return factors is not None and factors.shape[:1] == (1,)
 
 
 def _adapted(name: str) -> str:
     """Return the module that an adapter's tensor belongs to, "" for one of a trained module."""
-    suffixes = (suffix for suffix in AXES if suffix not in ("weight", "bias"))
+    suffixes = {*AXES, *WHOLE} - {"weight", "bias"}
     return next((name.removesuffix(f".{s}") for s in suffixes if name.endswith(f".{s}")), "")
 
 

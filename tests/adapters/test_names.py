@@ -121,7 +121,7 @@ class Reading(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.read, self.called, self.either, self.made = (nn.Linear(2, 2) for _ in range(4))
-        self.biased, self.unused = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.biased, self.unused, self.listed = (nn.Linear(2, 2) for _ in range(3))
         nn.init.zeros_(self.made.weight)
 
     def reset_parameters(self) -> None:
@@ -142,6 +142,8 @@ class Reading(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.linear(x, self.read.weight) + self.biased.bias
+        for part in [self.called, self.listed]:
+            x = part(x.to(self.listed.weight.dtype))
         if self.training:
             return self.either(x)
         return self.called(F.linear(x, self.either.weight))
@@ -150,6 +152,7 @@ class Reading(nn.Module):
 def test_how_a_module_is_used_stands_in_its_parents_pass() -> None:
     model = nn.Sequential(Reading())
     uses = {"read": READ, "biased": READ, "called": CALLED, "either": EITHER}
+    uses |= {"listed": EITHER}
     uses |= {"made": CALLED, "unused": CALLED}  # in doubt, it is taken as called
     assert {name: use_of(model, f"0.{name}") for name in uses} == uses
     kind = type("Nowhere", (nn.Module,), {})  # a class without a source

@@ -1,5 +1,6 @@
 """Folders of another library's model under the names of the converted one."""
 
+import re
 from typing import Any
 
 import pytest
@@ -111,3 +112,34 @@ def test_patterns_of_the_library_become_an_entry_for_each_of_our_modules(key: st
     assert targets
     assert found.config[key] == dict.fromkeys(targets, 2)
     assert translated(folder(LORA, **{key: {"other": 2}}), Converted()).config[key] == {}
+
+
+def test_factors_of_inputs_are_the_same_for_all_parts() -> None:
+    tensors = {"encoder.0.qkv.ia3_l": torch.ones(1, 2), "encoder.0.fc.ia3_l": torch.ones(2, 1)}
+    found = translated(folder(tensors, feedforward_modules=["qkv"]), Converted())
+    expected = [f"blocks.0.{name}" for name in ("wq", "wk", "wv")]
+    assert found.config["feedforward_modules"] == expected
+    assert all(found.tensors[f"{PREFIX}{name}.ia3_l"].shape == (1, 2) for name in expected)
+
+
+def test_a_name_that_both_models_have_is_no_sign_that_all_are_ours() -> None:
+    shared = {"head.lora_A.weight": A, "head.lora_B.weight": B[:2]}
+    names = NAMES | {"head": ("head",)}
+    model = Converted()
+    model.translate = lambda name: names.get(name, ())  # type: ignore[method-assign]
+    found = translated(folder(LORA | shared), model)
+    assert found.config["target_modules"] == ["blocks.0.wq", "blocks.0.wk", "blocks.0.wv", "head"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "tensor", "told"),
+    [
+        ("hada_w1_a", torch.ones(6, 1), "has no parts for blocks.0.wq, blocks.0.wk, blocks.0.wv"),
+        ("lora_magnitude_vector", torch.ones(7), "has shape [7], not 3 equal parts"),
+        ("lora_magnitude_vector", torch.ones(()), "has shape [], not 3 equal parts"),
+    ],
+)
+def test_what_has_no_parts_is_refused_by_name(suffix: str, tensor: Tensor, told: str) -> None:
+    name = f"encoder.0.qkv.{suffix}"
+    with pytest.raises(ValueError, match=f"^{re.escape(f'tensor {PREFIX}{name} {told}')}$"):
+        translated(folder({name: tensor}), Converted())

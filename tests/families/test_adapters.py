@@ -20,8 +20,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:Futu
 
 
 def tuned(model: nn.Module, folder: Path, **options: Any) -> nn.Module:
+    """Return the model adapted by PEFT's LoRA, saved to the folder; see `tuned_by`."""
+    return tuned_by(peft.LoraConfig(r=2, **options), model, folder)
+
+
+def tuned_by(config: Any, model: nn.Module, folder: Path) -> nn.Module:
     """Return the model adapted by PEFT, every trained number random, saved to the folder."""
-    made = peft.get_peft_model(model, peft.LoraConfig(r=2, **options)).eval()
+    made = peft.get_peft_model(model, config).eval()
     with torch.no_grad():
         for p in made.parameters():
             if p.requires_grad:
@@ -79,6 +84,40 @@ def test_a_folder_of_timm_with_fused_projections_loads(tmp_path: Path) -> None:
     ours = load_model(tmp_path / "base")
     adapters.load_adapter(ours, tmp_path / "a")
     torch.testing.assert_close(ours(X), theirs(X), rtol=0, atol=1e-4)
+
+
+HEAD = {"modules_to_save": ["classifier"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        (
+            "vit",
+            peft.IA3Config(target_modules=["k_proj", "fc2"], feedforward_modules=["fc2"], **HEAD),
+        ),
+        ("vit", peft.LNTuningConfig(target_modules=["layernorm_before"])),
+        ("vit", peft.LoKrConfig(r=2, target_modules=["q_proj", "fc1"], **HEAD)),
+        ("vit", peft.VeraConfig(r=4, target_modules=["q_proj", "fc1"], **HEAD)),
+        ("vit", peft.LoraConfig(r=2, target_modules="all-linear")),
+        ("timm", peft.IA3Config(target_modules=["qkv", "fc2"], feedforward_modules=["qkv", "fc2"])),
+        ("timm", peft.LoHaConfig(r=2, target_modules=["fc1", "fc2"])),
+        ("timm", peft.LoraConfig(r=2, target_modules="all-linear")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")  # PEFT's, of norms
+@torch.no_grad()
+def test_a_folder_of_any_method_loads(name: str, config: Any, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    is_timm = name == "timm"
+    model = (timm_model if is_timm else hf_model)(
+        "vit" if is_timm else "vit of classes", tmp_path / "base"
+    )
+    with torch.enable_grad():
+        theirs = tuned_by(config, model, tmp_path / "a")
+    ours = adapters.load_adapter(load_model(tmp_path / "base"), tmp_path / "a")
+    expected = theirs(X) if is_timm else theirs(X).logits
+    torch.testing.assert_close(ours(X), expected, rtol=0, atol=1e-4)
 
 
 def test_what_has_no_counterpart_is_named(tmp_path: Path) -> None:
