@@ -33,9 +33,24 @@ def cast_to(x: Tensor, like: Tensor) -> Tensor:
 def keeps_small_updates(x: Tensor) -> bool:
     """Return whether a weight plus a small update differs from the weight in the precision of x.
 
-    In 16 bits, whether by the dtype of x or by autocast, rounding can lose the update.
+    In 16 bits, by the dtype of x or by autocast, rounding can lose the update; so it can in TF32,
+    which has float16's precision, where products of float32 may be computed in it.
     """
-    return x.dtype in (torch.float32, torch.float64) and not _is_autocast(x)
+    if x.dtype not in (torch.float32, torch.float64) or _is_autocast(x):
+        return False
+    return x.dtype == torch.float64 or not _rounds_products(x.device.type)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _rounds_products(device: str) -> bool:
+    """Return whether products of float32 may be computed in TF32 or bfloat16 on a kind of device.
+
+    It is `torch.backends.cuda.matmul.fp32_precision`, whose own code takes ten times as long.
+    """
+    backend = {"cuda": "cuda", "cpu": "mkldnn"}.get(device)
+    if backend is None:
+        return False
+    return torch._C._get_fp32_precision_getter(backend, "matmul") not in ("none", "ieee")
 
 
 def _is_autocast(x: Tensor) -> bool:

@@ -41,6 +41,21 @@ def test_what_trains_is_in_float32_or_wider(dtype: torch.dtype) -> None:
     assert cast_to(x.to("meta"), like).dtype == torch.float64
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_no_update_is_folded_where_products_of_float32_are_rounded(precision: str) -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    x = torch.ones(9, 6)
+    assert frozen().folds_update(x)
+    try:
+        torch.backends.mkldnn.matmul.fp32_precision = precision  # type: ignore[attr-defined]
+        assert not frozen().folds_update(x)
+        assert frozen().double().folds_update(x.double())
+        torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        assert frozen().folds_update(x)
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before  # type: ignore[attr-defined]
+
+
 def frozen(bias: bool = True) -> AdapterLinear:
     return AdapterLinear(nn.Linear(6, 4, bias=bias).requires_grad_(False))
 
