@@ -117,12 +117,12 @@ def together(base: Model, members: Sequence[nn.Module], head: str = "head") -> M
 
     Args:
         base: what the members were adapted from; not changed.
-        members: adapted copies of it, with heads of one width.
+        members: adapted copies of it, with heads of one width, all with a bias or all without.
         head: name of the module that trains in all of them.
 
     Raises:
-        ValueError: a method can't be stacked, has dropout, something besides the head trains, or a
-            module of the base has batch_first=False.
+        ValueError: a method can't be stacked, has dropout, something besides the head trains, the
+            heads are not alike, or a module of the base has batch_first=False.
     """
     refuse_tokens_first(base)
     joint = shared_copy(base).requires_grad_(False)
@@ -141,6 +141,11 @@ def together(base: Model, members: Sequence[nn.Module], head: str = "head") -> M
                 cast(AdapterLayer, layer).terms()  # raises now if it can't be stacked
         joint.set_submodule(name, Joint(module, layers, rows, name))
     heads = [plain_linear(member.get_submodule(head), head) for member in members]
+    if len(kinds := {(tuple(one.weight.shape), one.bias is not None) for one in heads}) > 1:
+        raise ValueError(
+            f"the members have heads {head!r} of unlike shapes or biases: "
+            + ", ".join(f"{shape}{' with bias' * bias}" for shape, bias in sorted(kinds))
+        )
     joint.set_submodule(head, JointHead(heads, rows, head))
     rows.watch(joint)
     return joint.train(members[0].training)

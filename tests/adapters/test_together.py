@@ -107,6 +107,16 @@ def test_dropout_and_other_trained_modules_are_refused() -> None:
         together(base, [model])
 
 
+@pytest.mark.parametrize("head", [nn.Linear(8, 3, bias=False), nn.Linear(8, 4)])
+def test_heads_that_are_not_alike_are_refused(head: nn.Linear) -> None:
+    base, other = toy(), toy()
+    other.head = head.double()
+    models = [inject(shared_copy(m), config("lora"), trainable=("head",)) for m in (base, other)]
+    for order in (models, models[::-1]):
+        with pytest.raises(ValueError, match=r"have heads 'head' of unlike shapes or biases: \("):
+            together(base, order)
+
+
 def test_second_derivatives_are_those_of_each_alone() -> None:
     base = toy()
     some = members(base, "lora", "lora")
