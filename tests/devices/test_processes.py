@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tests.processes import in_processes
 from vitft.devices import processes
-from vitft.devices.shares import Dropout, Rows, own_batches, own_slice
+from vitft.devices.shares import Dropout, Rows, first_and_again, own_batches, own_slice
 
 
 def exchange(folder: Path) -> None:
@@ -74,6 +75,27 @@ def test_torchrun_is_known_by_what_it_sets(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert processes.started_by_torchrun() == expected
+
+
+def test_a_block_that_is_computed_again_drops_what_it_did_before() -> None:
+    x, weight = torch.rand(2, 50), torch.ones(50, requires_grad=True)
+
+    def block(x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(x * weight, 0.5) * weight
+
+    gradients = []
+    for again in (False, True):
+        weight.grad = None
+        torch.manual_seed(3)
+        with Dropout(Rows(6, torch.tensor([1, 4]))):
+            y = (
+                checkpoint(block, x, use_reentrant=False, context_fn=first_and_again)
+                if again
+                else block(x)
+            )
+            y.sum().backward()
+        gradients.append(weight.grad)
+    assert torch.equal(*gradients)
 
 
 def test_a_share_of_a_batch_drops_what_the_whole_batch_does() -> None:

@@ -36,7 +36,7 @@ CASES: dict[str, tuple[adapters.AdapterConfig | None, float, bool, dict[str, Any
     "pretrained with muon": (None, 0.0, True, {"optimizer": "muon", "augmentation": RANDOM}),
     "lora, streamed": (LORA, 0.1, False, {"augmentation": MIXED, "ema": 0.9}),
     "dora, in parts": (adapters.DoRAConfig(rank=2), 0.0, True, {"accumulate": 2}),
-    "full, blocks again": (None, 0.0, True, {"checkpoint_blocks": True}),
+    "full, blocks again": (None, 0.1, True, {"checkpoint_blocks": True}),
     "lora on features": (
         adapters.LoRAConfig(rank=2, layers=(1,)),
         0.0,

@@ -7,13 +7,14 @@ state. A single process has every image.
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from vitft.devices.processes import n_processes, rank
 
@@ -99,6 +100,15 @@ class Dropout(TorchFunctionMode):
             return F.dropout(input, p, training, inplace)
         factors = F.dropout(input.new_ones(self.rows.n, *input.shape[1:]), p)
         return input * self.rows.chosen(factors)
+
+
+def first_and_again() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+    """Return the contexts of a pass and of its repetition in the backward pass, for `checkpoint`.
+
+    In both, dropout is that of the present mode: `Tensor.backward` computes without it.
+    """
+    mode = _get_current_function_mode()
+    return nullcontext(), mode if isinstance(mode, Dropout) else nullcontext()
 
 
 def own_slice(n: int) -> slice:

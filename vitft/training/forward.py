@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitft.devices.shares import Rows
+from vitft.devices.shares import Rows, first_and_again
 from vitft.evaluation.evaluate import resample
 from vitft.training.run import Run
 
@@ -50,8 +50,8 @@ class Pass(nn.Module):
             self.stages = [torch.compile(stage, dynamic=False) for stage in run.model.stages()]
         elif run.plan.checkpoint_blocks:
             embed, *blocks, pool, head = run.model.stages()
-            recomputed = [partial(checkpoint, block, use_reentrant=False) for block in blocks]
-            self.stages = [embed, *recomputed, pool, head]
+            again = partial(checkpoint, use_reentrant=False, context_fn=first_and_again)
+            self.stages = [embed, *(partial(again, block) for block in blocks), pool, head]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (B, n_classes) for the input of stage `first`."""
