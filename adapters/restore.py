@@ -124,7 +124,12 @@ def _merged(model: nn.Module, record: Injection) -> Iterator[tuple[str, nn.Modul
 
 
 def gathered(layer: AdapterLayer) -> AdapterLayer:
-    """Return the layer, or a copy with whole tensors where FSDP2 shards them."""
+    """Return the layer, or a copy with whole tensors where FSDP2 shards them.
+
+    One that can't be merged is returned as it is: it may be a block, and FSDP2's can't be copied.
+    """
+    if type(layer).merged is AdapterLayer.merged:
+        return layer
     if not any(hasattr(tensor, "full_tensor") for tensor in layer.parameters()):
         return layer
     memo: dict[int, Any] = {id(p): nn.Parameter(whole(p.detach())) for p in layer.parameters()}

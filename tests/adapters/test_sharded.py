@@ -24,6 +24,12 @@ def use_sharded(folder: str) -> None:
         linear = use(model).blocks[0].attn.wq
         assert type(linear) is nn.Linear
         torch.save(linear.weight.detach(), f"{folder}/{name}{dist.get_rank()}")
+    model = adapted("vpt")
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    assert not adapters.mergeable(model)
+    assert [name for name, *_ in adapters.updates(model)] == ["head"]
 
 
 def test_what_is_sharded_comes_back_whole(tmp_path: Path) -> None:

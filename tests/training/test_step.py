@@ -19,6 +19,7 @@ from vitft.optimizers.updates import NotFinite
 from vitft.pictures.augment import Augmentation
 from vitft.pictures.images import Images
 from vitft.training.draws import first_varying_stage
+from vitft.training.forward import Pass
 from vitft.training.gradients import add_gradients
 from vitft.training.loop import train
 from vitft.training.plan import Plan
@@ -306,6 +307,19 @@ def test_blocks_computed_again_give_the_same_with_less_memory(
         ends.append(torch.cat([p.detach().flatten() for p in run.trainable.values()]))
     torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
     assert bytes_kept[1] < 0.5 * bytes_kept[0]
+
+
+def test_blocks_computed_again_stand_in_the_pass_of_the_model(tmp_path: Path) -> None:
+    run, seen = new_run(tiny_model(), tmp_path, checkpoint_blocks=True), list[int]()
+    plain = run.model.run
+
+    def method(*arguments: Any, **options: Any) -> Tensor:
+        seen.append(len(arguments[0]))  # FSDP2 gathers the parameters in such a method
+        return plain(*arguments, **options)
+
+    vars(run.model)["run"] = method
+    Pass(run, 0)(torch.randn(3, 3, 8, 8))
+    assert seen == [3]
 
 
 def test_blocks_before_the_first_adapter_keep_nothing_for_the_backward_pass(tmp_path: Path) -> None:

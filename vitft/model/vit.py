@@ -211,9 +211,19 @@ class VisionTransformer(nn.Module):
         last_block = last if n_read is None else partial(last, n=n_read)
         return [self.embed, *blocks, last_block, self.pool, self.head]
 
-    def run(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-        """Return the output of the stages first..last - 1 for `x`, the input of stage `first`."""
-        for stage in self.stages()[first:last]:
+    def run(
+        self,
+        x: Tensor,
+        first: int = 0,
+        last: int | None = None,
+        stages: Sequence[Callable[[Tensor], Tensor]] = (),
+    ) -> Tensor:
+        """Return the output of the stages first..last - 1 for `x`, the input of stage `first`.
+
+        Args:
+            stages: computed in place of the model's, such as compiled ones; by default the model's.
+        """
+        for stage in (stages or self.stages())[first:last]:
             x = stage(x)
         return x
 

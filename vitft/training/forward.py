@@ -56,8 +56,7 @@ class Pass(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (B, n_classes) for the input of stage `first`."""
         with self.autocast():
-            for stage in self.stages[self.first :]:
-                x = stage(x)
-            if self.stages:
-                return x
-            return self.model.run(x, self.first) if self.first else self.model(x)
+            if self.stages or self.first:
+                # a method of the model, since FSDP2 gathers its parameters only for those
+                return self.model.run(x, self.first, stages=self.stages)
+            return self.model(x)
