@@ -35,7 +35,7 @@ CASES: dict[str, tuple[adapters.AdapterConfig | None, float, bool, dict[str, Any
     "pretrained": (None, 0.2, True, {"augmentation": MIXED, "label_smoothing": 0.1}),
     "pretrained with muon": (None, 0.0, True, {"optimizer": "muon", "augmentation": RANDOM}),
     "lora, streamed": (LORA, 0.1, False, {"augmentation": MIXED, "ema": 0.9}),
-    "dora, in parts": (adapters.DoRAConfig(rank=2), 0.0, True, {"accumulate": 2}),
+    "dora, in parts": (adapters.DoRAConfig(rank=2, dropout=0.2), 0.1, True, {"accumulate": 2}),
     "full, blocks again": (None, 0.1, True, {"checkpoint_blocks": True}),
     "lora on features": (
         adapters.LoRAConfig(rank=2, layers=(1,)),
@@ -47,7 +47,8 @@ CASES: dict[str, tuple[adapters.AdapterConfig | None, float, bool, dict[str, Any
 }
 SHARDED = {name: (kind(), 0.0, True, {"keep": "best"}) for name, kind in METHODS.items()}
 SHARDED |= {"full": (None, 0.1, True, {"ema": 0.9, "augmentation": MIXED})}
-SHARDED |= {"full, in parts": (None, 0.0, True, {"accumulate": 2})}
+SHARDED |= {"full, in parts": (None, 0.1, True, {"accumulate": 2})}
+SHARDED |= {"full, blocks again": (None, 0.1, True, {"checkpoint_blocks": True})}
 
 
 def images(n: int, seed: int) -> Images:

@@ -57,11 +57,18 @@ class Rows:
         """The least number of images that a process has, one that does not count included."""
         return self.n if self.here is None else max(1, 2 * ((self.n + 1) // 2 // n_processes()) - 1)
 
-    def split(self, n: int) -> list["Rows"]:
-        """Return the rows of n parts of this process's images; n times itself where it has all."""
-        if self.here is None:
+    def split(self, n: int, *, named: bool) -> list["Rows"]:
+        """Return the rows of n parts of this process's images.
+
+        Args:
+            n: number of parts.
+            named: name the images also where this process has all; otherwise each part is then the
+                same as the whole.
+        """
+        if self.here is None and not named:
             return [self] * n
-        return [Rows(self.n, part, self.count) for part in self.here.tensor_split(n)]
+        here = torch.arange(self.n) if self.here is None else self.here
+        return [Rows(self.n, part, self.count) for part in here.tensor_split(n)]
 
     def chosen(self, batch: Tensor) -> Tensor:
         """Return this process's rows (b, ...) of a whole batch (n, ...)."""

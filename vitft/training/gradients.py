@@ -36,12 +36,16 @@ class Alone:
         models: the model.
         forward: its pass from `stage` on.
         accumulate: in how many parts a batch is computed, one after the other.
+        can_redraw: whether each part draws for the whole batch, so that dropout is that of the
+            batch computed at once.
     """
 
     def __init__(self, run: Run, stage: int, *, is_random: bool) -> None:
         self.run, self.models, self.accumulate = run, [run.model], run.plan.accumulate
         self.forward = data_parallel(Pass(run, stage))
         self.is_divisible = not (is_random or run.plan.compiled) and n_processes() == 1
+        # what is compiled draws other numbers, and a recorded step cannot go back
+        self.can_redraw = is_random and not (run.plan.compiled or run.plan.recorded)
 
     def __call__(self, inputs: Sequence[Tensor], targets: Sequence[Tensor], rows: Rows) -> None:
         """Leave the gradients of a batch in the run's parameters, and add to its totals.
@@ -66,7 +70,11 @@ class Alone:
             return
         # of an image's loss; DDP divides the sum of gradients by the number of processes
         weight = rows.count * n_processes() / rows.n
-        for i, (part, (x, y)) in enumerate(zip(rows.split(n), pieces, strict=True), start=1):
+        draws = random_state(run.device) if n > 1 and self.can_redraw else None
+        parts = rows.split(n, named=draws is not None)
+        for i, (part, (x, y)) in enumerate(zip(parts, pieces, strict=True), start=1):
+            if draws is not None:
+                set_random_state(draws, run.device)
             with shared_step(self.forward, part, last=i == n):
                 loss, totals = loss_and_totals(run, self.forward(x), y)
                 (loss * weight).backward()
