@@ -111,7 +111,9 @@ def train(
             if run.history:
                 run.use_kept_weights()
                 logs.end(summarise_stopped(run, splits, options, folder, save(run)))
-                usable = f"; epoch {run.kept['epoch']} is there to use"
+                epoch = run.kept.get("epoch")
+                what = "its last weights are" if epoch is None else f"epoch {epoch} is"
+                usable = f"; {what} there to use"
             raise KeyboardInterrupt(
                 f"the state is saved in {folder}; the same command with --resume goes on{usable}"
             ) from None

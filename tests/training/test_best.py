@@ -1,5 +1,6 @@
 """The best epoch is kept, a run ends when nothing gets better, rare classes can count as much."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from vitft.training import loop
 from vitft.training.loop import train
 from vitft.training.run import Run
 from vitft.training.saving import restore
+from vitft.training.stop import Interrupted
 
 WILD = {"lr": 0.3, "epochs": 6, "optimizer": "adamw", "clip": 0.0}  # gets better and worse
 
@@ -80,6 +82,28 @@ def test_a_start_that_no_epoch_betters_is_kept(
     assert merit(run.kept) > max(map(merit, run.history))
     result = evaluate(run.model, run.validation)
     assert (result.accuracy, result.loss) == (run.kept["val_accuracy"], run.kept["val_loss"])
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_no_epoch_has_the_last_weights_of_a_run_that_is_stopped_within_one(
+    keep: str, tmp_path: Path
+) -> None:
+    run = new_run(tmp_path, keep=keep, epochs=2)
+
+    plain = run.update
+
+    def update() -> bool:
+        if (run.epoch, run.step) == (1, 1):
+            signal.raise_signal(signal.SIGTERM)
+        return plain()
+
+    run.update = update  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        train(run)
+    run.use_kept_weights()
+    loss = evaluate(run.model, run.validation).loss
+    assert run.kept == (run.history[0] if keep == "best" else {})
+    assert (loss == run.history[0]["val_loss"]) == (keep == "best")
 
 
 def test_without_validation_the_last_epoch_is_kept(tmp_path: Path) -> None:

@@ -136,8 +136,12 @@ class Run:
 
     @property
     def kept(self) -> dict[str, Any]:
-        """The metrics.jsonl row of the epoch whose weights are kept; {} before the first epoch."""
-        last = self.history[-1] if self.history else {}
+        """The metrics.jsonl row of the epoch whose weights are kept.
+
+        It is {} before the first epoch, and where the last weights are kept and a run is stopped
+        within an epoch: no row is of these.
+        """
+        last = self.history[-1] if self.history and not self.step else {}
         return self.best.row or last if self.plan.keep == "best" else last
 
     def is_done(self) -> bool:
