@@ -30,8 +30,8 @@ FIGURES = ("test_accuracy", "val_accuracy")
 class RerunOptions:
     """Repeat the run in DIR, with its options, data and seed, and compare the weights.
 
-    On the same machine with the same versions they are the same to the last bit; elsewhere
-    rounding may differ.
+    On the same machine with the same versions they are the same to the last bit; elsewhere, and in
+    another number of processes, rounding may differ.
     """
 
     dir: str = option(help="A finished run's folder.", argument=True)
@@ -49,6 +49,7 @@ class Before:
     test_accuracy: float | None = None
     val_accuracy: float | None = None
     device: str | None = None
+    n_processes: int | None = None  # an older vitft did not say
     stopped: str | None = None
 
 
@@ -92,6 +93,7 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
             key for key, value in before.versions.items() if after["versions"].get(key) != value
         ],
         "devices": [before.device, after["device"]],
+        "n_processes": [before.n_processes, after["n_processes"]],
         "base_differs": len(bases) > 1,
         "out": str(out),
     }
@@ -142,6 +144,9 @@ def run(options: RerunOptions) -> None:
         click.echo(f"other versions  of {', '.join(found['versions_differ'])}")
     if len(set(found["devices"])) > 1:
         click.echo(f"other devices   {found['devices'][0]} then, {found['devices'][1]} now")
+    then, now = found["n_processes"]
+    if then not in (None, now):
+        click.echo(f"other processes {then} then, {now} now; torchrun starts as many")
     click.echo(f"second run      {shlex.quote(found['out'])}")
 
 

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.shared import TINY_FLAGS, slow, summary
+from vitft.command import cli
 
 FLAGS = ["--epochs=4", "--batch-size=8", "--save-seconds=1e-9", "--dropout=0.2", *TINY_FLAGS]
 
@@ -23,6 +25,16 @@ def torchrun(
     path = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=150)
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "rerun"])
+def test_what_trains_is_known_to_be_one_of_several(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["vitft", command])
+    assert not cli._is_distributed()
+    monkeypatch.setenv("RANK", "1")  # so that only the first writes
+    assert cli._is_distributed()
 
 
 @slow

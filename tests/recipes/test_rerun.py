@@ -48,11 +48,13 @@ def test_what_differs_is_told(vitft: Run, folder: Path, tmp_path: Path) -> None:
     save_file(tensors, out / "model.safetensors", metadata)
     summary = json.loads((out / "summary.json").read_text())
     summary["versions"]["torch"], summary["device"] = "2.0.0", "a faster one"
+    summary["n_processes"] = 2
     (out / "summary.json").write_text(json.dumps(summary))
     done = vitft("rerun", out, "--out", tmp_path / "again")
     assert "not the same    largest difference 0.25" in done.stdout
     assert "other versions  of torch" in done.stdout
     assert "other devices   a faster one then, cpu" in done.stdout
+    assert "other processes 2 then, 1 now; torchrun starts as many" in done.stdout
     told = json.loads(vitft("rerun", out, "--out", tmp_path / "third", "--json").stdout)
     assert not told["same"]
     assert told["largest_difference"] == pytest.approx(0.25)

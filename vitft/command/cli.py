@@ -19,7 +19,11 @@ from vitft.command.streams import SafeStream
 from vitft.training.stop import stop_at_once
 from vitft.version import __version__
 
-DISTRIBUTED = {"pretrain", "finetune"}  # commands that torchrun may start in several processes
+DISTRIBUTED = {
+    "pretrain",
+    "finetune",
+    "rerun",
+}  # commands that torchrun may start in several processes
 TRAINING = DISTRIBUTED | {"sweep"}  # commands that go on when their terminal is lost
 MAX_LINE = 2000  # characters of an error message
 # Words in the errors that a process gets when another one has ended.
