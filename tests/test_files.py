@@ -8,6 +8,7 @@ import torch
 
 from vitft.files import (
     FORMAT,
+    read_json,
     read_metadata,
     read_tensors,
     remove_unfinished,
@@ -80,3 +81,15 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
         write_bytes(pipe, b"x")
     assert pipe.is_fifo()
     assert [*tmp_path.iterdir()] == [pipe]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with a name here")
+def test_what_may_have_no_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    for name in ("folder", "device", "pipe"):
+        with pytest.raises(ValueError, match="is no JSON .it is a folder, a pipe or a device"):
+            read_json(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="there is no file .*none"):
+        read_json(tmp_path / "none")

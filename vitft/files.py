@@ -85,14 +85,17 @@ def read_json(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or is nested too deep.
+        ValueError: it is no JSON, is nested too deep, or is a folder, a pipe or a device.
     """
+    path = Path(path)
     try:
-        return parse_json(Path(path).read_bytes())
+        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+            raise ValueError("it is a folder, a pipe or a device")
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
     except ValueError as error:
-        raise ValueError(f"{Path(path).name} is no JSON ({error})") from error
+        raise ValueError(f"{path.name} is no JSON ({error})") from error
 
 
 def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
