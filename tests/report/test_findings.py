@@ -35,6 +35,8 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
         ({"bins": [[0, 0.5, 0.5]]}, "bins"),
         ({"mistakes": [{"name": "a", "says": "b", "picture": 1}]}, "picture"),
         ({"new": 1}, "'new' is unknown"),
+        ({"classes": ["cat", "dog", "\ud800"]}, r"the name '\\ud800' is no text"),
+        ({"changes": [{"layer": "\udcff", "size": 1.0, "rank": None}]}, "is no text"),
     ],
 )
 def test_what_is_kept_is_checked(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -104,6 +104,9 @@ class Findings:
         used = [i for true, predicted, _ in found.confusions for i in (true, predicted)]
         if any(i >= k for i in used) or len(found.precisions) not in (0, k):
             raise ValueError(f"{FILE}: it tells of a class that it does not name")
+        names = [*found.classes, *(change.layer for change in found.changes or ())]
+        if lone := [name for name in names if _encodable(name) != name]:  # none can be drawn
+            raise ValueError(f"{FILE}: the name {lone[0][:80]!r} is no text")
         return found
 
 
@@ -181,6 +184,11 @@ def _several(
 def _shown(name: str) -> str:
     """Return a class's name as it is shown: not too long, and without lone surrogates."""
     name = name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+    return _encodable(name)
+
+
+def _encodable(name: str) -> str:
+    """Return a name with a question mark for each lone surrogate, which no UTF-8 has."""
     return name.encode(errors="replace").decode()
 
 
