@@ -83,6 +83,9 @@ def sweep(options: SweepBase) -> dict[str, Any]:
             for chosen, member, config, plan in made
         ]
         say(f"{len(members)} runs by {options.adapter} on {members[0].splits}, on {device}")
+        if options.overwrite:  # the result of an earlier sweep, whose runs are now removed
+            for name in (SWEEP, "report.html"):
+                Path(options.out, name).unlink(missing_ok=True)
         for member in members:
             start_run(member.options, member.folder)
         for chunk in chunks(base, members, options.together):

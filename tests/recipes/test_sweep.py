@@ -303,6 +303,19 @@ def test_a_sweep_replaces_neither_a_run_nor_its_base(
     assert load_model(own)
 
 
+def test_a_sweep_that_replaces_another_removes_its_result_first(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "sweep.json").write_text("{}")
+    (tmp_path / "report.html").touch()
+    monkeypatch.setattr("recipes.sweep.train_together", stop)
+    sweep(vitft, folder, base, tmp_path, "--rank=2,3", "--overwrite", code=130)
+    assert not [*tmp_path.glob("*.*")]
+
+
 def test_a_sweep_in_bfloat16_is_near_each_alone(
     vitft: Run, folder: Path, base: Path, tmp_path: Path
 ) -> None:
