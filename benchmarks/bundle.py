@@ -30,7 +30,7 @@ The base that `load_model("{name}")` and `--base {name}` load.
 | versions | {versions} |
 | seed | {seed} |
 
-One run. The last epoch is what was kept; nothing was chosen by the test images.
+One run. {note}The last epoch is what was kept; nothing was chosen by the test images.
 
 Limits: it knows {n_classes} classes of small, centred photographs of 32 x 32 pixels, and was
 trained briefly. It is a start for fine-tuning and for trying things, not a classifier to rely on.
@@ -39,12 +39,12 @@ trained briefly. It is a start for fine-tuning and for trying things, not a clas
 # What a reader needs to train it again, in the order of the command.
 SHOWN = (
     *("preset", "epochs", "batch_size", "lr", "weight_decay", "optimizer", "schedule", "warmup"),
-    *("label_smoothing", "flip", "shift", "sizes", "pooling", "init", "stem"),
+    *("label_smoothing", "flip", "shift", "cutmix", "sizes", "pooling", "init", "stem"),
 )
 
 
-def card(run: Path, name: str, about: str) -> str:
-    """Return the model card of a run."""
+def card(run: Path, name: str, about: str, note: str) -> str:
+    """Return the model card of a run, with a note on how it went."""
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
     config = json.loads((run / "config.json").read_text())
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
@@ -56,6 +56,7 @@ def card(run: Path, name: str, about: str) -> str:
             **{key: value for key, value in summary.items() if key != "versions"},
             name=name,
             about=about,
+            note=f"{note} " if note else "",
             val=last["val_accuracy"],
             recipe=", ".join(f"{key} {config[key]}" for key in SHOWN),
             hardware=hardware(),
@@ -69,11 +70,12 @@ def card(run: Path, name: str, about: str) -> str:
 @click.argument("run", type=click.Path(exists=True, path_type=Path))
 @click.option("--name", required=True, help="What it will be called.")
 @click.option("--about", required=True, help="What it was trained on.")
-def main(run: Path, name: str, about: str) -> None:
+@click.option("--note", default="", help="Sentences for the card on how the run went.")
+def main(run: Path, name: str, about: str, note: str) -> None:
     """Write vitft/bases/NAME.safetensors in bfloat16, and NAME.md."""
     BUNDLED.mkdir(exist_ok=True)
     save_model(load_model(run).to(torch.bfloat16), BUNDLED / f"{name}.safetensors")
-    (BUNDLED / f"{name}.md").write_text(card(run, name, about))
+    (BUNDLED / f"{name}.md").write_text(card(run, name, about, note))
     click.echo(BUNDLED / f"{name}.md")
 
 
