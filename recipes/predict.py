@@ -163,8 +163,8 @@ def run(options: PredictOptions) -> None:
     """Classify, and print a line for each image and adapter as soon as it is computed.
 
     Raises:
-        ValueError: an option is wrong, or images were missing or broken; the others have been
-            classified.
+        ValueError, OSError: an option is wrong, or images were missing or broken; the others have
+            been classified.
     """
     if options.csv and options.json:
         raise ValueError("--csv and --json are two formats; choose one")
@@ -174,14 +174,15 @@ def run(options: PredictOptions) -> None:
     options = replace(options, image=tuple(expand(options.image)))
     names = options.adapter if len(options.adapter) > 1 else ("",)
     rows: list[dict[str, Any]] = []
-    broken: list[str] = []
+    broken: dict[str, ValueError | OSError] = {}
     with progress_bar(len(options.image)) as bar:
         for path, answers in predict(options):
             bar.update()
             bar.clear()  # so that the line below does not stand behind the bar
             if isinstance(answers, Exception):
-                broken.append(path)
-                complain(f"skipped: {answers}")
+                broken[path] = answers
+                if len(options.image) > 1 or options.skip_broken:
+                    complain(f"skipped: {answers}")
                 continue
             row = {"image": path, "adapters": dict(zip(names, answers, strict=True))}
             rows.append(row)
@@ -193,7 +194,9 @@ def run(options: PredictOptions) -> None:
     elif kind == "json":
         click.echo(shown(rows, kind), nl=False)
     if broken and not options.skip_broken:
-        named = ", ".join(broken[:10]) + (", ..." if len(broken) > 10 else "")
+        if len(options.image) == 1:
+            raise broken[options.image[0]]
+        named = ", ".join([*broken][:10]) + (", ..." if len(broken) > 10 else "")
         raise ValueError(
             f"{len(broken)} of {len(options.image)} images are missing or broken: {named}"
             f"{'; the others are answered' if rows else ''}"
