@@ -174,13 +174,13 @@ def run(options: PredictOptions) -> None:
     options = replace(options, image=tuple(expand(options.image)))
     names = options.adapter if len(options.adapter) > 1 else ("",)
     rows: list[dict[str, Any]] = []
-    broken: dict[str, ValueError | OSError] = {}
+    broken: list[tuple[str, ValueError | OSError]] = []
     with progress_bar(len(options.image)) as bar:
         for path, answers in predict(options):
             bar.update()
             bar.clear()  # so that the line below does not stand behind the bar
             if isinstance(answers, Exception):
-                broken[path] = answers
+                broken.append((path, answers))
                 if len(options.image) > 1 or options.skip_broken:
                     complain(f"skipped: {answers}")
                 continue
@@ -195,8 +195,8 @@ def run(options: PredictOptions) -> None:
         click.echo(shown(rows, kind), nl=False)
     if broken and not options.skip_broken:
         if len(options.image) == 1:
-            raise broken[options.image[0]]
-        named = ", ".join([*broken][:10]) + (", ..." if len(broken) > 10 else "")
+            raise broken[0][1]
+        named = ", ".join(path for path, _ in broken[:10]) + (", ..." if len(broken) > 10 else "")
         raise ValueError(
             f"{len(broken)} of {len(options.image)} images are missing or broken: {named}"
             f"{'; the others are answered' if rows else ''}"
