@@ -9,8 +9,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -84,9 +83,10 @@ def combine(
     chosen = saved[head_of or 0]
     trained = {key: t for key, t in chosen.tensors.items() if not key.endswith((A, B))}
     names = chosen.config.get("modules_to_save")
-    found = _folder(factors, trained, names, next(iter(prints), None), chosen.classes)
-    records = (one.preprocessing for one in ([chosen] if head_of is not None else saved))
-    return replace(found, preprocessing=next((r for r in records if r is not None), None))
+    record = chosen.preprocessing
+    if head_of is None:  # they agree, but some may have none
+        record = next((one.preprocessing for one in saved if one.preprocessing is not None), None)
+    return _folder(factors, trained, names, next(iter(prints), None), chosen.classes, record)
 
 
 def diff(
@@ -137,8 +137,8 @@ def diff(
     names = (*sorted(carried), head)
     states = {name: tuned.get_submodule(name).state_dict() for name in names}
     trained = {f"{PREFIX}{name}.{k}": t for name in names for k, t in states[name].items()}
-    folder = _folder(factors, trained, names, None, getattr(tuned, "classes", None))
-    folder = replace(folder, preprocessing=getattr(tuned, "preprocessing", None))
+    classes, record = (getattr(tuned, key, None) for key in ("classes", "preprocessing"))
+    folder = _folder(factors, trained, names, None, classes, record)
     return load_adapter(base, folder, train=True), kept
 
 
@@ -256,12 +256,15 @@ def _folder(
     names: Sequence[str] | None,
     fingerprint: str | None,
     classes: tuple[str, ...] | None,
+    preprocessing: dict[str, Any] | None,
 ) -> AdapterFolder:
     """Return updates B A as a saved LoRA, with tensors and names of the trained modules."""
     written = _config(factors).to_peft() | {"modules_to_save": names, "task_type": None}
     ends = ((A, 0), (B, 1))
     thin = {f"{PREFIX}{name}{end}": ab[i] for name, ab in factors.items() for end, i in ends}
-    return AdapterFolder(written, thin | dict(trained), fingerprint, classes)
+    return AdapterFolder(
+        written, thin | dict(trained), fingerprint, classes, preprocessing=preprocessing
+    )
 
 
 def _check(

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from vitft.data.listing import SEPARATOR, SPLIT_NAMES, SPLITS, Listing
 
@@ -48,17 +49,18 @@ def list_table(file: Path, split: str = "") -> Listing:
 
 
 def names_images(file: Path) -> bool:
-    """Return whether a text table has the columns that `list_table` needs.
+    """Return whether a text table's first line names the columns that `list_table` needs.
 
     What is no readable table is said to have them, so that `list_table` tells what is wrong with
     it.
     """
     try:
-        found = _read_text(file)[:1]
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            found = _reader(lines).fieldnames
     except (OSError, UnicodeDecodeError, csv.Error):
         return True
-    keys = {str(key or "").strip().lower() for row in found for key in row}
-    return not found or all(keys & {*names} for names in (PATH, LABEL))
+    keys = {_key(name) for name in found or ()}
+    return not keys or all(keys & {*names} for names in (PATH, LABEL))
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
@@ -68,10 +70,11 @@ def _rows(file: Path) -> list[dict[str, str]]:
         raise ValueError(f"{file} is no readable table ({error})") from error
     if not found:
         raise ValueError(f"{file} has no rows")
-    return [
-        {str(key or "").strip().lower(): _text(value) for key, value in row.items()}
-        for row in found
-    ]
+    return [{_key(key): _text(value) for key, value in row.items()} for row in found]
+
+
+def _key(name: object) -> str:
+    return str(name or "").strip().lower()
 
 
 def _text(value: object) -> str:
@@ -80,10 +83,14 @@ def _text(value: object) -> str:
 
 def _read_text(file: Path) -> Sequence[Mapping[str, object]]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        head = lines.readline()
-        lines.seek(0)
-        separator = max("\t,;", key=head.count)
-        return list(csv.DictReader(lines, delimiter=separator))
+        return list(_reader(lines))
+
+
+def _reader(lines: TextIO) -> "csv.DictReader[str]":
+    """Return a reader of the rows of an opened table, whatever separates its columns."""
+    head = lines.readline()
+    lines.seek(0)
+    return csv.DictReader(lines, delimiter=max("\t,;", key=head.count))
 
 
 def _read_parquet(file: Path) -> Sequence[Mapping[str, object]]:
