@@ -6,8 +6,9 @@ from adapters.config import AdapterConfig
 from adapters.identity import fingerprint, shared_copy
 from adapters.inject import inject
 from adapters.io import load_adapter, save_adapter
-from adapters.many.arithmetic import combine, diff
+from adapters.many.arithmetic import combine
 from adapters.many.bank import Bank
+from adapters.many.difference import diff
 from adapters.many.together import together
 from adapters.methods import METHODS
 from adapters.methods.adapterplus import AdapterPlusConfig

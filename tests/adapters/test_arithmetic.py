@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapters import combine, diff, eject, inject, load_adapter, merge, save_adapter
 from adapters.folder import read_adapter
-from adapters.many.arithmetic import A, closest
+from adapters.many.factors import A, closest
 from tests.adapters.toy import Toy, X, adapted, config, move, toy
 
 KINDS = ("lora", "rslora", "patterns", "pissa")
