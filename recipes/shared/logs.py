@@ -166,7 +166,7 @@ def confusions(folder: Path) -> Tensor | None:
     if not found.confusions:
         return None
     with page_style():
-        return raster(matrix(found.classes, found.counts))
+        return raster(matrix(found))
 
 
 def _line(error: Exception) -> str:

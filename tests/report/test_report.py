@@ -206,6 +206,25 @@ def test_a_thousand_classes_are_labelled_sparsely(tmp_path: Path) -> None:
     assert "<h2>Accuracy of the 100 hardest classes</h2>" in text
 
 
+@pytest.mark.usefixtures("draws")
+def test_of_many_classes_those_confused_most_are_drawn(tmp_path: Path) -> None:
+    n = 30_000  # a full matrix of them takes 7 GB
+    confused = [0, 9, *range(20_000, 20_600)]
+    found = Findings(
+        split="test",
+        n=2 * n,
+        classes=[f"name {i}" for i in range(n)],
+        confusions=[(i, i, 1) for i in range(n)] + [(i, 7, 2 if i < 10 else 1) for i in confused],
+    )
+    assert found.most_confused(3) == [0, 7, 9]
+    assert found.counts([0, 7, 9]).tolist() == [[1, 2, 0], [0, 1, 0], [0, 2, 1]]
+    write_report(tmp_path / "report.html", title="many", facts={}, history=[], findings=found)
+    text = (tmp_path / "report.html").read_text()
+    assert "Shown are the 500 of 30,000 classes that are confused most." in text
+    drawn = [word for word in words(text) if word.startswith("name")]
+    assert drawn[:3] == ["name 0", "name 20002", "name 20007"]
+
+
 def test_a_class_without_test_images_comes_last(tmp_path: Path) -> None:
     text = report(tmp_path, **predictions([0, 0, 2], [0, 1, 2])).partition("Accuracy of each")[2]
     bars = re.findall(r"<span>(\w+)</span><i style=\"--x: ([^\"]*)\"></i>([^<]*)", text)

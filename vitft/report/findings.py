@@ -79,11 +79,36 @@ class Findings:
     changes: list[Change] | None = None
 
     @property
-    def counts(self) -> Tensor:
-        """Number of images (n_classes, n_classes) of each true class (row) and predicted class."""
-        found = torch.zeros((len(self.classes),) * 2, dtype=torch.long)
+    def _cells(self) -> tuple[Tensor, Tensor, Tensor]:
+        """True class, predicted class and number of images (m,) of the m confusions."""
+        true, predicted, n = torch.tensor(self.confusions, dtype=torch.long).view(-1, 3).unbind(1)
+        return true, predicted, n
+
+    @property
+    def recalls(self) -> tuple[Tensor, Tensor]:
+        """Number of images of each class (n_classes,) that are predicted as it, and of all."""
+        true, predicted, n = self._cells
+        none = torch.zeros(len(self.classes), dtype=torch.long)
+        return none.index_add(0, true, n * (true == predicted)), none.index_add(0, true, n)
+
+    def most_confused(self, k: int) -> list[int]:
+        """Return the k classes with the most images that are predicted wrongly, in their order.
+
+        An image counts for its class and for the one that it is predicted as.
+        """
+        true, predicted, n = self._cells
+        n = n * (true != predicted)
+        wrong = torch.zeros(len(self.classes), dtype=torch.long)
+        wrong = wrong.index_add(0, true, n).index_add(0, predicted, n)
+        return sorted(wrong.argsort(descending=True, stable=True)[:k].tolist())
+
+    def counts(self, classes: Sequence[int]) -> Tensor:
+        """Return the number of images (k, k) of each true (row) and predicted of k classes."""
+        found = torch.zeros((len(classes),) * 2, dtype=torch.long)
+        place = {label: i for i, label in enumerate(classes)}
         for true, predicted, n in self.confusions:
-            found[true, predicted] = n
+            if true in place and predicted in place:
+                found[place[true], place[predicted]] = n
         return found
 
     def write(self, folder: Path) -> None:

@@ -7,7 +7,6 @@ from html import escape
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from vitft.report.figures import percent
 from vitft.report.findings import Findings
@@ -16,7 +15,8 @@ from vitft.report.page import COOL, GREY, WARM, svg
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-N_CLASSES = 100  # shown at most
+N_CLASSES = 100  # whose names are shown, at most
+N_CELLS = 500  # classes of the confusion matrix, at most
 CHARTS = {("train_loss", "val_loss"): ".4g", ("val_accuracy",): "%", ("lr",): ".4g"}  # of history
 FROZEN = {"knn": ("nearest neighbours", ":"), "probe": ("linear probe", "--")}
 
@@ -59,24 +59,28 @@ def curves(
     return f'<h2>Training</h2><div class="grid" style="--w: 300px">{panels}</div>' * bool(panels)
 
 
-def confusion(classes: Sequence[str], counts: Tensor) -> str:
+def confusion(findings: Findings) -> str:
     """Return a panel with the confusion matrix; see `matrix`."""
+    n = len(findings.classes)
+    few = f" Shown are the {N_CELLS} of {n:,} classes that are confused most."
     return (
         "<h2>Confusions</h2><p>Rows are true classes, columns predicted ones. A darker cell holds "
-        "a larger share of its row.</p>"
-        f'<div class="panel matrix">{svg(matrix(classes, counts))}</div>'
+        f"a larger share of its row.{few if n > N_CELLS else ''}</p>"
+        f'<div class="panel matrix">{svg(matrix(findings))}</div>'
     )
 
 
-def matrix(classes: Sequence[str], counts: Tensor) -> "Figure":
-    """Draw a confusion matrix: counts (n_classes, n_classes), row true and column predicted."""
+def matrix(findings: Findings) -> "Figure":
+    """Draw the confusion matrix, row true and column predicted, of the classes confused most."""
     from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
 
+    chosen = findings.most_confused(N_CELLS)
+    classes, counts = [findings.classes[i] for i in chosen], findings.counts(chosen)
     n, side = len(classes), min(0.42 * len(classes), 9)  # inches
     figure = Figure(figsize=(side, side))
     axes = figure.add_axes((0, 0, 1, 1))  # names lie outside; savefig.bbox="tight" includes them
-    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    shares = counts / findings.recalls[1][chosen, None].clamp(min=1)
     depth = shares.sqrt().clamp(min=0.15) * (counts > 0)
     colours = torch.tensor([to_rgb(WARM), to_rgb(COOL)])[torch.eye(n, dtype=torch.long)]
     axes.imshow(torch.cat((colours, depth[..., None]), dim=-1).numpy(), interpolation="none")
@@ -92,21 +96,16 @@ def matrix(classes: Sequence[str], counts: Tensor) -> "Figure":
     return figure
 
 
-def per_class(classes: Sequence[str], counts: Tensor, split: str = "test") -> str:
-    """Return a bar for each class's accuracy, the lowest first.
-
-    Args:
-        classes: their names.
-        counts: confusion matrix (n_classes, n_classes), row true and column predicted.
-        split: which split the images are.
-    """
-    totals, shares = counts.sum(1), counts.diagonal() / counts.sum(1).clamp(min=1)
+def per_class(findings: Findings) -> str:
+    """Return a bar for each class's accuracy, the lowest first."""
+    (right, totals), classes = findings.recalls, findings.classes
+    shares = right / totals.clamp(min=1)
     # 2 puts classes without images last
     order = torch.where(totals > 0, shares, 2).argsort(stable=True)[:N_CLASSES].tolist()
     bars = ""
     for i in order:
         n, share = int(totals[i]), float(shares[i])
-        text = f"{percent(share, n)} of {n:,}" if n else f"no {split} image"
+        text = f"{percent(share, n)} of {n:,}" if n else f"no {findings.split} image"
         bar = f'<i style="--x: {share:.1%}"></i>'
         bars += f"<div><span>{escape(classes[i])}</span>{bar}{text}</div>"
     which = "each class" if len(order) == len(classes) else f"the {len(order)} hardest classes"

@@ -141,10 +141,9 @@ def _shown(findings: Findings) -> str:
     last = looks(findings) + changes(findings.changes)
     if findings.precisions:
         return precisions(findings) + last
-    counts = findings.counts
     return (
-        per_class(findings.classes, counts, findings.split)
-        + confusion(findings.classes, counts)
+        per_class(findings)
+        + confusion(findings)
         + mistakes(findings)
         + reliability(findings)
         + last
