@@ -34,16 +34,27 @@ COLUMNS = {
 @click.command()
 @click.option("--base", default="cifar10", show_default=True, help="As in vitft evaluate.")
 @click.option("--method", default="lora", show_default=True)
+@click.option("--targets", default=None, help="Names of modules; by default the method's.")
 @click.option("--adapters", "counts", default="1,8,64", show_default=True)
 @click.option("--batch-size", default=256, show_default=True)
 @click.option("--rounds", default=9, show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-def main(base: str, method: str, counts: str, batch_size: int, rounds: int, device: str) -> None:
+def main(
+    base: str,
+    method: str,
+    targets: str | None,
+    counts: str,
+    batch_size: int,
+    rounds: int,
+    device: str,
+) -> None:
     """Time the three ways in turn and print the medians."""
     rows = []
     for n in map(int, counts.split(",")):
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-            folders = [make_adapter(base, method, Path(folder, str(i)), i) for i in range(n)]
+            folders = [
+                make_adapter(base, method, targets, Path(folder, str(i)), i) for i in range(n)
+            ]
             times = measure(base, folders, batch_size, rounds, device)
         rows.append(
             {"adapters": n}
@@ -52,7 +63,8 @@ def main(base: str, method: str, counts: str, batch_size: int, rounds: int, devi
         )
         click.echo(table(rows[-1:], COLUMNS), err=True)
     name = f"bank_{device}" if method == "lora" else f"bank_{method}_{device}"
-    path = write_result(name, rows, batch_size=batch_size, rounds=rounds, method=method)
+    how = {"batch_size": batch_size, "rounds": rounds, "method": method, "targets": targets}
+    path = write_result(name, rows, **how)
     click.echo(f"{table(rows, COLUMNS)}\n\n{path}")
 
 
@@ -89,11 +101,12 @@ def measure(
     return medians({name: timer(way, device) for name, way in ways.items()}, rounds)
 
 
-def make_adapter(base: str, method: str, folder: Path, seed: int) -> Path:
+def make_adapter(base: str, method: str, targets: str | None, folder: Path, seed: int) -> Path:
     """Save an adapter with random numbers to `folder`."""
     torch.manual_seed(seed)
-    methods: dict[str, Callable[[], adapters.AdapterConfig]] = {**adapters.METHODS}
-    model = adapters.inject(load_model(base), methods[method](), trainable=("head",))
+    methods: dict[str, Callable[..., adapters.AdapterConfig]] = {**adapters.METHODS}
+    config = methods[method](**({"targets": tuple(targets.split(","))} if targets else {}))
+    model = adapters.inject(load_model(base), config, trainable=("head",))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
