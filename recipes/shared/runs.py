@@ -12,7 +12,7 @@ from recipes.shared.places import check_writable, locked_path
 from recipes.sharing.card import CARD, is_ours
 from vitft.data.load import unambiguous
 from vitft.devices.processes import attempt, from_first, is_first, launch_time
-from vitft.files import read_json, remove_unfinished, write_json
+from vitft.files import read_json, read_metadata, remove_unfinished, write_json
 from vitft.records import record_of
 from vitft.report.findings import FILE
 from vitft.training.loggers import EVENTS, check_loggers
@@ -198,10 +198,11 @@ def read_config(folder: Path, purpose: str) -> dict[str, Any]:
         purpose: what the run is wanted for, for error messages, such as "resume".
 
     Raises:
-        ValueError: the folder holds no config.json, or it is broken.
+        ValueError: the folder holds no config.json, it is broken, or it was edited since the state
+            was saved.
     """
     try:
-        return record_of(dict[str, Any], read_json(folder / "config.json"), "config.json")
+        config = record_of(dict[str, Any], read_json(folder / "config.json"), "config.json")
     except FileNotFoundError:
         raise ValueError(
             f"there is no run to {purpose} in {folder}: it has no config.json"
@@ -209,6 +210,27 @@ def read_config(folder: Path, purpose: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         hint = "; start again with --overwrite" * (purpose == "resume")
         raise ValueError(f"the run in {folder} is broken: {error}{hint}") from error
+    _check_unedited(config, folder)
+    return config
+
+
+def _check_unedited(config: Mapping[str, Any], folder: Path) -> None:
+    """Check that config.json has the options that the state in the folder was saved with.
+
+    The images and the base may have been moved: the state tells whether they are the same.
+
+    Raises:
+        ValueError: an option is another, and may not differ.
+    """
+    saved: Any = None
+    with suppress(OSError, ValueError):  # where a state is needed, it is told that it is broken
+        saved = read_metadata(folder / STATE).get("options")  # an older vitft saved none
+    for name, value in saved.items() if isinstance(saved, dict) else ():
+        if name not in (*MAY_DIFFER, "data", "base") and config.get(name) != value:
+            raise ValueError(
+                f"the run in {folder} was started with {name} {value}, but its config.json now has "
+                f"{config.get(name)}; write {value} there"
+            )
 
 
 def typed_options(

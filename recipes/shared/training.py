@@ -11,7 +11,7 @@ from recipes.shared.explain import explain
 from recipes.shared.logs import logged
 from recipes.shared.options import TrainOptions, pick_compile
 from recipes.shared.report import make_report
-from recipes.shared.runs import start_run
+from recipes.shared.runs import saved_options, start_run
 from recipes.shared.splits import Splits
 from recipes.shared.summary import finish, summarise
 from vitft.devices.processes import barrier, is_first, n_processes
@@ -96,7 +96,8 @@ def train(
     """
     compiled = pick_compile(options, plan, len(splits.train), model.head.weight.device)
     plan = weighted(replace(plan, compiled=compiled), options, splits.train, len(model.classes))
-    run = Run(model, splits.train, splits.validation, plan, folder, belongs)
+    given = saved_options(options)
+    run = Run(model, splits.train, splits.validation, plan, folder, belongs, given)
     if options.resume:
         restore(run)
     barrier()

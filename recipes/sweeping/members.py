@@ -12,6 +12,7 @@ from recipes.shared.adapt import adapt, at_full_rate, pick_cached, save_trained
 from recipes.shared.explain import explain
 from recipes.shared.finetuning import CommonOptions
 from recipes.shared.logs import logged
+from recipes.shared.runs import saved_options
 from recipes.shared.splits import Splits, say
 from recipes.shared.summary import summarise
 from recipes.shared.training import calibrate, weighted
@@ -67,10 +68,11 @@ def make_member(
     plan = replace(plan, n_cached=pick_cached(model, options, plan, n_images))
     plan = at_full_rate(plan, model, options)
     plan = weighted(plan, options, images.train, len(base.classes))
-    run = Run(model, images.train, images.validation, plan, Path(options.out), [fingerprint])
+    folder, given = Path(options.out), saved_options(options)
+    run = Run(model, images.train, images.validation, plan, folder, [fingerprint], given)
     if options.resume:
         restore(run)
-    return Member(options, chosen, Path(options.out), images, run)
+    return Member(options, chosen, folder, images, run)
 
 
 def chunks(base: VisionTransformer, members: Sequence[Member], n: int) -> list[list[Member]]:
@@ -139,6 +141,7 @@ def _train(base: VisionTransformer, members: Sequence[Member]) -> None:
         else:
             calibrate(member.run, member.options)
             member.facts = save_trained(member.run, member.options, member.folder)
+            member.facts["n_together"] = len(members)
             member.summary = summarise(
                 member.run, member.splits, member.options, member.folder, member.facts
             )

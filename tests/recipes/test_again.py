@@ -118,6 +118,7 @@ def test_an_option_of_another_type_is_named(
     out = Path(shutil.copytree(run, tmp_path / "run"))
     told = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(told | {name: value}))
+    (out / "state.safetensors").unlink()  # which tells that an option was edited
     for flags in (["finetune", "--resume", "--out", out], ["rerun", out]):
         assert f"Error: config.json: {name}: Expected" in vitft(*flags, code=2).stderr
 

@@ -1,6 +1,7 @@
 """A run's folder: who may write to it, and how a run that was stopped goes on."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -102,6 +103,28 @@ def test_a_run_resumes_only_on_its_images_and_its_base(
     torch.nn.init.zeros_(other.norm.bias)
     save_model(other, mine)
     assert "another base" in vitft("finetune", *flags, "--epochs=1", "--resume", code=2).stderr
+
+
+@pytest.mark.parametrize("command", ["resume", "rerun", "from"])
+def test_an_option_that_was_edited_in_config_json_is_told(
+    command: str, vitft: Run, run: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(run, tmp_path / "run"))
+    new = ["--data", folder, "--out", tmp_path / "new"]
+    given = {
+        "resume": ["finetune", "--resume", "--out", out],
+        "rerun": ["rerun", out],
+        "from": ["finetune", "--from", out, "--epochs=1", *new],
+    }[command]
+    config = json.loads((out / "config.json").read_text())
+    for edited in ({**config, "rank": 4}, {k: v for k, v in config.items() if k != "rank"}):
+        (out / "config.json").write_text(json.dumps(edited))
+        (line,) = vitft(*given, code=2).stderr.splitlines()
+        now = edited.get("rank")
+        assert f"was started with rank 8, but its config.json now has {now}; write 8" in line
+    moved = shutil.copytree(folder, tmp_path / "moved") if command == "rerun" else folder
+    (out / "config.json").write_text(json.dumps({**config, "data": str(moved), "epochs": 4}))
+    vitft(*given)
 
 
 def test_nothing_is_lost_to_a_typo_or_to_a_base_in_the_way(

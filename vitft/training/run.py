@@ -4,7 +4,7 @@ A run holds its progress. `vitft.training.saving` saves it, `vitft.training.loop
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Run:
         plan: how to train.
         folder: for the state and metrics.jsonl.
         belongs: what else must be the same when the run is resumed, such as the base's fingerprint.
+        options: those of the command line, which the state keeps.
 
     Attributes:
         image_size: full side of the images, in pixels.
@@ -61,10 +62,11 @@ class Run:
         plan: Plan,
         folder: Path,
         belongs: Sequence[str] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.train, self.validation = model, train, validation
         self.inputs, self.validation_inputs = train, validation
-        self.plan, self.folder = plan, folder
+        self.plan, self.folder, self.options = plan, folder, dict(options or {})
         self.device, self.image_size = next(model.parameters()).device, model.image_size
         if plan.recorded and self.device.type != "cuda":
             raise ValueError(f"recorded=True is for CUDA; the model is on {self.device.type}")

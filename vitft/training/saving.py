@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -33,6 +33,7 @@ class Progress:
     best: Row | None = None
     frozen: dict[str, float] = field(default_factory=dict)
     skipped: Count = 0
+    options: dict[str, Any] = field(default_factory=dict)
     save: str | None = None  # name that all runs saved together have in common; see `save`
 
 
@@ -61,6 +62,7 @@ def save(run: Run, name: str | None = None) -> None:
         best=run.best.row,
         frozen=run.frozen,
         skipped=run.skipped,
+        options=run.options,
         save=name,
     )
     path, optimizers = run.folder / (NEXT if name else STATE), run.updates.optimizers
