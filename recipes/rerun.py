@@ -5,6 +5,7 @@
 
 import json
 import shlex
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.files import read_json, read_metadata, read_tensors
 from vitft.records import part_of
+from vitft.training.state import STATE
 
 PURPOSE = "do again"
 FIGURES = ("test_accuracy", "val_accuracy")
@@ -30,8 +32,8 @@ FIGURES = ("test_accuracy", "val_accuracy")
 class RerunOptions:
     """Repeat the run in DIR, with its options, data and seed, and compare the weights.
 
-    On the same machine with the same versions they are the same to the last bit; elsewhere, and in
-    another number of processes, rounding may differ.
+    On the same machine with the same versions they are the same to the last bit; elsewhere, in
+    another number of processes, and without the others of a sweep, rounding may differ.
     """
 
     dir: str = option(help="A finished run's folder.", argument=True)
@@ -50,6 +52,7 @@ class Before:
     val_accuracy: float | None = None
     device: str | None = None
     n_processes: int | None = None  # an older vitft did not say
+    n_together: int = 1  # adapters that a sweep trained in one pass
     stopped: str | None = None
 
 
@@ -77,24 +80,21 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
         after = pretrain(PretrainOptions(**given))
     else:
         after = train_adapter(FinetuneOptions(**given)).summary
-    name = before.file
-    adapted = (folder, out) if name == TENSORS else ()
+    adapted = (folder, Path(out)) if before.file == TENSORS else ()
     bases = {read_adapter(place).fingerprint for place in adapted}
-    weights = [read_tensors(Path(place, name))[0] for place in (folder, out)]
-    if weights[0].keys() != weights[1].keys():
-        raise ValueError(f"{folder}/{name} has been changed since: it holds other tensors")
-    distances = {key: _distance(value, weights[1][key]) for key, value in weights[0].items()}
+    was, now = (_belongs(place, kind) for place in (folder, Path(out)))
+    differs = {key: key in was and was[key] != now.get(key) for key in ("images", "base")}
     return {
-        "same": all(torch.equal(value, weights[1][key]) for key, value in weights[0].items()),
-        "n_tensors": len(distances),
-        "largest_difference": max(distances.values()),
+        **_compared(folder / before.file, Path(out, before.file)),
         **{key: [getattr(before, key), after.get(key)] for key in FIGURES},
         "versions_differ": [
             key for key, value in before.versions.items() if after["versions"].get(key) != value
         ],
         "devices": [before.device, after["device"]],
         "n_processes": [before.n_processes, after["n_processes"]],
-        "base_differs": len(bases) > 1,
+        "n_together": before.n_together,
+        "images_differ": differs["images"],
+        "base_differs": len(bases) > 1 or differs["base"],
         "out": str(out),
     }
 
@@ -115,6 +115,29 @@ def _summary(folder: Path) -> Before:
     if found.stopped is not None:
         raise ValueError(f"the run in {folder} was stopped {found.stopped}; --resume it first")
     return found
+
+
+def _belongs(folder: Path, kind: type[Any]) -> dict[str, list[Any]]:
+    """Return what a run's state says of its images, and of its base; {} without a state."""
+    found = None
+    with suppress(OSError, ValueError):  # only the reason of a difference is then not known
+        found = read_metadata(folder / STATE).get("belongs")
+    if not isinstance(found, list):
+        return {}
+    n = len(found) - (kind is FinetuneOptions)  # the last is the base's fingerprint
+    return {"images": found[:n], "base": found[n:]}
+
+
+def _compared(first: Path, second: Path) -> dict[str, Any]:
+    """Return whether the tensors of two files are the same, how many, and their difference."""
+    before, after = (read_tensors(path)[0] for path in (first, second))
+    if before.keys() != after.keys():
+        raise ValueError(f"{first} has been changed since: it holds other tensors")
+    return {
+        "same": all(torch.equal(value, after[key]) for key, value in before.items()),
+        "n_tensors": len(before),
+        "largest_difference": max(_distance(value, after[key]) for key, value in before.items()),
+    }
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -138,12 +161,16 @@ def run(options: RerunOptions) -> None:
         then, now = found[key]
         if then is not None and now is not None:
             click.echo(f"{key.replace('_', ' '):<15} {then:.2%} then, {now:.2%} now")
+    if found["images_differ"]:
+        click.echo("other images    than the run's: some were added, removed or moved")
     if found["base_differs"]:
         click.echo("another base    than the run's is in its place")
     if found["versions_differ"]:
         click.echo(f"other versions  of {', '.join(found['versions_differ'])}")
     if len(set(found["devices"])) > 1:
         click.echo(f"other devices   {found['devices'][0]} then, {found['devices'][1]} now")
+    if (others := found["n_together"] - 1) > 0:
+        click.echo(f"other adapters  {others} trained in the same pass then, none now")
     then, now = found["n_processes"]
     if then not in (None, now):
         click.echo(f"other processes {then} then, {now} now; torchrun starts as many")

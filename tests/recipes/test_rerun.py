@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.shared import TINY_FLAGS, Run, long, some
+from tests.shared import TINY_FLAGS, Run, long, paint, some
 from vitft import load_model, save_model
 
 pytestmark = long
@@ -74,6 +74,7 @@ def test_another_base_in_its_place_is_told(
     done = vitft("rerun", tmp_path / "run", "--overwrite")
     assert "not the same" in done.stdout
     assert "another base    than the run's is in its place" in done.stdout
+    assert "other images" not in done.stdout
 
 
 def test_what_cannot_be_done_again_is_told(vitft: Run, tmp_path: Path) -> None:
@@ -125,6 +126,36 @@ def test_a_run_named_by_dots_is_done_again_beside_it(
     monkeypatch.chdir(out / where)
     vitft("rerun", name)
     assert (tmp_path / "run-again" / "summary.json").is_file()
+
+
+def test_other_images_and_the_base_of_full_are_told(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    data, mine = shutil.copytree(folder, tmp_path / "data"), tmp_path / "mine.safetensors"
+    shutil.copy(base, mine)
+    flags = ["--adapter=full", "--base", mine, "--data", data, "--epochs=1"]
+    vitft("finetune", *flags, "--out", tmp_path / "run")
+    paint(data / "train" / "red" / "new.png", (250, 0, 0))
+    done = vitft("rerun", tmp_path / "run").stdout
+    assert "other images    than the run's: some were added, removed or moved" in done
+    assert "another base" not in done
+    (data / "train" / "red" / "new.png").unlink()
+    other = load_model(mine)
+    torch.nn.init.ones_(other.blocks[0].attn.wq.weight)
+    save_model(other, mine)
+    done = vitft("rerun", tmp_path / "run", "--overwrite").stdout
+    assert "another base    than the run's is in its place" in done
+    assert "other images" not in done
+
+
+def test_the_others_of_a_sweep_are_told(
+    vitft: Run, folder: Path, base: Path, tmp_path: Path
+) -> None:
+    flags = ["--adapter=lora", "--base", base, "--data", folder, "--epochs=1"]
+    vitft("sweep", *flags, "--lr=1e-3,1e-2,3e-2", "--out", tmp_path)
+    done = vitft("rerun", tmp_path / "lr=0.001,seed=0", "--out", tmp_path / "again")
+    assert "other adapters  2 trained in the same pass then, none now" in done.stdout
+    assert "other adapters" not in vitft("rerun", tmp_path / "again").stdout
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
