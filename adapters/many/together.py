@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.identity import shared_copy
+from adapters.identity import base_fingerprint, fingerprint, shared_copy
 from adapters.layers import AdapterLayer
 from adapters.many.rows import Rows, refuse_tokens_first
 from adapters.many.terms import linear, norm
 from adapters.plain import plain, plain_linear
-from adapters.record import injection
+from adapters.record import injection, unwrapped
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -109,6 +109,29 @@ class JointHead(nn.Module):
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
+def refuse_other_base(base: nn.Module, members: Sequence[nn.Module], head: str) -> None:
+    """Check that the members were adapted from this base.
+
+    A member that lies in the base's memory was; the weights of others are compared by fingerprints.
+
+    Raises:
+        ValueError: one was adapted from another base.
+    """
+    state = {n: t for n, t in base.state_dict().items() if isinstance(t, Tensor)}
+    own = {n: t.data_ptr() for n, t in state.items() if not n.startswith(f"{head}.")}
+    expected = None
+    for i, member in enumerate(members):
+        theirs = unwrapped(member).state_dict()
+        if all(n in theirs and theirs[n].data_ptr() == memory for n, memory in own.items()):
+            continue
+        expected = expected or fingerprint(base, exclude=(head,))
+        if (found := base_fingerprint(member)) != expected:
+            raise ValueError(
+                f"member {i} was adapted from the base {found}, but this one is {expected}; "
+                "take copies of this base, such as shared_copy makes"
+            )
+
+
 def together(base: Model, members: Sequence[nn.Module], head: str = "head") -> Model:
     """Return a model that computes all `members`, adapted copies of `base`, in one pass.
 
@@ -122,7 +145,8 @@ def together(base: Model, members: Sequence[nn.Module], head: str = "head") -> M
 
     Raises:
         ValueError: a method can't be stacked, has dropout, something besides the head trains, the
-            heads are not alike, or a module of the base has batch_first=False.
+            heads are not alike, a member was adapted from another base, or a module of the base has
+            batch_first=False.
     """
     refuse_tokens_first(base)
     joint = shared_copy(base).requires_grad_(False)
@@ -132,6 +156,7 @@ def together(base: Model, members: Sequence[nn.Module], head: str = "head") -> M
             raise ValueError(f"{[*record.trained]} train besides the adapter; only {head!r} may")
         if getattr(record.config, "dropout", 0):
             raise ValueError("dropout draws other numbers together than alone; leave it out")
+    refuse_other_base(base, members, head)
     for name in sorted({name for record in records for name in record.adapted}):
         module = plain(joint.get_submodule(name), name, nn.Linear, nn.LayerNorm)
         assert isinstance(module, nn.Linear | nn.LayerNorm)

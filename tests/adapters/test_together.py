@@ -1,5 +1,7 @@
 """Several adapted copies of one base at once: each computes and trains as it does alone."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -96,6 +98,16 @@ def test_what_cannot_be_stacked_is_refused(kind: str) -> None:
         ValueError, match="cannot be stacked|is a .*, not an nn.Linear or nn.LayerNorm"
     ):
         together(base, members(base, kind))
+
+
+def test_a_member_of_another_base_is_refused() -> None:
+    base, other = toy(), toy(1)
+    again = copy.deepcopy(members(base, "lora"))
+    assert together(base, again)(IMAGES).shape == (12, 3)
+    with pytest.raises(
+        ValueError, match=r"member 1 was adapted from the base \w{16}, but this one"
+    ):
+        together(base, [*again, *members(other, "lora")])
 
 
 def test_dropout_and_other_trained_modules_are_refused() -> None:
