@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adapters.config import ends_by_pattern
 from adapters.folder import PREFIX, TARGET_KEYS, AdapterFolder
+from adapters.methods.ia3 import is_of_inputs
 from adapters.methods.loha import LoHaConfig
 from adapters.methods.lokr import LoKrConfig
 from adapters.methods.vera import VeRAConfig
@@ -50,6 +51,7 @@ def translated(saved: AdapterFolder, model: nn.Module) -> AdapterFolder:
     theirs = {module for name in names if (module := _adapted(name))}
     if theirs <= own:
         return saved
+    feedforward = _feedforward(saved.config)
     tensors: dict[str, Tensor] = {}
     adapted: dict[str, str] = {}  # ours -> theirs
     trained: dict[str, None] = {}
@@ -58,22 +60,40 @@ def translated(saved: AdapterFolder, model: nn.Module) -> AdapterFolder:
             tensors[key] = tensor
             continue
         modules, suffix = _split(name, translate)
-        for module, part in zip(modules, _parts(key, suffix, tensor, modules), strict=True):
+        of_inputs = suffix == "ia3_l" and is_of_inputs(_adapted(name), feedforward)
+        parts = _parts(key, suffix, tensor, modules, of_inputs=of_inputs)
+        for module, part in zip(modules, parts, strict=True):
             tensors[f"{PREFIX}{module}.{suffix}"] = part
             if suffix in ("weight", "bias"):
                 trained[module] = None
             else:
                 adapted[module] = name.removesuffix(f".{suffix}")
     config = _config(saved.config, adapted, [*trained])
-    if "feedforward_modules" in config:
+    if feedforward:
         config["feedforward_modules"] = [
-            module for module in adapted if _is_of_inputs(tensors.get(f"{PREFIX}{module}.ia3_l"))
+            module for module, theirs in adapted.items() if is_of_inputs(theirs, feedforward)
         ]
     return replace(saved, config=config, tensors=tensors, trained=tuple(trained))
 
 
-def _parts(key: str, suffix: str, tensor: Tensor, modules: Sequence[str]) -> Sequence[Tensor]:
+def _feedforward(config: dict[str, Any]) -> str | list[str]:
+    """Return `feedforward_modules`; [] where it is missing, or wrong, which `from_peft` says."""
+    found = config.get("feedforward_modules")
+    is_list = isinstance(found, list) and all(isinstance(name, str) for name in found)
+    return found if isinstance(found, str) or is_list else []
+
+
+def _parts(
+    key: str, suffix: str, tensor: Tensor, modules: Sequence[str], *, of_inputs: bool
+) -> Sequence[Tensor]:
     """Return the part of a tensor, called `key`, that each of our modules gets.
+
+    Args:
+        key: the tensor's name, for messages.
+        suffix: of it, a key of AXES or one of WHOLE.
+        tensor: to split.
+        modules: ours that it is for.
+        of_inputs: it multiplies inputs, which are the same for all modules.
 
     Raises:
         ValueError: there are no modules for it, or it has no such parts.
@@ -81,18 +101,13 @@ def _parts(key: str, suffix: str, tensor: Tensor, modules: Sequence[str]) -> Seq
     if suffix not in AXES and suffix not in WHOLE:
         raise ValueError(f"tensor {key} has no counterpart in the converted model")
     n, axis = len(modules), AXES.get(suffix)
-    if axis is None or (suffix == "ia3_l" and _is_of_inputs(tensor)):
+    if axis is None or of_inputs:
         if suffix in WHOLE and n > 1:
             raise ValueError(f"tensor {key} has no parts for {', '.join(modules)}")
         return [tensor] * n
     if tensor.ndim <= axis or tensor.shape[axis] % n:
         raise ValueError(f"tensor {key} has shape {[*tensor.shape]}, not {n} equal parts")
     return tensor.chunk(n, dim=axis)
-
-
-def _is_of_inputs(factors: Tensor | None) -> bool:
-    """Return whether these factors of (IA)^3 are (1, I), for inputs, not (O, 1)."""
-    return factors is not None and factors.shape[:1] == (1,)
 
 
 def _adapted(name: str) -> str:

@@ -129,11 +129,7 @@ class IA3Config(AdapterConfig):
         targets = written.get("target_modules") or ()
         if isinstance(targets, str):
             return super().from_peft(written)
-        inputs = [
-            name
-            for name in targets
-            if (matcher(wanted)(name) if isinstance(wanted, str) else _ends(name, wanted))
-        ]
+        inputs = [name for name in targets if is_of_inputs(name, wanted)]
         return super().from_peft({**written, "feedforward_modules": inputs})
 
     def to_peft(self) -> dict[str, Any]:
@@ -152,6 +148,16 @@ class IA3Config(AdapterConfig):
         """
         inputs = any(select([name], wanted) for wanted in self.feedforward)
         return (IA3Input if inputs else IA3Linear)(plain_linear(module, name))
+
+
+def is_of_inputs(name: str, wanted: str | Iterable[str]) -> bool:
+    """Return whether PEFT multiplies a module's inputs, by `feedforward_modules`.
+
+    Args:
+        name: of the module.
+        wanted: an expression for whole names, or their ends.
+    """
+    return matcher(wanted)(name) if isinstance(wanted, str) else _ends(name, wanted)
 
 
 def _ends(name: str, endings: Iterable[str]) -> bool:

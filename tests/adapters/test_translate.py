@@ -122,6 +122,15 @@ def test_factors_of_inputs_are_the_same_for_all_parts() -> None:
     assert all(found.tensors[f"{PREFIX}{name}.ia3_l"].shape == (1, 2) for name in expected)
 
 
+def test_the_config_tells_which_side_one_factor_is_of() -> None:
+    tensors = {"encoder.0.fc.ia3_l": torch.ones(1, 1)}
+    for given in (["fc"], r".*\.fc"):
+        config = translated(folder(tensors, feedforward_modules=given), Converted()).config
+        assert config["feedforward_modules"] == ["blocks.0.w1"]
+    config = translated(folder(tensors, feedforward_modules=["qkv"]), Converted()).config
+    assert config["feedforward_modules"] == []
+
+
 def test_a_name_that_both_models_have_is_no_sign_that_all_are_ours() -> None:
     shared = {"head.lora_A.weight": A, "head.lora_B.weight": B[:2]}
     names = NAMES | {"head": ("head",)}
