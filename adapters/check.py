@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters.record import injection, unwrapped
+from adapters.record import Injection, injection, unwrapped
+from adapters.targets import EITHER, use_of
 
 
 @torch.no_grad()
@@ -23,8 +24,9 @@ def check(model: nn.Module, *inputs: Any, **named: Any) -> None:
         *inputs, **named: what the model takes, such as a batch of one image.
 
     Raises:
-        ValueError: a layer is not called, a trained module neither called nor reached by gradients,
-            the model is not adapted, or its adapters are off.
+        ValueError: a layer is not called, or is called while another module reads its weight too, a
+            trained module neither called nor reached by gradients, the model is not adapted, or its
+            adapters are off.
     """
     record, inner = injection(model), unwrapped(model)
     names = [*record.adapted, *record.trained]
@@ -43,6 +45,7 @@ def check(model: nn.Module, *inputs: Any, **named: Any) -> None:
             vars(part).pop("forward", None)
             if forward is not None:
                 vars(part)["forward"] = forward
+    _refuse_read_too(inner, record, inputs, named)
     missed = [name for name in names if name not in called]
     read = {n: inner.get_submodule(n) for n in missed if n in record.trained}
     if read:
@@ -64,6 +67,50 @@ def _recording(forward: Callable[..., Any], name: str, called: set[str]) -> Call
         return forward(*inputs, **named)
 
     return recording
+
+
+def _refuse_read_too(
+    model: nn.Module, record: Injection, inputs: tuple[Any, ...], named: Mapping[str, Any]
+) -> None:
+    """Refuse adapter layers whose parent calls them and also reads their weight, unadapted.
+
+    In this pass the layers compute with parameters apart from the graph, so that the gradient
+    reaches a weight only where something else reads it.
+
+    Raises:
+        ValueError: there is one; `merge` would change what its parent reads.
+    """
+    either = [name for name in record.adapted if use_of(model, name) == EITHER]
+    layers = {name: model.get_submodule(name) for name in either}
+    if not layers:
+        return
+    try:
+        for layer in layers.values():
+            vars(layer)["forward"] = _apart(layer, layer.forward)
+        with _evaluating(model):
+            reached = _reached(model, layers, inputs, named)
+    finally:
+        for layer in layers.values():
+            vars(layer).pop("forward", None)
+    if reached:
+        name = min(reached)
+        kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
+        raise ValueError(
+            f"{name}: called, but {kind} reads its weight too, without the adapter, and merge "
+            "would change what it reads; leave it out of targets"
+        )
+
+
+def _apart(layer: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def apart(*inputs: Any, **named: Any) -> Any:
+        own = layer._parameters
+        vars(layer)["_parameters"] = {n: p if p is None else p.detach() for n, p in own.items()}
+        try:
+            return forward(*inputs, **named)
+        finally:
+            vars(layer)["_parameters"] = own
+
+    return apart
 
 
 @contextmanager

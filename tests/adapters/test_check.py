@@ -93,6 +93,34 @@ def test_a_trained_list_is_called_by_its_parts_and_a_forward_of_its_own_stays() 
     assert not any("forward" in vars(part) for part in made.modules())
 
 
+class Twice(nn.Module):
+    """Calls a linear, and may read its weight too."""
+
+    def __init__(self, reads: bool) -> None:
+        super().__init__()
+        self.inner, self.reads = nn.Linear(4, 4), reads
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x.to(self.inner.weight.dtype))
+        return self.last(nn.functional.linear(y, self.inner.weight) if self.reads else y)
+
+
+def test_a_layer_that_is_called_and_read_too_is_named() -> None:
+    x = torch.ones(1, 4)
+    for reads in (False, True):
+        made = adapters.inject(Twice(reads), adapters.LoRAConfig(targets=("inner", "last")))
+        before, expected = dict(made.named_parameters()), made(x)
+        if reads:
+            with pytest.raises(ValueError, match="^inner: called, but Twice reads its weight too"):
+                adapters.check(made, x)
+        else:
+            adapters.check(made, x)
+        assert dict(made.named_parameters()) == before
+        assert torch.equal(made(x), expected)
+        assert "forward" not in vars(made.inner)
+
+
 class Reads(nn.Module):
     """Reads what trains: a weight, a list of parameters, and a weight's dtype."""
 
