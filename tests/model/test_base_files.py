@@ -44,6 +44,7 @@ def test_a_file_tells_all_that_an_image_needs(tmp_path: Path) -> None:
         "crop": 1.0,
         "kernel": "bicubic",
         "range": None,
+        "halves": "even",
         "labels": "one",
     }
     other = load_model(path)

@@ -11,7 +11,8 @@ from tests.shared import TINY
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 
-FRAMING = {"resize": "shortest", "crop": 1.0, "kernel": "bicubic", "range": None, "labels": "one"}
+FRAMING = {"resize": "shortest", "crop": 1.0, "kernel": "bicubic", "range": None}
+FRAMING |= {"halves": "even", "labels": "one"}
 
 
 def test_a_new_model_has_neutral_names_and_preprocessing() -> None:

@@ -113,6 +113,18 @@ def test_a_large_jpeg_is_decoded_small_to_nearly_the_same(tmp_path: Path) -> Non
     assert (found.float() - plain.float()).abs().mean() < 1.5
 
 
+def test_a_draft_is_scaled_to_the_size_of_the_whole(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # on its side
+    for size in ((400, 427), (427, 400)):
+        photograph(*size).save(tmp_path / "a.jpg", quality=95, exif=exif)
+        framing = Framing(crop=64 / 73, kernel="draft-bicubic")
+        drafted = read_image(tmp_path / "a.jpg", Fit(64, 3, framing))
+        photograph(*size).transpose(Image.Transpose.ROTATE_270).save(tmp_path / "b.png")
+        whole = read_image(tmp_path / "b.png", Fit(64, 3, framing))
+        assert (drafted.float() - whole.float()).abs().mean() < 1
+
+
 def test_deep_pictures_are_seen_by_the_range_of_their_set(tmp_path: Path) -> None:
     for i, low in enumerate((7800, 7900, 8000)):
         for part, more in (("train", 0), ("test", 1)):

@@ -58,11 +58,11 @@ def describe_architecture(
         raise ValueError(f"model_args {unknown[0]}={arguments[unknown[0]]!r} is not covered")
     dinov3, giantopt = "dinov3" in name, "giantopt" in name
     heads = HEADS_DINOV3 if dinov3 else HEADS_GIANTOPT if giantopt else HEADS
-    size = arguments.get("img_size") or _pretrained(config).get("input_size", [3, 224, 224])[1]
+    of_pictures = side_of([*_pretrained(config).get("input_size", [3, 224, 224])[1:]])
     options: dict[str, Any] = {
         "eps": 1e-5 if "_clip_" in name or dinov3 else 1e-6,
         "act": _act(name),
-        "image_size": side_of(size),
+        "image_size": side_of(arguments.get("img_size") or of_pictures),
         "n_heads": arguments.get("num_heads")
         or heads_of(tensors["patch_embed.proj.weight"], heads),
         "pooling": _pooling(config, tensors, "avg" if dinov3 else "token"),

@@ -19,6 +19,9 @@ ACTS = {
 }
 
 
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation
+
+
 @dataclass(frozen=True)
 class Kind:
     """A model_type: its family, our options, and the defaults of its config class."""
@@ -29,15 +32,16 @@ class Kind:
     act: str = "gelu"
     eps: float = 1e-12
     n_heads: int = 12
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET[0]
+    std: tuple[float, float, float] = IMAGENET[1]
+    processor: str = "ViT"  # its usual image processor, without "ImageProcessor"
 
 
 HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _BICUBIC = {"pos_resize": "bicubic"}
-_DINOV2 = Kind("hf-dinov2", "cls+mean", _BICUBIC, eps=1e-6)
+_DINOV2 = Kind("hf-dinov2", "cls+mean", _BICUBIC, eps=1e-6, processor="Bit")
 _CLIP = Kind(
     "hf-clip",
     "cls",
@@ -46,18 +50,28 @@ _CLIP = Kind(
     eps=1e-5,
     mean=CLIP_MEAN,
     std=CLIP_STD,
+    processor="CLIP",
 )
-_SIGLIP = Kind("hf-siglip", "map", _BICUBIC, act="gelu_pytorch_tanh", eps=1e-6, mean=HALF, std=HALF)
+_SIGLIP = Kind(
+    "hf-siglip",
+    "map",
+    _BICUBIC,
+    act="gelu_pytorch_tanh",
+    eps=1e-6,
+    mean=HALF,
+    std=HALF,
+    processor="Siglip",
+)
 KINDS = {
     "vit": Kind("hf-vit", "cls", _BICUBIC, mean=HALF, std=HALF),
-    "deit": Kind("hf-vit", "cls", _BICUBIC),
+    "deit": Kind("hf-vit", "cls", _BICUBIC, processor="DeiT"),
     "vit_mae": Kind("hf-vit", "cls", _BICUBIC),
     "ijepa": Kind("hf-vit", "mean", _BICUBIC),
     "dinov2": _DINOV2,
     "dinov2_with_registers": Kind(
-        "hf-dinov2", "cls+mean", {"pos_resize": "bicubic-antialias"}, eps=1e-6
+        "hf-dinov2", "cls+mean", {"pos_resize": "bicubic-antialias"}, eps=1e-6, processor="Bit"
     ),
-    "dinov3_vit": Kind("hf-dinov3", "cls+mean", eps=1e-5, n_heads=6),
+    "dinov3_vit": Kind("hf-dinov3", "cls+mean", eps=1e-5, n_heads=6, processor="DINOv3ViT"),
     "clip": _CLIP,
     "clip_vision_model": _CLIP,
     "siglip": _SIGLIP,

@@ -6,15 +6,15 @@ Most of the config follows from the tensors: widths, biases, tokens, norms. The 
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vitft.families.describe import class_names, describe, facts, framing, statistics
+from vitft.families.describe import class_names, describe, facts
 from vitft.families.names import FAMILIES
+from vitft.families.preparing import preparation
 from vitft.families.rename import rename
 from vitft.families.source import read_source
 from vitft.files import check_weight
@@ -43,11 +43,12 @@ def read_foreign(path: str | Path) -> VisionTransformer:
         raise ValueError(f"{path} ({family}): {error}") from error
     try:
         model.classes = class_names(source.config, model.head.out_features) or model.classes
-        mean, std = statistics(source, family, model.config.n_channels)
-        record = {"image_size": model.image_size, "mean": mean, "std": std}
-        model.preprocessing = record | asdict(framing(source))
     except ValueError as error:
         raise ValueError(f"{path} ({family}): {error}") from error
+    try:
+        model.preprocessing = preparation(source, family, model.image_size, model.config.n_channels)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; mend that entry of its config to load it") from error
     model.facts = facts(source, family)
     return model.requires_grad_().eval()
 

@@ -75,7 +75,11 @@ class Processor:
 
     size: Positive | list[Positive] | dict[str, Positive] | None = None
     crop_size: Positive | list[Positive] | dict[str, Positive] | None = None
+    do_resize: bool | None = None
     do_center_crop: bool | None = None
+    do_pad: bool | None = None
+    image_processor_type: str | None = None
+    feature_extractor_type: str | None = None
     image_mean: Numbers | None = None
     image_std: Numbers | None = None
     resample: int | str | None = None

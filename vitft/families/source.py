@@ -34,7 +34,7 @@ class Source:
     name: str  # the folder's or file's
     tensors: dict[str, Tensor] = field(repr=False)
     config: dict[str, Any]  # config.json, {} where there is none
-    preprocessing: dict[str, Any]  # preprocessor_config.json, {} where there is none
+    preprocessing: dict[str, Any]  # of transformers' image processor, {} where there is none
     open_clip: dict[str, Any]  # open_clip_config.json, {} where there is none
     raw_config: dict[str, Any]  # config.json unchanged, with its nulls
     licence: str | None  # from the head of README.md, the model card
@@ -62,9 +62,7 @@ def read_source(path: Path) -> Source:
         name=path.name,
         tensors=tensors,
         config=_checked_config(raw_config, str(folder / "config.json")),
-        preprocessing=_read_checked(folder / "preprocessor_config.json", Processor)
-        if described
-        else {},
+        preprocessing=_processor(folder) if described else {},
         open_clip=_read_checked(folder / "open_clip_config.json", OpenClip) if described else {},
         raw_config=raw_config,
         licence=_licence(folder / "README.md") if described else None,
@@ -144,6 +142,19 @@ def _licence(card: Path) -> str | None:
     head = card.read_text(errors="replace").split("---")
     found = re.search(r"^license(?:_name)?:\s*(\S+)", head[1], re.MULTILINE) if head[2:] else None
     return found[1].strip("\"'") if found else None
+
+
+def _processor(folder: Path) -> dict[str, Any]:
+    """Return the entries of the image processor of transformers in a folder, {} without one.
+
+    Since version 5 transformers writes a processor of images and texts as one file, which counts
+    before the other.
+    """
+    both = folder / "processor_config.json"
+    inner = _read_entries(both).get("image_processor")
+    if isinstance(inner, dict):
+        return checked(inner, Processor, str(both))
+    return _read_checked(folder / "preprocessor_config.json", Processor)
 
 
 def _checked_config(config: dict[str, Any], where: str) -> dict[str, Any]:

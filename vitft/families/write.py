@@ -13,9 +13,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vitft.families.describe import class_names, names_in
+from vitft.families.preparing import RESAMPLE
 from vitft.families.rename import translate
 from vitft.files import write_bytes, write_json
 from vitft.model.vit import VisionTransformer
+from vitft.pictures.preprocess import scaled_side
 
 # model_type -> prefix of names in transformers' class for image classification, and its name
 CLASSIFIERS = {
@@ -62,7 +64,8 @@ def write_source(model: VisionTransformer, folder: Path, library: str) -> None:
     config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config}
     write_bytes(folder / "model.safetensors", save(tensors, {"format": "pt"}))
     write_json(folder / "config.json", config)
-    write_json(folder / "preprocessor_config.json", _processor(model))
+    if library == "hf":  # timm's is in its config
+        write_json(folder / "preprocessor_config.json", _processor(model))
 
 
 def their_tensors(model: VisionTransformer) -> dict[str, Tensor]:
@@ -172,7 +175,7 @@ def _processor(model: VisionTransformer) -> dict[str, Any]:
     Raises:
         ValueError: transformers has no processor that pads.
     """
-    framing, whole = model.framing, round(model.image_size / model.framing.crop)
+    framing, whole = model.framing, scaled_side(model.image_size, model.framing.crop)
     if framing.resize == "pad":
         raise ValueError("transformers has no image processor that pads; use another --resize")
     squash = framing.resize == "squash"
@@ -182,7 +185,7 @@ def _processor(model: VisionTransformer) -> dict[str, Any]:
         "size": {"height": whole, "width": whole} if squash else {"shortest_edge": whole},
         "do_center_crop": True,
         "crop_size": {"height": model.image_size, "width": model.image_size},
-        "resample": 2 if framing.kernel.endswith("bilinear") else 3,
+        "resample": RESAMPLE.index(framing.kernel.removeprefix("draft-")),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

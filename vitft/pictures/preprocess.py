@@ -19,7 +19,10 @@ from vitft.records import record_of
 
 MODES = {1: "L", 3: "RGB"}  # of Pillow, by number of channels
 RESIZES = ("shortest", "squash", "pad")
-KERNELS = {"bicubic": "", "draft-bicubic": "bicubic", "draft-bilinear": "bilinear"}  # torch's names
+# kernel -> torch's name for it, "" where Pillow resizes
+KERNELS = {"bicubic": "", "draft-bicubic": "bicubic", "draft-bilinear": "bilinear"}
+KERNELS |= dict.fromkeys(("lanczos", "box", "hamming", "nearest"), "")
+HALVES = ("even", "down")
 MAX_SIDE = 2**14  # of the images that a model takes, in pixels
 MAX_PIXELS = 178_956_970  # of a decoded image: above that Pillow raises an error
 
@@ -36,16 +39,20 @@ class Framing:
     # squash: both sides are; pad: the longer side is, and the rest filled with the mean colour
     resize: str = "shortest"
     crop: float = 1.0  # share of the scaled square's side that is kept, from the middle
-    # bicubic: Pillow resizes; draft-...: torch resizes, with antialiasing, and a JPEG is decoded at
-    # a reduced size, of at least twice the side needed
+    # draft-...: torch resizes, with antialiasing, and a JPEG is decoded at a reduced size, of at
+    # least twice the side needed; the others: Pillow resizes, bicubic as in version 0.1
     kernel: str = "bicubic"
     # values of 16-bit and float pictures that become 0 and 255; None: see `eight_bits`
     range: tuple[float, float] | None = None
+    # how half a pixel is rounded where an odd number of them is cut off: even, to an even number,
+    # as torchvision and timm do; down, as transformers does
+    halves: str = "even"
 
     def __post_init__(self) -> None:
-        for name, known in (("resize", RESIZES), ("kernel", tuple(KERNELS))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(known)}")
+        known = {"resize": RESIZES, "kernel": tuple(KERNELS), "halves": HALVES}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(values)}")
         if not 0.01 <= self.crop <= 1:
             raise ValueError(f"crop={self.crop} is not in 0.01 <= crop <= 1")
         if self.range is not None and not self.range[0] < self.range[1]:
@@ -133,14 +140,16 @@ class Fit:
         Raises:
             ValueError: it is too large to decode, or its values have no known range.
         """
-        side = round(self.image_size / self.framing.crop)
-        kernel = KERNELS[self.framing.kernel]
-        image = self.whole(image, side, draft=bool(kernel))
+        side = scaled_side(self.image_size, self.framing.crop)
+        size = image.size  # which a draft rounds
+        image = self.whole(image, side, draft=bool(KERNELS[self.framing.kernel]))
         if image.size == (self.image_size, self.image_size) and self.framing.crop == 1:
             return _to_tensor(image).contiguous()
-        if kernel:
-            return self._cut(self._padded(self._scaled(_to_tensor(image), side, kernel), side))
-        return self._cut(_to_tensor(self._scaled_by_pillow(image, side)))
+        if self.framing.kernel == "bicubic":
+            return self._cut(_to_tensor(self._fitted_by_pillow(image, side)))
+        if (size[0] < size[1]) != (image.width < image.height):  # it has been turned
+            size = (size[1], size[0])
+        return self._cut(self._scaled(image, size, side))
 
     def whole(self, image: Image.Image, side: int, *, draft: bool) -> Image.Image:
         """Return the picture as people see it, upright and on white, of mode L or RGB.
@@ -163,35 +172,45 @@ class Fit:
             image = eight_bits(image, self.framing.range)
         return _on_white(image).convert(mode)
 
-    def _scaled(self, image: Tensor, side: int, kernel: str) -> Tensor:
-        """Return an image (C, height, width) scaled for a square of this side, before it is cut."""
-        height, width = image.shape[1:]
-        size = [side, side]
-        if self.framing.resize != "squash":
-            pick = min if self.framing.resize == "shortest" else max
-            scaled_side = pick(height, width)  # the one that becomes `side`
-            size = [max(1, int(side * length / scaled_side)) for length in (height, width)]
-        scaled = F.interpolate(image[None], size=size, mode=kernel, antialias=True)
-        return scaled[0]
+    def _scaled(self, image: Image.Image, size_in_file: tuple[int, int], side: int) -> Tensor:
+        """Return an image (C, height, width) scaled for a square of this side, before it is cut.
 
-    def _padded(self, image: Tensor, side: int) -> Tensor:
-        """Return an image padded to a square of this side, on both sides, with `fill`."""
-        height, width = (max(0, side - length) for length in image.shape[1:])
-        if not height and not width:
-            return image
-        fill = torch.tensor(self._fill(), dtype=torch.uint8)
-        padded = fill[:, None, None].repeat(1, image.shape[1] + height, image.shape[2] + width)
-        top, left = height // 2, width // 2
-        padded[:, top : top + image.shape[1], left : left + image.shape[2]] = image
-        return padded
+        Args:
+            image: decoded, perhaps at a reduced size.
+            size_in_file: its whole width and height.
+            side: of the square.
+        """
+        lengths, resize = (size_in_file[1], size_in_file[0]), self.framing.resize
+        size = [side, side]
+        if resize != "squash":
+            to_side = (min if resize == "shortest" else max)(lengths)  # the one that becomes `side`
+            rounded = int if resize == "shortest" else round  # as torchvision, and timm
+            size = [max(1, rounded(side * length / to_side)) for length in lengths]
+        kernel = KERNELS[self.framing.kernel]
+        if not kernel:
+            by_pillow = Image.Resampling[self.framing.kernel.upper()]
+            return _to_tensor(image.resize((size[1], size[0]), by_pillow))
+        pixels = _to_tensor(image)[None]
+        return F.interpolate(pixels, size=size, mode=kernel, antialias=True)[0]
 
     def _cut(self, image: Tensor) -> Tensor:
-        """Return the middle square of an image, of side `image_size`, contiguous."""
-        top, left = (round((length - self.image_size) / 2) for length in image.shape[1:])
+        """Return the middle square of an image, of side `image_size`, contiguous.
+
+        Where the image is smaller, it is padded on both sides, with `fill`.
+        """
         size = self.image_size
+        height, width = (max(0, size - length) for length in image.shape[1:])  # that are missing
+        if height or width:
+            fill = torch.tensor(self._fill(), dtype=torch.uint8)
+            padded = fill[:, None, None].repeat(1, image.shape[1] + height, image.shape[2] + width)
+            top, left = height // 2, width // 2
+            padded[:, top : top + image.shape[1], left : left + image.shape[2]] = image
+            image = padded
+        rounded = round if self.framing.halves == "even" else math.floor
+        top, left = (rounded((length - size) / 2) for length in image.shape[1:])
         return image[:, top : top + size, left : left + size].contiguous()
 
-    def _scaled_by_pillow(self, image: Image.Image, side: int) -> Image.Image:
+    def _fitted_by_pillow(self, image: Image.Image, side: int) -> Image.Image:
         """Return an image scaled, and padded or cut, to a square by Pillow's bicubic kernel."""
         kernel = Image.Resampling.BICUBIC
         if self.framing.resize == "squash":
@@ -204,6 +223,11 @@ class Fit:
     def _fill(self) -> tuple[int, ...]:
         """Return `fill` with a value for every channel."""
         return self.fill if len(self.fill) == self.n_channels else self.fill[:1] * self.n_channels
+
+
+def scaled_side(image_size: int, crop: float) -> int:
+    """Return the side of the scaled square of which `crop` is kept, rounded down as timm does."""
+    return int(image_size / crop)
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
