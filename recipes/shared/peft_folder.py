@@ -92,7 +92,7 @@ def source_model(model: VisionTransformer, library: str) -> nn.Module:
     base.head.weight.copy_(model.head.weight)
     with tempfile.TemporaryDirectory() as folder:
         write_source(base, Path(folder), library)
-        theirs: Any = load(Path(folder), library, str(base.facts["family"]))
+        theirs: Any = load(Path(folder), library, base)
     if library == "timm" and model.image_size != model.config.image_size:
         theirs.set_input_size(img_size=model.image_size)  # transformers' models take any size
     made: nn.Module = theirs

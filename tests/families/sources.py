@@ -93,12 +93,13 @@ def hf_model(name: str, folder: Path, **changes: Any) -> nn.Module:
     return model
 
 
-def timm_model(name: str, folder: Path) -> nn.Module:
-    """Return a model of timm, saved to the folder as the hub's are."""
+def timm_model(name: str, folder: Path, **changes: Any) -> nn.Module:
+    """Return a model of timm, saved to the folder as the hub's are; `changes` are of its sizes."""
     import timm
 
     architecture, arguments = TIMM[name]
-    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2}
+    sizes |= {"num_heads": 2} | changes
     model = shaken(timm.create_model(architecture, **sizes, **{"num_classes": 3} | arguments))
     config = {
         "architecture": architecture,

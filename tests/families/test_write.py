@@ -143,17 +143,16 @@ def test_an_export_that_its_library_does_not_load_is_refused(tmp_path: Path) -> 
     timm_model("vit", tmp_path)
     for library, source in (("hf", tmp_path / "source"), ("timm", tmp_path)):
         folder, model = tmp_path / library, load_model(source)
-        family = model.facts["family"]
         write_source(model, folder, library)
-        load(folder, library, family)
+        load(folder, library, model)
         tensors = load_file(folder / "model.safetensors")
         needed = next(key for key in tensors if "0" in key and key.endswith("norm1.weight"))
         save_file({k: t for k, t in tensors.items() if k != needed}, folder / "model.safetensors")
         with pytest.raises(ValueError, match=r"transformers misses|timm does not load"):
-            load(folder, library, family)
+            load(folder, library, model)
     (tmp_path / "hf" / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(ValueError, match="transformers does not load what was written"):
-        load(tmp_path / "hf", "hf", "hf")
+        load(tmp_path / "hf", "hf", model)
 
 
 ONNX = [

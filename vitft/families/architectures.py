@@ -36,6 +36,9 @@ COVERED_ARGUMENTS = {
 }
 
 
+ON_IN_DINOV3 = ("use_rot_pos_emb", "rope_rotate_half")  # so that to be false is no default
+
+
 def describe_architecture(
     name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[str, dict[str, Any]]:
@@ -54,8 +57,9 @@ def describe_architecture(
     if NOT_COVERED.search(name) or not plain:
         raise ValueError(f"architecture {name!r} is not covered; plain ViTs are")
     arguments = config.get("model_args") or {}
-    if unknown := sorted(key for key in arguments.keys() - COVERED_ARGUMENTS if arguments[key]):
-        raise ValueError(f"model_args {unknown[0]}={arguments[unknown[0]]!r} is not covered")
+    unknown = arguments.keys() - COVERED_ARGUMENTS
+    if unknown := {key for key in unknown if arguments[key] or key in ON_IN_DINOV3}:
+        raise ValueError(f"model_args {min(unknown)}={arguments[min(unknown)]!r} is not covered")
     dinov3, giantopt = "dinov3" in name, "giantopt" in name
     heads = HEADS_DINOV3 if dinov3 else HEADS_GIANTOPT if giantopt else HEADS
     of_pictures = side_of([*_pretrained(config).get("input_size", [3, 224, 224])[1:]])
@@ -67,6 +71,8 @@ def describe_architecture(
         or heads_of(tensors["patch_embed.proj.weight"], heads),
         "pooling": _pooling(config, tensors, "avg" if dinov3 else "token"),
     }
+    if options["pooling"] == "map" and {"cls_token", "reg_token"} & tensors.keys():
+        raise ValueError("global_pool 'map' is not covered where there are tokens beside patches")
     if "fc_norm.weight" in tensors:
         options["final_norm"] = "after"
     if "head_dist.weight" in tensors:

@@ -72,8 +72,10 @@ def build(
     if options["pooling"] == "cls+dist":
         _join_heads(tensors)
     config = infer(tensors, options)
-    if config.pooling != "map":  # the source has a pooling head that its task does not use
-        tensors = {name: t for name, t in tensors.items() if not name.startswith("map_pool.")}
+    # the source has a pooling head or a last norm that its task does not use, or no registers
+    unused = ["map_pool."] * (config.pooling != "map") + ["norm."] * (config.final_norm == "none")
+    unused += ["registers"] * (config.n_registers == 0)
+    tensors = {name: t for name, t in tensors.items() if not name.startswith(tuple(unused))}
     with torch.device("meta"):
         model = VisionTransformer(config)
     expected = model.state_dict()
@@ -134,6 +136,9 @@ def infer(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> ViTConfi
         n = tensors["pos_embedding"].shape[-2]
         values["n_pos_prefix"] = next((k for k in range(special, -1, -1) if _is_square(n - k)), 0)
         values["image_size"] = math.isqrt(n - values["n_pos_prefix"]) * patch_size
+        n_given = (given.get("image_size", 0) // patch_size) ** 2
+        if values["n_registers"] and n == n_given + special + values["n_registers"]:
+            raise ValueError("positions of register tokens are not covered")
         given.pop("image_size", None)
     if given["pooling"] == "map" and "map_pool.query" not in tensors:
         given["pooling"] = "mean"

@@ -142,7 +142,7 @@ class OpenClip:
 
 @dataclass(frozen=True)
 class Index:
-    """model.safetensors.index.json."""
+    """model.safetensors.index.json, and the same of pytorch_model.bin."""
 
     weight_map: dict[str, str] | None = None
 

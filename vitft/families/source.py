@@ -22,7 +22,6 @@ WEIGHTS = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-INDEX = "model.safetensors.index.json"
 # keys under which checkpoints of training hold the model, tried in this order
 MODEL_KEYS = ("model", "state_dict", "teacher", "model_state_dict", "target_encoder")
 
@@ -77,13 +76,15 @@ def weight_files(folder: Path) -> list[Path]:
         FileNotFoundError: there are none.
         ValueError: the index names a file outside the folder.
     """
-    if (folder / INDEX).is_file():
-        names = sorted(set(_read_checked(folder / INDEX, Index).get("weight_map", {}).values()))
-        if any(os.path.basename(name) != name for name in names):
-            raise ValueError(f"{folder / INDEX} names files outside its folder")
-        return [folder / name for name in names]
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    found += sorted([*folder.glob("*.pth"), *folder.glob("*.pt")])
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return [folder / name]
+        if (index := folder / f"{name}.index.json").is_file():  # several files hold the tensors
+            names = sorted(set(_read_checked(index, Index).get("weight_map", {}).values()))
+            if any(os.path.basename(name) != name for name in names):
+                raise ValueError(f"{index} names files outside its folder")
+            return [folder / name for name in names]
+    found = sorted([*folder.glob("*.pth"), *folder.glob("*.pt")])
     if not found:
         raise FileNotFoundError(f"{folder} holds no weights; there is none of {', '.join(WEIGHTS)}")
     return found[:1]

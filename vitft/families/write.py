@@ -31,6 +31,12 @@ CLASSIFIERS = {
     ),
 }
 
+# transformers' classes of images and texts -> class and model_type of their vision tower alone
+TOWERS = {
+    "CLIPModel": ("CLIPVisionModelWithProjection", "clip_vision_model"),
+    "SiglipModel": ("SiglipVisionModel", "siglip_vision_model"),
+}
+
 CROP_MODES = {"shortest": "center", "squash": "squash", "pad": "border"}  # timm's names
 
 
@@ -57,6 +63,7 @@ def write_source(model: VisionTransformer, folder: Path, library: str) -> None:
         tensors, config = _with_head(model, tensors, config, library)
     if config.get("architectures") == ["ViTMAEForPreTraining"]:  # its decoder is not in our base
         config["architectures"] = ["ViTMAEModel"]
+    config = _tower_alone(config)
     config |= {"hf": _hf_entries, "timm": _timm_entries}[library](model, config)
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
     dtype = kinds.pop() if len(kinds) == 1 else "float32"
@@ -75,6 +82,8 @@ def their_tensors(model: VisionTransformer) -> dict[str, Tensor]:
     don't need, are left out.
     """
     family, ours = str(model.facts["family"]), model.state_dict() | _two_heads(model)
+    if model.config.n_registers == 0:  # transformers has an empty tensor of none
+        ours["registers"] = torch.empty(0)
     found: dict[str, Tensor] = {}
     for key, (dtype, *shape) in model.facts["layout"].items():
         names = translate(key, family)
@@ -88,6 +97,19 @@ def their_tensors(model: VisionTransformer) -> dict[str, Tensor]:
         elif key.endswith("mask_token"):
             found[key] = torch.zeros(shape, dtype=kind)
     return {key: tensor.detach().contiguous().clone() for key, tensor in found.items()}
+
+
+def _tower_alone(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config; for that of a model of images and texts, its vision tower's."""
+    (name,) = config.get("architectures") or [None]
+    if name not in TOWERS:
+        return config
+    kind, model_type = TOWERS[name]
+    outer = {key: config[key] for key in ("dtype", "torch_dtype", "license") if key in config}
+    if name == "CLIPModel":  # to which the tower's own entry means nothing
+        outer["projection_dim"] = config.get("projection_dim", 512)
+    vision = dict(config.get("vision_config") or {})
+    return vision | outer | {"architectures": [kind], "model_type": model_type}
 
 
 def _two_heads(model: VisionTransformer) -> dict[str, Tensor]:
