@@ -4,6 +4,7 @@ Names, defaults and help texts stand once, in the dataclass.
 """
 
 import dataclasses
+import inspect
 import typing
 from collections.abc import Callable, Mapping
 from types import UnionType
@@ -102,7 +103,7 @@ def command(
     arguments = [
         f"{f.name.upper()}: {f.metadata['help']}" for f in fields if f.metadata["argument"]
     ]
-    text = "\n\n".join([options.__doc__ or "", *arguments])
+    text = "\n\n".join([inspect.cleandoc(options.__doc__ or ""), *arguments])
     return click.Command(name, callback=callback, params=[*parameters, *VERBOSITY], help=text)
 
 
