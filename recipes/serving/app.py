@@ -132,7 +132,8 @@ def unprocessable() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise HTTPException(422, str(error)) from error
+        told = str(error).encode(errors="replace").decode()  # JSON takes no lone surrogates
+        raise HTTPException(422, told) from error
 
 
 async def answered(

@@ -187,6 +187,8 @@ def test_what_a_request_may_not_bring_is_refused(client: TestClient) -> None:
     headers = {"content-type": "application/json"}
     no_text = client.put("/adapters/new", content=b'{"folder": NaN}', headers=headers)
     assert no_text.json() == {"detail": "folder: Input should be a valid string"}
+    lone = client.put("/adapters/new", content=rb'{"folder": "\udcff"}', headers=headers)
+    assert (lone.status_code, lone.json()["detail"][:19]) == (422, "? holds no adapter:")
     assert client.get("/", headers={"host": "elsewhere.example"}).status_code == 400
     stream = (part for part in [b"x" * 10])
     assert ask("/predict", content=stream).status_code == 411
