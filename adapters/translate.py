@@ -79,8 +79,9 @@ def translated(saved: AdapterFolder, model: nn.Module) -> AdapterFolder:
 def _feedforward(config: dict[str, Any]) -> str | list[str]:
     """Return `feedforward_modules`; [] where it is missing, or wrong, which `from_peft` says."""
     found = config.get("feedforward_modules")
-    is_list = isinstance(found, list) and all(isinstance(name, str) for name in found)
-    return found if isinstance(found, str) or is_list else []
+    if isinstance(found, list) and all(isinstance(name, str) for name in found):
+        return found
+    return found if isinstance(found, str) else []
 
 
 def _parts(

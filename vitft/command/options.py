@@ -94,6 +94,7 @@ def command(
     types = typing.get_type_hints(options)
     fields = [field for field in dataclasses.fields(options) if field.init]
     needed = [field for field in fields if field.default is dataclasses.MISSING]
+    fields.sort(key=lambda field: field not in needed)  # the help begins with what must be given
     defaults = {field.name: field.default for field in fields}
     shown = {  # in messages
         field.name: field.name.upper() if field.metadata["argument"] else flag_of(field)

@@ -105,7 +105,9 @@ def _tower_alone(config: dict[str, Any]) -> dict[str, Any]:
     if name not in TOWERS:
         return config
     kind, model_type = TOWERS[name]
-    outer = {key: config[key] for key in ("dtype", "torch_dtype", "license") if key in config}
+    outer: dict[str, Any] = {
+        key: config[key] for key in ("dtype", "torch_dtype", "license") if key in config
+    }
     if name == "CLIPModel":  # to which the tower's own entry means nothing
         outer["projection_dim"] = config.get("projection_dim", 512)
     vision = dict(config.get("vision_config") or {})
