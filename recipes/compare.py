@@ -40,7 +40,8 @@ class CompareOptions:
     """Show the finished runs in and below each DIR side by side, the most accurate first.
 
     Runs on different images are not ranked together: each data set has a table of its own. Options
-    by which the runs differ, such as lr and rank, get a column each.
+    by which the runs differ, such as lr and rank, get a column each. A run that was stopped is
+    shown as such.
     """
 
     dir: tuple[str, ...] = option(help="Folders of runs, or of folders of runs.", argument=True)
@@ -69,6 +70,7 @@ class Summary:
     n_validation: Number | None = None
     adapter: str = "pretrain"
     feature_seconds: Amount = 0.0
+    stopped: str | None = None
     file_bytes: Amount | None = None
 
 
@@ -158,13 +160,15 @@ def read_run(folder: str) -> dict[str, Any]:
         "images_per_second": summary.images_per_second,
         "seconds": summary.seconds + summary.feature_seconds,
         "file_kB": None if summary.file_bytes is None else summary.file_bytes / 1000,
+        "stopped": summary.stopped,
     }
 
 
 def differing_options(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows with a column for each option whose values differ between the runs.
 
-    Lists, and options that only one of the runs has, are left out.
+    Lists, and options that only one of the runs has, are left out. If a run was stopped, a last
+    column tells it.
     """
     values: dict[str, set[Any]] = {}
     for name, value in chain.from_iterable(row["options"].items() for row in rows):
@@ -172,10 +176,11 @@ def differing_options(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             values.setdefault(name, set()).add(value)
     shown = {*NAMES, *FIGURES, "adapter", *MAY_DIFFER}
     several = [name for name, found in values.items() if len(found) > 1 and name not in shown]
+    figures = [*FIGURES, *["stopped"] * any(row["stopped"] for row in rows)]
     return [
         {name: row[name] for name in NAMES}
         | {name: row["options"].get(name) for name in several}
-        | {name: row[name] for name in FIGURES}
+        | {name: row[name] for name in figures}
         for row in rows
     ]
 

@@ -51,6 +51,20 @@ def test_a_run_that_is_named_twice_is_shown_once(
     assert len(rows) == 2
 
 
+def test_a_run_that_was_stopped_is_shown_as_such(vitft: Run, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "whole")
+    shutil.copytree(run, tmp_path / "part")
+    flags = [tmp_path, "--out", tmp_path / "compare.html"]
+    assert not vitft("compare", *flags).stdout.splitlines()[0].endswith("stopped")
+    facts = json.loads((tmp_path / "part" / "summary.json").read_text())
+    facts |= {"stopped": "after 1 of 3 epochs", "test_accuracy": None}
+    (tmp_path / "part" / "summary.json").write_text(json.dumps(facts))
+    _, whole, part, *_ = vitft("compare", *flags).stdout.splitlines()
+    assert "after 1 of 3 epochs" in part
+    assert "after" not in whole
+    assert "after 1 of 3 epochs" in (tmp_path / "compare.html").read_text()
+
+
 def test_a_table_of_text_is_aligned() -> None:
     rows = [{"run": "a", "share": 0.5}, {"run": "long", "share": None}]
     expected = "run    share\na     50.00%\nlong       –"
