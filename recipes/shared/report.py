@@ -78,6 +78,8 @@ def make_report(folder: Path) -> str:
         findings = Findings.read(folder)
     except FileNotFoundError:
         findings = None
+    except ValueError as error:
+        raise ValueError(f"{folder} is broken: {error}; remove that file or run again") from error
     chosen = {name: value for name, value in config.items() if value and name not in (facts or {})}
     write_report(
         folder / "report.html",

@@ -68,6 +68,7 @@ def test_what_an_old_run_lacks_is_told_in_a_line(
     [
         ("config.json", None, "there is no run in .*: it has no config.json"),
         ("summary.json", "[1]", "is broken: summary.json"),
+        ("report.json", "{}", "missing required field split; remove that file or run again"),
         ("report.json", '{"split": "test"}', "report.json: .*missing"),
         ("report.json", LONE, "report.json: .*surrogates not allowed"),
         ("metrics.jsonl", '{"train_loss": 1}\n', "a line has no epoch"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitft.evaluation.metrics import mean_average_precision
 from vitft.files import read_json, write_bytes
-from vitft.records import record_of
+from vitft.records import part_of
 from vitft.report.thumbnails import Thumbnails
 
 FILE = "report.json"
@@ -124,7 +124,7 @@ class Findings:
             FileNotFoundError: there is no such file.
             ValueError: the file is broken.
         """
-        found = record_of(cls, read_json(folder / FILE), FILE)
+        found = part_of(cls, read_json(folder / FILE), FILE)
         k = len(found.classes)
         used = [i for true, predicted, _ in found.confusions for i in (true, predicted)]
         if any(i >= k for i in used) or len(found.precisions) not in (0, k):
