@@ -190,7 +190,7 @@ def run(options: PredictOptions) -> None:
                 click.echo(shown([row], kind, first=len(rows) == 1), nl=False)
     if options.out is not None:
         with output(options.out) as out:
-            write_bytes(out, shown(rows, kind).encode())
+            write_bytes(out, shown(rows, kind).encode(errors="backslashreplace"))
     elif kind == "json":
         click.echo(shown(rows, kind), nl=False)
     if broken and not options.skip_broken:

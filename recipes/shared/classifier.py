@@ -272,7 +272,7 @@ def best_of(probabilities: Tensor, classes: Sequence[str], top: int) -> Classes:
 
 
 def _is_folder(picture: Picture) -> bool:
-    return isinstance(picture, str | Path) and Path(picture).is_dir()
+    return isinstance(picture, str | Path) and os.path.isdir(picture)  # never an error
 
 
 def _is_batch(pictures: Any) -> bool:

@@ -1,5 +1,7 @@
 import json
+import os
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,6 +230,19 @@ def test_the_model_is_compiled_where_it_pays(
         monkeypatch.setattr("shutil.which", lambda name: None)
         with pytest.raises(ValueError, match="--compile needs a C\\+\\+ compiler"):
             pick_compile(options, plan, n_train, torch.device(device))
+
+
+def test_odd_names_of_pictures_cost_no_other_answer(
+    vitft: Run, run: Path, folder: Path, tmp_path: Path
+) -> None:
+    picture = folder / "test" / "red" / "000.png"
+    odd = shutil.copy(picture, tmp_path / os.fsdecode(b"\xff.png"))
+    long_name, out = tmp_path / ("x" * 300 + ".png"), tmp_path / "answers.csv"
+    told = vitft("predict", "--adapter", run, long_name, odd, picture, "--out", out, code=2).stderr
+    assert "1 of 3 images are missing or broken" in told
+    text = out.read_text()
+    assert f"{picture},,1,red" in text
+    assert f"{tmp_path}/\\udcff.png,,1,red" in text
 
 
 def test_predict_asks_several_adapters_in_one_pass(
