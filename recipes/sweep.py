@@ -3,6 +3,7 @@
 `vitft sweep --adapter lora --rank 2,4,8 --lr 1e-3,3e-3 --seeds 3 --base BASE --data DATA --out DIR`
 """
 
+import os
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -254,7 +255,7 @@ def run(options: SweepBase) -> None:
             lr = 1.0 if given.lr is None else given.lr
             resolve(replace(given, lr=lr), torch.device("cpu"))
         with output(options.plan) as plan:
-            write_bytes(plan, plan_text(runs).encode())
+            write_bytes(plan, os.fsencode(plan_text(runs)))
         click.echo(f"plan            {len(runs)} commands in {shlex.quote(options.plan)}")
         return
     result = sweep(options)

@@ -1,6 +1,7 @@
 """A sweep whose runs are shared out: by a plan, by shares, over Ray; each ends as in one pass."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -55,6 +56,15 @@ def test_a_plan_trains_what_the_sweep_would(
         vitft(*arguments)
     vitft("sweep", *common, "--resume")
     assert_same_sweep(tmp_path / "out", whole)
+
+
+def test_a_plan_names_any_folder(vitft: Run, tmp_path: Path) -> None:
+    data, plan = os.fsdecode(b"'\xff"), tmp_path / "plan.sh"
+    given = ["--adapter=lora", "--base=cifar10", f"--data={data}", "--out", tmp_path / "out"]
+    vitft("sweep", *given, *GRID, "--plan", plan)
+    lines = plan.read_bytes().splitlines()
+    assert len(lines) == 4
+    assert all(f"--data={data}" in shlex.split(os.fsdecode(line)) for line in lines)
 
 
 @pytest.mark.parametrize("flag", ["--only=1/2", "--ray"])
