@@ -21,8 +21,13 @@ def check_writable(folder: Path) -> None:
     """Make the folder, if it is not there, and check that files can be written to it.
 
     Raises:
-        OSError: they cannot.
+        ValueError: its name is no UTF-8, so safetensors could not read what is there.
+        OSError: files cannot be written to it.
     """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name {folder} is no UTF-8; choose another --out") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()  # nameless where the system can, so none is left
@@ -46,10 +51,16 @@ def locked_path(path: Path, lock: Path) -> Iterator[None]:
     """
     file_lock = FileLock(lock)
     inode = _acquire(file_lock, path, lock)
+    removed = ValueError(f"{lock.parent} was removed meanwhile; what was written is lost")
     try:
         yield
+    except (OSError, ValueError) as error:  # such as a file that is not found
         if inode is not None and not lock.exists():
-            raise ValueError(f"{lock.parent} was removed meanwhile; what was written is lost")
+            raise removed from error
+        raise
+    else:
+        if inode is not None and not lock.exists():
+            raise removed
     finally:
         with stop_signals() as received:
             with suppress(OSError):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from recipes.shared.places import output
+from recipes.shared.places import check_writable, output
 from tests.shared import Run, paint
 from vitft.files import unfinished
 
@@ -139,9 +140,20 @@ def test_a_lock_that_goes_with_its_run_is_no_lock_for_another(
     others.release()
 
 
-def test_a_folder_that_is_removed_meanwhile_is_told(tmp_path: Path) -> None:
-    with (
-        pytest.raises(ValueError, match="was removed meanwhile; what was written is lost"),
-        output(tmp_path / "folder" / "out"),
-    ):
-        shutil.rmtree(tmp_path / "folder")
+@pytest.mark.parametrize("then", [Path.exists, Path.read_text])
+def test_a_folder_that_is_removed_meanwhile_is_told(
+    then: Callable[[Path], object], tmp_path: Path
+) -> None:
+    def work(out: Path) -> None:
+        shutil.rmtree(out.parent)
+        then(out)
+
+    told = pytest.raises(ValueError, match="was removed meanwhile; what was written is lost")
+    with told, output(tmp_path / "folder" / "out") as out:
+        work(out)
+
+
+def test_a_folder_whose_name_safetensors_cannot_open_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no UTF-8; choose another --out"):
+        check_writable(tmp_path / os.fsdecode(b"\xff"))
+    assert not [*tmp_path.iterdir()]
