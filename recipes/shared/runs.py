@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from recipes.shared.options import TrainOptions
 from recipes.shared.places import check_writable, locked_path
 from recipes.sharing.card import CARD, is_ours
+from vitft.data.folders import is_new_class
 from vitft.data.load import unambiguous
 from vitft.devices.processes import attempt, from_first, is_first, launch_time
 from vitft.files import read_json, read_metadata, remove_unfinished, write_json
@@ -72,8 +73,8 @@ def check_run(options: TrainOptions) -> Path:
 
     Raises:
         ValueError: the folder holds a run already or a file of something else that a run replaces,
-            there is none to resume or it was started with other options, or a package that --log
-            needs is missing.
+            there is none to resume or it was started with other options, it would be a class of the
+            images, or a package that --log needs is missing.
         OSError: the folder cannot be written to.
     """
     folder = Path(options.out)
@@ -89,6 +90,10 @@ def check_run(options: TrainOptions) -> Path:
             if (folder / name).exists():
                 raise ValueError(f"{folder / name} is of no run of vitft; choose another --out")
     if is_first():
+        if is_new_class(folder, Path(options.data)):
+            raise ValueError(
+                f"{folder} would be one of the classes in {options.data}; choose another --out"
+            )
         check_writable(folder)
     return folder
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.shared import paint
-from vitft.data.folders import find_images, list_folder
+from vitft.data.folders import find_images, is_new_class, list_folder
 from vitft.data.listing import ImageSet
 from vitft.data.load import load_data, unambiguous
 from vitft.pictures.preprocess import Fit
@@ -156,6 +156,24 @@ def test_a_link_to_a_folder_above_is_followed_nowhere(tmp_path: Path) -> None:
     found = list_folder(data)
     assert Counter(found.labels) == {"a": 5, "b": 10}
     assert found.skipped == {"link to a folder that is read already": 3, "link to nothing": 1}
+
+
+def test_a_folder_named_by_dots_is_searched(tmp_path: Path) -> None:
+    fill(tmp_path, "pictures/more")
+    (tmp_path / "pictures" / "more" / "empty").mkdir()
+    for name in ("more", "more/empty/..", "more/.."):
+        assert len(find_images(tmp_path / "pictures" / name)) == 5
+
+
+def test_a_new_folder_among_the_classes_is_known(tmp_path: Path) -> None:
+    fill(tmp_path, "classes/a classes/b splits/train/a splits/test/a tests/test/a")
+    (tmp_path / "table.csv").touch()
+    new = ["classes/run", "classes/runs/1", "splits/train/run", "splits/test/run", "tests/run"]
+    other = ["classes", "classes/a", "classes/a/run", "splits/run", "splits/train/a/run", "run"]
+    for name in (*new, *other):
+        data = tmp_path / name.split("/")[0]
+        assert is_new_class(tmp_path / name, data) is (name in new)
+    assert not is_new_class(tmp_path / "run", tmp_path / "table.csv")
 
 
 TABLE = "path,label,split\n{rows}"

@@ -127,6 +127,17 @@ def test_an_option_that_was_edited_in_config_json_is_told(
     vitft(*given)
 
 
+@pytest.mark.parametrize("out", ["train/run", "train/runs/first", "val/run"])
+def test_a_run_does_not_become_a_class_of_its_images(
+    out: str, vitft: Run, folder: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(folder, tmp_path / "data")
+    shutil.copytree(data / "test", data / "val")
+    told = vitft("pretrain", "--data", data, "--out", data / out, *TINY_FLAGS, code=2).stderr
+    assert f"{data / out} would be one of the classes in {data}; choose another --out" in told
+    assert not (data / out.split("/")[0] / out.split("/")[1]).exists()
+
+
 def test_nothing_is_lost_to_a_typo_or_to_a_base_in_the_way(
     vitft: Run, folder: Path, base: Path, tmp_path: Path
 ) -> None:

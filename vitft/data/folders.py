@@ -47,6 +47,21 @@ def list_folder(folder: Path) -> Listing:
     return listing
 
 
+def is_new_class(folder: Path, data: Path) -> bool:
+    """Return whether a folder that is not there yet would, once made, be taken for a class.
+
+    Args:
+        folder: the folder.
+        data: the folder of images.
+    """
+    made = [path for path in (folder.resolve(), *folder.resolve().parents) if not path.exists()]
+    if not made or not data.is_dir() or _table(data, inside := _folders(data.resolve())):
+        return False
+    splits = [path for path in inside if path.name.lower() in SPLIT_NAMES]
+    has_train = any(path.name.lower() == "train" for path in splits)
+    return made[-1].parent in (splits if has_train else [*splits, data.resolve()])
+
+
 def _table(folder: Path, inside: list[Path]) -> Path | None:
     """Return a folder's metadata.csv if it names images, or if no folders inside could be classes.
 
@@ -118,7 +133,8 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 def _above(folder: Path) -> set[tuple[int, int]]:
     """Return the identities of the folders that a folder, or a link to one, lies in."""
-    parent = folder.absolute().parent.resolve()
+    named = folder.resolve() if folder.name == ".." else folder.absolute()
+    parent = named.parent.resolve()
     return {_identity(path) for path in (parent, *parent.parents)}
 
 
