@@ -101,7 +101,7 @@ def their_tensors(model: VisionTransformer) -> dict[str, Tensor]:
 
 def _tower_alone(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config; for that of a model of images and texts, its vision tower's."""
-    (name,) = config.get("architectures") or [None]
+    name = (config.get("architectures") or [""])[0]
     if name not in TOWERS:
         return config
     kind, model_type = TOWERS[name]
