@@ -1,7 +1,8 @@
 """An adapted model and inputs in; an error if a forward pass leaves one of its layers uncalled."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from adapters.record import Injection, injection, unwrapped
 from adapters.targets import EITHER, use_of
+
+Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @torch.no_grad()
@@ -34,18 +37,9 @@ def check(model: nn.Module, *inputs: Any, **named: Any) -> None:
     parts = [(name, inner.get_submodule(name)) for name in record.adapted]
     for name in record.trained:  # a list of modules is never called itself
         parts += [(name, part) for part in inner.get_submodule(name).modules()]
-    own = [vars(part).get("forward") for _, part in parts]
-    try:
-        for name, part in parts:
-            vars(part)["forward"] = _recording(part.forward, name, called)
-        with _evaluating(model):
-            model(*inputs, **named)
-    finally:
-        for (_, part), forward in zip(parts, own, strict=True):
-            vars(part).pop("forward", None)
-            if forward is not None:
-                vars(part)["forward"] = forward
-    _refuse_read_too(inner, record, inputs, named)
+    recording = [(part, partial(_recording, name=name, called=called)) for name, part in parts]
+    with _replaced(recording), _evaluating(model):
+        model(*inputs, **named)
     missed = [name for name in names if name not in called]
     read = {n: inner.get_submodule(n) for n in missed if n in record.trained}
     if read:
@@ -58,7 +52,23 @@ def check(model: nn.Module, *inputs: Any, **named: Any) -> None:
             f"{', '.join(missed[:5])}{', ...' if len(missed) > 5 else ''}: never called; "
             f"{kind} reads its weight directly or does without it; leave it out of targets"
         )
+    _refuse_read_too(inner, record, inputs, named)
     record.doubtful.clear()
+
+
+@contextmanager
+def _replaced(wrappers: Sequence[tuple[nn.Module, Wrapper]]) -> Iterator[None]:
+    """Wrap the `forward` of modules, of one module perhaps several times; restore it after."""
+    own = [vars(part).get("forward") for part, _ in wrappers]
+    try:
+        for part, wrapper in wrappers:
+            vars(part)["forward"] = wrapper(part.forward)
+        yield
+    finally:
+        for (part, _), before in zip(wrappers, own, strict=True):
+            vars(part).pop("forward", None)
+            if before is not None:
+                vars(part)["forward"] = before
 
 
 def _recording(forward: Callable[..., Any], name: str, called: set[str]) -> Callable[..., Any]:
@@ -84,14 +94,9 @@ def _refuse_read_too(
     layers = {name: model.get_submodule(name) for name in either}
     if not layers:
         return
-    try:
-        for layer in layers.values():
-            vars(layer)["forward"] = _apart(layer, layer.forward)
-        with _evaluating(model):
-            reached = _reached(model, layers, inputs, named)
-    finally:
-        for layer in layers.values():
-            vars(layer).pop("forward", None)
+    apart = [(layer, partial(_apart, layer)) for layer in layers.values()]
+    with _replaced(apart), _evaluating(model):
+        reached = _reached(model, layers, inputs, named)
     if reached:
         name = min(reached)
         kind = type(model.get_submodule(name.rpartition(".")[0])).__name__

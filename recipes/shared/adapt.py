@@ -26,8 +26,15 @@ def set_framing(model: VisionTransformer, options: CommonOptions) -> None:
     Raises:
         ValueError: a value is out of its range.
     """
+    usual = model.facts.get("prepared_size")
     if options.image_size is not None:
         model.resize(options.image_size)
+    elif usual is not None:
+        quicker = ", in less time" * (usual < model.image_size)
+        say(
+            f"this base takes images of {model.image_size} pixels, but its library prepares those "
+            f"of {usual}: --image-size {usual} does so{quicker}"
+        )
     if options.resize is not None:
         model.framing = replace(model.framing, resize=options.resize)
     if options.crop is not None:

@@ -124,6 +124,18 @@ def test_a_processor_that_resizes_nothing_takes_pictures_of_the_models_size(tmp_
     assert torch.equal(Fit.of(model)(picture), pixels)
 
 
+def test_another_size_than_that_of_the_processor_is_said(tmp_path: Path, vitft: Run) -> None:
+    hf_model("dinov2", tmp_path / "source")
+    sizes = {"size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16}}
+    (tmp_path / "source" / "preprocessor_config.json").write_text(json.dumps(sizes))
+    assert load_model(tmp_path / "source").image_size == 32
+    run = ["finetune", "--adapter=linear", "--base", tmp_path / "source", "--data=shapes"]
+    run += ["--limit=20", "--epochs=1"]
+    said = "takes images of 32 pixels, but its library prepares those of 16: --image-size 16 does s"
+    assert said in vitft(*run, "--out", tmp_path / "a").stderr
+    assert said not in vitft(*run, "--out", tmp_path / "b", "--image-size=16").stderr
+
+
 def test_a_processor_of_images_and_texts_counts_first(tmp_path: Path) -> None:
     hf_model("clip", tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"resample": 1}))

@@ -61,6 +61,18 @@ def preparation(source: Source, family: str, image_size: int, n_channels: int) -
     return {"image_size": image_size, "mean": mean, "std": std} | asdict(framing)
 
 
+def prepared_side(source: Source) -> int | None:
+    """Return the side of the images that a source's processor gives; None where none tells it.
+
+    It need not be that of the model's position embedding: DINOv2 has one for 518 pixels, and 224.
+    """
+    if "architecture" in source.config or not source.preprocessing:
+        return None
+    entries = _entries(source)
+    size = entries["crop_size" if entries.get("do_center_crop") else "size"]
+    return _side("size", size) if entries.get("do_resize", True) else None
+
+
 def _of_timm(pretrained: Mapping[str, Any]) -> Framing:
     """Return how timm resizes and crops an image; without entries, as by its defaults."""
     crop = float(pretrained.get("crop_pct") or TIMM_CROP)

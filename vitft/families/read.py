@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitft.families.describe import class_names, describe, facts
 from vitft.families.names import FAMILIES
-from vitft.families.preparing import preparation
+from vitft.families.preparing import preparation, prepared_side
 from vitft.families.rename import rename
 from vitft.families.source import read_source
 from vitft.files import check_weight
@@ -47,9 +47,12 @@ def read_foreign(path: str | Path) -> VisionTransformer:
         raise ValueError(f"{path} ({family}): {error}") from error
     try:
         model.preprocessing = preparation(source, family, model.image_size, model.config.n_channels)
+        side = prepared_side(source)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; mend that entry of its config to load it") from error
     model.facts = facts(source, family)
+    if side not in (None, model.image_size):
+        model.facts["prepared_size"] = side
     return model.requires_grad_().eval()
 
 
