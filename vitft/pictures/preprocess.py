@@ -147,7 +147,7 @@ class Fit:
             return _to_tensor(image).contiguous()
         if self.framing.kernel == "bicubic":
             return self._cut(_to_tensor(self._fitted_by_pillow(image, side)))
-        if (size[0] < size[1]) != (image.width < image.height):  # it has been turned
+        if (size[0] - size[1]) * (image.width - image.height) < 0:  # it has been turned
             size = (size[1], size[0])
         return self._cut(self._scaled(image, size, side))
 
