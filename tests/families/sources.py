@@ -68,6 +68,9 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov2": ("vit_small_patch14_dinov2", {"num_classes": 0}),
     "dinov2 registers": ("vit_small_patch14_reg4_dinov2", {"num_classes": 0}),
     "dinov2 giant": ("vit_giant_patch14_dinov2", {"num_classes": 0}),
+    "map registers": ("vit_so150m_patch16_reg4_map_256", {}),
+    "register positions": ("vit_small_patch16_224", {"reg_tokens": 4}),
+    "map class token": ("vit_small_patch16_224", {"global_pool": "map"}),
     "dinov3": ("vit_small_patch16_dinov3", {"num_classes": 0}),
     "dinov3 biases": ("vit_small_patch16_dinov3_qkvb", {}),
     "dinov3 gated": ("vit_small_plus_patch16_dinov3", {"num_classes": 0}),
@@ -104,7 +107,7 @@ def timm_model(name: str, folder: Path, **changes: Any) -> nn.Module:
     config = {
         "architecture": architecture,
         "global_pool": model.global_pool,
-        "model_args": sizes,
+        "model_args": sizes | {k: v for k, v in arguments.items() if k == "reg_tokens"},
         "pretrained_cfg": {"license": "apache-2.0", "mean": [0.5] * 3, "std": [0.5] * 3},
     }
     (folder / "config.json").write_text(json.dumps(config))

@@ -82,8 +82,6 @@ def test_pickles_in_several_files_are_read_and_one_file_counts_first(tmp_path: P
 @pytest.mark.parametrize(
     ("name", "arguments", "told"),
     [
-        ("vit", {"reg_tokens": 8}, "positions of register tokens are not covered"),
-        ("vit", {"global_pool": "map"}, "global_pool 'map' is not covered where there are tokens"),
         ("dinov3", {"use_rot_pos_emb": False}, "model_args use_rot_pos_emb=False is not covered"),
         ("vit", {"img_size": [32, 48]}, r"images of \[32, 48\] pixels are not covered"),
     ],

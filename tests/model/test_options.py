@@ -104,7 +104,8 @@ def reference(model: VisionTransformer, image: Tensor) -> tuple[Tensor, Tensor]:
     x = norm(s, "norm", x, config) if config.final_norm == "before" else x
     patches = x[config.n_prefix :].mean(dim=0)
     if config.pooling == "map":
-        y = attention(s, "map_pool.attn", s["map_pool.query"][0], x, config)
+        patches = x[config.n_prefix :]
+        y = attention(s, "map_pool.attn", s["map_pool.query"][0], patches, config)
         y = (y + feed_forward(s, "map_pool.ffn", norm(s, "map_pool.norm", y, config), config))[0]
     else:
         both = {"cls": [x[0]], "cls+dist": [x[0], x[1]], "mean": [patches]}

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitft.evaluation.evaluate import evaluating, resample
@@ -46,8 +47,10 @@ def rollout(model: VisionTransformer, image: Tensor) -> Tensor:
     maps: list[Tensor] = []
     with evaluating(model), _recorded(model, maps):
         model.run(x, last=-1)
-    pooled = None if model.map_pool is None else maps.pop()[:, :n]
-    weights = _read_weights(model, n, device) if pooled is None else pooled  # (1, n)
+    if model.map_pool is None:
+        weights = _read_weights(model, n, device)
+    else:  # which attends to patches only
+        weights = F.pad(maps.pop(), (model.config.n_prefix, 0))
     for attention in reversed(maps):
         mixed = weights @ attention[: weights.shape[1]]
         mixed[:, : weights.shape[1]] += weights

@@ -71,8 +71,6 @@ def describe_architecture(
         or heads_of(tensors["patch_embed.proj.weight"], heads),
         "pooling": _pooling(config, tensors, "avg" if dinov3 else "token"),
     }
-    if options["pooling"] == "map" and {"cls_token", "reg_token"} & tensors.keys():
-        raise ValueError("global_pool 'map' is not covered where there are tokens beside patches")
     if "fc_norm.weight" in tensors:
         options["final_norm"] = "after"
     if "head_dist.weight" in tensors:

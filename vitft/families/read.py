@@ -137,12 +137,13 @@ def infer(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> ViTConfi
     }
     if "pos_embedding" in tensors:
         n = tensors["pos_embedding"].shape[-2]
-        values["n_pos_prefix"] = next((k for k in range(special, -1, -1) if _is_square(n - k)), 0)
+        n_given = (given.pop("image_size", 0) // patch_size) ** 2
+        with_registers = special + values["n_registers"]  # they rarely have positions
+        prefixes = [*range(special, -1, -1), with_registers]
+        if n == n_given + with_registers:
+            prefixes = [with_registers]
+        values["n_pos_prefix"] = next((k for k in prefixes if _is_square(n - k)), 0)
         values["image_size"] = math.isqrt(n - values["n_pos_prefix"]) * patch_size
-        n_given = (given.get("image_size", 0) // patch_size) ** 2
-        if values["n_registers"] and n == n_given + special + values["n_registers"]:
-            raise ValueError("positions of register tokens are not covered")
-        given.pop("image_size", None)
     if given["pooling"] == "map" and "map_pool.query" not in tensors:
         given["pooling"] = "mean"
     return ViTConfig(**{**values, **given})

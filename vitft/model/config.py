@@ -53,7 +53,7 @@ class ViTConfig:
     layer_scale: bool = False  # a learned factor a feature, after attention and feed-forward
     class_token: bool | None = None  # None: only where the pooling reads it
     dist_token: bool = False  # a distillation token beside it, as DeiT's (arXiv:2012.12877)
-    n_registers: int = 0  # learned tokens without positions, before the patches (arXiv:2309.16588)
+    n_registers: int = 0  # learned tokens right before the patches (arXiv:2309.16588)
     pos: str = "learned"  # position embedding
     # tokens before the patches that have a position embedding; None: all but the registers
     n_pos_prefix: int | None = None

@@ -21,7 +21,7 @@ def reduce_tokens(x: Tensor, config: ViTConfig) -> Tensor:
 
 
 class MapPooling(nn.Module):
-    """Attention of one learned query to all tokens: (B, N, D) -> (B, D) (arXiv:2303.15343)."""
+    """Attention of one learned query to the patches: (B, N, D) -> (B, D) (arXiv:2303.15343)."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()

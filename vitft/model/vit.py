@@ -151,7 +151,10 @@ class VisionTransformer(nn.Module):
     def pool(self, x: Tensor) -> Tensor:
         """Return what the head reads, (B, D or 2 D), from the blocks' output (B, prefix + N, D)."""
         x = self.norm(x) if self.config.final_norm == "before" else x
-        x = reduce_tokens(x, self.config) if self.map_pool is None else self.map_pool(x)
+        if self.map_pool is None:
+            x = reduce_tokens(x, self.config)
+        else:
+            x = self.map_pool(x[:, self.config.n_prefix :])
         return self.norm(x) if self.config.final_norm == "after" else x
 
     def check(self, images: Tensor) -> None:
