@@ -101,6 +101,11 @@ def test_a_processor_without_a_name_is_that_of_its_model(name: str) -> None:
         ({"size": {"height": 32, "width": 40}}, "size={'height': 32, 'width': 40} is not covered"),
         ({"size": {"shortest_edge": 36, "longest_edge": 40}}, "'longest_edge': 40} is not covered"),
         ({"crop_size": {"shortest_edge": 32}}, "crop_size={'shortest_edge': 32} is not covered"),
+        (
+            {"image_processor_type": "ViTImageProcessor", "crop_size": None}
+            | {"do_center_crop": True, "size": SQUARE},
+            "do_center_crop=True without crop_size is not covered",
+        ),
         ({"resample": 7}, "the kernel 7 is not covered; there are nearest, lanczos"),
         ({"image_processor_type": "ConvNextImageProcessor"}, "image processor 'ConvNext' is not"),
     ],

@@ -111,6 +111,8 @@ def _of_transformers(entries: Mapping[str, Any]) -> Framing:
     size = entries["size"]
     side = size.get("shortest_edge") if size.keys() == {"shortest_edge"} else _side("size", size)
     whole = int(side)
+    if crops and not entries.get("crop_size"):
+        raise ValueError("do_center_crop=True without crop_size is not covered")
     kept = _side("crop_size", entries["crop_size"]) if crops else whole
     if "shortest_edge" in size and not crops:
         raise ValueError(f"size={size} without do_center_crop gives images that are not square")
