@@ -61,6 +61,7 @@ def at_size(model: VisionTransformer, image_size: int) -> VisionTransformer:
     resized.load_state_dict(tensors, assign=True)
     resized.classes, resized.preprocessing = model.classes, model.preprocessing
     resized.facts = model.facts | {"positions_resized_from": model.config.image_size}
+    resized.facts.pop("prepared_size", None)  # a size has been chosen
     return resized.eval()
 
 

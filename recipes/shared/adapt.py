@@ -26,10 +26,10 @@ def set_framing(model: VisionTransformer, options: CommonOptions) -> None:
     Raises:
         ValueError: a value is out of its range.
     """
-    usual = model.facts.get("prepared_size")
     if options.image_size is not None:
         model.resize(options.image_size)
-    elif usual is not None:
+        model.facts.pop("prepared_size", None)  # a size has been chosen
+    elif (usual := model.facts.get("prepared_size")) is not None:
         quicker = ", in less time" * (usual < model.image_size)
         say(
             f"this base takes images of {model.image_size} pixels, but its library prepares those "

@@ -139,6 +139,9 @@ def test_another_size_than_that_of_the_processor_is_said(tmp_path: Path, vitft: 
     said = "takes images of 32 pixels, but its library prepares those of 16: --image-size 16 does s"
     assert said in vitft(*run, "--out", tmp_path / "a").stderr
     assert said not in vitft(*run, "--out", tmp_path / "b", "--image-size=16").stderr
+    run[3] = tmp_path / "base.safetensors"
+    vitft("convert", tmp_path / "source", "--image-size=16", "--out", run[3])
+    assert "its library prepares" not in vitft(*run, "--out", tmp_path / "c").stderr
 
 
 def test_a_processor_of_images_and_texts_counts_first(tmp_path: Path) -> None:
