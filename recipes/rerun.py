@@ -83,7 +83,9 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
     adapted = (folder, Path(out)) if before.file == TENSORS else ()
     bases = {read_adapter(place).fingerprint for place in adapted}
     was, now = (_belongs(place, kind) for place in (folder, Path(out)))
-    differs = {key: key in was and was[key] != now.get(key) for key in ("images", "base")}
+    differs = {
+        key: key in was and was[key] != now.get(key) for key in ("images", "contents", "base")
+    }
     return {
         **_compared(folder / before.file, Path(out, before.file)),
         **{key: [getattr(before, key), after.get(key)] for key in FIGURES},
@@ -93,7 +95,7 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
         "devices": [before.device, after["device"]],
         "n_processes": [before.n_processes, after["n_processes"]],
         "n_together": before.n_together,
-        "images_differ": differs["images"],
+        "images_differ": differs["images"] or differs["contents"],
         "base_differs": len(bases) > 1 or differs["base"],
         "out": str(out),
     }
@@ -119,13 +121,15 @@ def _summary(folder: Path) -> Before:
 
 def _belongs(folder: Path, kind: type[Any]) -> dict[str, list[Any]]:
     """Return what a run's state says of its images, and of its base; {} without a state."""
-    found = None
+    state: dict[str, Any] = {}
     with suppress(OSError, ValueError):  # only the reason of a difference is then not known
-        found = read_metadata(folder / STATE).get("belongs")
+        state = read_metadata(folder / STATE)
+    found, contents = state.get("belongs"), state.get("contents")
     if not isinstance(found, list):
         return {}
     n = len(found) - (kind is FinetuneOptions)  # the last is the base's fingerprint
-    return {"images": found[:n], "base": found[n:]}
+    known = {"images": found[:n], "base": found[n:]}
+    return known if contents is None else known | {"contents": contents}
 
 
 def _compared(first: Path, second: Path) -> dict[str, Any]:
@@ -162,7 +166,7 @@ def run(options: RerunOptions) -> None:
         if then is not None and now is not None:
             click.echo(f"{key.replace('_', ' '):<15} {then:.2%} then, {now:.2%} now")
     if found["images_differ"]:
-        click.echo("other images    than the run's: some were added, removed or moved")
+        click.echo("other images    than the run's: some were added, removed, moved or changed")
     if found["base_differs"]:
         click.echo("another base    than the run's is in its place")
     if found["versions_differ"]:

@@ -1,6 +1,7 @@
 """Images held or streamed: what stays with them, and what a worker leaves to its process."""
 
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,21 @@ def test_a_digest_tells_other_labels_or_sources_and_nothing_else() -> None:
     assert numbered(3).to(CPU).digest() == first
     others = [numbered(4), numbered(3, ("0", "1", "x")), Images(len, torch.tensor([0, 1, 1]))]  # type: ignore[arg-type]
     assert first not in {other.digest() for other in others}
+
+
+def test_contents_tell_files_of_other_sizes_and_nothing_else(tmp_path: Path) -> None:
+    def images(*names: str) -> Images:
+        paths = [str(tmp_path / name) for name in names]
+        return Images(len, torch.zeros(len(names)), names=paths, are_files=True)  # type: ignore[arg-type]
+
+    for name, text in (("a", "1"), ("b", "22"), ("c", "3")):
+        (tmp_path / name).write_text(text)
+    first = images("a", "b").contents
+    assert images("c", "b").contents == first
+    assert images("a", "b", "c").subset(torch.tensor([2, 1])).contents == first
+    assert images("a", "c").contents != first
+    assert images("a", "gone").contents != first
+    assert numbered(2).contents == numbered(3).contents
 
 
 @pytest.mark.parametrize("held", [True, False])

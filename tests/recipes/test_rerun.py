@@ -137,9 +137,14 @@ def test_other_images_and_the_base_of_full_are_told(
     vitft("finetune", *flags, "--out", tmp_path / "run")
     paint(data / "train" / "red" / "new.png", (250, 0, 0))
     done = vitft("rerun", tmp_path / "run").stdout
-    assert "other images    than the run's: some were added, removed or moved" in done
+    told = "other images    than the run's: some were added, removed, moved or changed"
+    assert told in done
     assert "another base" not in done
     (data / "train" / "red" / "new.png").unlink()
+    red = data / "train" / "red" / "000.png"
+    paint(red, (255, 40, 40), (30, 9))
+    assert told in vitft("rerun", tmp_path / "run", "--overwrite").stdout
+    shutil.copy(folder / "train" / "red" / "000.png", red)
     other = load_model(mine)
     torch.nn.init.ones_(other.blocks[0].attn.wq.weight)
     save_model(other, mine)

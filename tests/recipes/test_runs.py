@@ -99,6 +99,12 @@ def test_a_run_resumes_only_on_its_images_and_its_base(
     told = vitft("finetune", *flags, "--epochs=1", "--resume", code=2).stderr
     assert "was started on other images, classes or another base" in told
     (data / "train" / "red" / "new.png").unlink()
+    red = data / "train" / "red" / "000.png"
+    red.write_bytes(red.read_bytes() + b"another comment")  # the same name, label and split
+    told = vitft("finetune", *flags, "--epochs=1", "--resume", code=2).stderr
+    assert "image files have changed since the run in" in told
+    shutil.copy(folder / "train" / "red" / "000.png", red)
+    vitft("finetune", *flags, "--epochs=2", "--resume")
     other = load_model(mine)
     torch.nn.init.zeros_(other.norm.bias)
     save_model(other, mine)

@@ -149,6 +149,13 @@ def test_a_gradient_that_is_not_finite_says_where_at_what_rate_and_what_to_try(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_state_that_knows_no_contents_goes_on_with_any(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    run.contents = None  # type: ignore[assignment]  # as earlier versions wrote it
+    save(run)
+    restore(new_run(tmp_path))
+
+
 @pytest.mark.parametrize("change", ["images", "validation", "classes", "belongs"])
 def test_a_run_on_something_else_does_not_go_on(tmp_path: Path, change: str) -> None:
     run = new_run(tmp_path, ("a base",))

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,6 +21,18 @@ from vitft.devices.shares import own_slice
 def listed(errors: Sequence[Exception]) -> str:
     """Return up to ten errors in one line."""
     return "; ".join(str(error) for error in errors[:10]) + ("; ..." if len(errors) > 10 else "")
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _n_bytes(name: str) -> int:
+    """Return a file's size; -1 where it is gone."""
+    try:
+        return os.stat(name).st_size
+    except OSError:
+        return -1
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,12 @@ class Images:
     def digest(self) -> str:
         """Return a hash of labels and sources, which changes where images are added or removed."""
         text = json.dumps([self.labels.tolist(), self.sources])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _hashed(text)
+
+    @cached_property
+    def contents(self) -> str:
+        """A hash of the files' sizes in bytes, which changes where files are replaced."""
+        return _hashed(json.dumps([_n_bytes(name) for name in self.names if self.are_files]))
 
     def subset(self, indices: Tensor) -> "Images":
         """Return the images at `indices` (m,), in that order."""

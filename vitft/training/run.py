@@ -74,6 +74,7 @@ class Run:
         self.trainable = self.updates.parameters
         self.steps_per_epoch = math.ceil(len(train) / plan.batch_size)
         self.belongs = [*model.classes, train.digest(), validation.digest(), *belongs]
+        self.contents = [train.contents, validation.contents]
         self.epoch, self.step, self.seconds, self.feature_seconds = 0, 0, 0.0, 0.0
         self.history: list[dict[str, Any]] = []
         self.listeners: list[Callable[[dict[str, Any]], None]] = []

@@ -34,6 +34,7 @@ class Progress:
     frozen: dict[str, float] = field(default_factory=dict)
     skipped: Count = 0
     options: dict[str, Any] = field(default_factory=dict)
+    contents: list[str] | None = None
     save: str | None = None  # name that all runs saved together have in common; see `save`
 
 
@@ -59,6 +60,7 @@ def save(run: Run, name: str | None = None) -> None:
         history=run.history,
         totals=(*run.totals.tolist(),),
         belongs=run.belongs,
+        contents=run.contents,
         best=run.best.row,
         frozen=run.frozen,
         skipped=run.skipped,
@@ -93,6 +95,11 @@ def restore(run: Run) -> None:
         raise ValueError(
             f"the run in {run.folder} was started on other images, classes or another base; "
             "put them back, or start again with --overwrite"
+        )
+    if found.contents not in (None, run.contents):
+        raise ValueError(
+            f"image files have changed since the run in {run.folder} was started; put them back, "
+            "or start again with --overwrite"
         )
     run.best.weights, run.average.values = kept["best"], kept["average"]
     run.totals.copy_(torch.tensor(found.totals) * is_first())
