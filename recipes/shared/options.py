@@ -123,7 +123,7 @@ class TrainOptions(DataOptions):
     compile: bool | None = option(
         None,
         "Compile the model first, which takes a minute or so; if given, on a GPU also record the "
-        "whole step.  "
+        "whole step. Dropout in several parts of a batch is computed without.  "
         "[default: on a GPU, for long runs]",
     )
     keep: str = option(

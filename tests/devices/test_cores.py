@@ -1,5 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -126,6 +126,16 @@ def test_a_compiled_run_is_that_of_the_plain_one(
         train(Run(model, data, data, plan, tmp_path))
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize("auto", [False, True])
+def test_dropout_in_parts_is_neither_compiled_nor_recorded(auto: bool, tmp_path: Path) -> None:
+    plan = Plan(epochs=1, batch_size=4, lr=0.1, weight_decay=0.0, compiled=True)
+    parts = {"auto_accumulate": True} if auto else {"accumulate": 2}
+    for dropout, asked, compiled in ((0.2, parts, False), (0.0, parts, True), (0.2, {}, True)):
+        model = VisionTransformer(ViTConfig(**TINY, n_classes=2, dropout=dropout))
+        run = Run(model, images(8), images(2), replace(plan, **asked), tmp_path)  # type: ignore[arg-type]
+        assert run.plan.compiled is compiled
 
 
 def test_steps_are_recorded_on_cuda_only(tmp_path: Path) -> None:

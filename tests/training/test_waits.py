@@ -38,8 +38,8 @@ def _away(monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("vitft.training.step", "vitft.training.gradients"):
         monkeypatch.setattr(f"{place}.random_state", lambda *_: [])
         monkeypatch.setattr(f"{place}.set_random_state", lambda *_: None)
-    for place in ("vitft.training.step", "vitft.evaluation.features"):
-        monkeypatch.setattr(f"{place}.first_varying_stage", lambda model: 0)
+    monkeypatch.setattr("vitft.training.step.varies", lambda model: True)
+    monkeypatch.setattr("vitft.evaluation.features.first_varying_stage", lambda model: 0)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
 
 

@@ -34,6 +34,11 @@ def seeded_state(seed: int, device: torch.device) -> list[Tensor]:
         set_random_state(before, device)
 
 
+def varies(model: VisionTransformer) -> bool:
+    """Return whether a model draws random numbers or changes a buffer in training."""
+    return first_varying_stage(model) < len(model.stages())
+
+
 @torch.no_grad()
 def first_varying_stage(model: VisionTransformer) -> int:
     """Return the first stage that draws random numbers or changes a buffer in training.

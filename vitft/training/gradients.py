@@ -36,7 +36,7 @@ class Alone:
         models: the model.
         forward: its pass from `stage` on.
         accumulate: in how many parts a batch is computed, one after the other.
-        can_redraw: whether each part draws for the whole batch, so that dropout is that of the
+        redraws: whether each part draws for the whole batch, so that dropout is that of the
             batch computed at once.
     """
 
@@ -44,8 +44,7 @@ class Alone:
         self.run, self.models, self.accumulate = run, [run.model], run.plan.accumulate
         self.forward = data_parallel(Pass(run, stage))
         self.is_divisible = not (is_random or run.plan.compiled) and n_processes() == 1
-        # what is compiled draws other numbers, and a recorded step cannot go back
-        self.can_redraw = is_random and not (run.plan.compiled or run.plan.recorded)
+        self.redraws = is_random
 
     def __call__(self, inputs: Sequence[Tensor], targets: Sequence[Tensor], rows: Rows) -> None:
         """Leave the gradients of a batch in the run's parameters, and add to its totals.
@@ -70,7 +69,7 @@ class Alone:
             return
         # of an image's loss; DDP divides the sum of gradients by the number of processes
         weight = rows.count * n_processes() / rows.n
-        draws = random_state(run.device) if n > 1 and self.can_redraw else None
+        draws = random_state(run.device) if n > 1 and self.redraws else None
         parts = rows.split(n, named=draws is not None)
         for i, (part, (x, y)) in enumerate(zip(parts, pieces, strict=True), start=1):
             if draws is not None:

@@ -89,6 +89,11 @@ class Plan:
             )
         lr_factor(self.schedule, 0, warmup=self.warmup)
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether a batch may be computed in parts, one after the other."""
+        return self.accumulate > 1 or self.auto_accumulate
+
     def check_sizes(self, model: VisionTransformer) -> None:
         """Check that the model takes images of all `sizes`, none larger than its own.
 

@@ -5,6 +5,7 @@ A run holds its progress. `vitft.training.saving` saves it, `vitft.training.loop
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from vitft.optimizers.build import lr_factor
 from vitft.optimizers.updates import Updates
 from vitft.pictures.images import Images
 from vitft.training.best import Best
-from vitft.training.draws import seeded_state
+from vitft.training.draws import seeded_state, varies
 from vitft.training.finite import check_steps
 from vitft.training.plan import Plan
 
@@ -70,6 +71,10 @@ class Run:
         self.device, self.image_size = next(model.parameters()).device, model.image_size
         if plan.recorded and self.device.type != "cuda":
             raise ValueError(f"recorded=True is for CUDA; the model is on {self.device.type}")
+        if (plan.compiled or plan.recorded) and plan.in_parts and varies(model):
+            # Each part draws the whole batch's numbers again. What is compiled draws others, and a
+            # recorded step cannot go back.
+            self.plan = plan = replace(plan, compiled=False, recorded=False)
         self.updates = Updates(model, plan)
         self.trainable = self.updates.parameters
         self.steps_per_epoch = math.ceil(len(train) / plan.batch_size)

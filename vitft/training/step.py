@@ -14,7 +14,7 @@ from torch import Tensor
 from vitft.devices.graphs import Recorded
 from vitft.devices.shares import Rows
 from vitft.optimizers.updates import NotFinite
-from vitft.training.draws import first_varying_stage, random_state, set_random_state
+from vitft.training.draws import random_state, set_random_state, varies
 from vitft.training.forward import prepare
 from vitft.training.gradients import Alone, Join, Together
 from vitft.training.run import Run
@@ -47,7 +47,7 @@ class Step:
         sets = list(dict.fromkeys(keys))
         self.set_of = [sets.index(key) for key in keys]
         self.leaders = [runs[keys.index(key)] for key in sets]
-        is_random = first_varying_stage(first.model) < len(first.model.stages())
+        is_random = varies(first.model)
         self.backward: Alone | Together
         if self.is_single:
             self.backward = Alone(first, self.stage, is_random=is_random)
