@@ -19,6 +19,7 @@ from recipes.shared.splits import on_device
 from vitft.bars import progress_bar
 from vitft.command import options as cli
 from vitft.command.options import option
+from vitft.command.streams import BREAKS
 from vitft.command.telling import complain
 from vitft.data.load import load_data
 from vitft.evaluation.probe import neighbours
@@ -155,7 +156,8 @@ def shown(rows: Sequence[dict[str, Any]], kind: str, *, first: bool = True) -> s
     for row in rows:
         for name, found in row["adapters"].items():
             classes = "  ".join(f"{label} {p:.1%}" for label, p in found.items()) or "none"
-            text.write("  ".join(part for part in (row["image"], name, classes) if part) + "\n")
+            line = "  ".join(part for part in (row["image"], name, classes) if part)
+            text.write(line.translate(BREAKS) + "\n")
     return text.getvalue()
 
 

@@ -95,14 +95,14 @@ def make_app(desk: Desk, limits: Limits, *, token: str | None, hosts: list[str])
     @app.post("/predict")
     async def predict(
         files: list[UploadFile],
-        adapters: Annotated[str, Form()] = "",
+        adapters: Annotated[list[str], Form(default_factory=list)],
         top: Annotated[int, Form(ge=1, le=1000)] = 5,
         attention: Annotated[bool, Form()] = False,
     ) -> dict[str, Any]:
         if len(files) > limits.max_pictures:
             raise HTTPException(413, f"more than {limits.max_pictures} pictures")
         with unprocessable():
-            names = desk.chosen([name.strip() for name in adapters.split(",") if name.strip()])
+            names = desk.chosen(adapters)
         asked = (answered(desk, file, names, top, attention) for file in files)
         answers = await asyncio.gather(*asked)
         return {"images": answers}

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from itertools import chain
 from typing import Any
 
 import torch
@@ -78,13 +79,19 @@ class Desk:
         """Answer what waits, and end the thread."""
         self.jobs.close()
 
-    def chosen(self, names: Sequence[str]) -> list[str]:
-        """Return the names without repetition; the names of all adapters where none is given.
+    def chosen(self, texts: Sequence[str]) -> list[str]:
+        """Return adapters' names without repetition; those of all adapters where none is given.
+
+        Args:
+            texts: a name each, or several with commas. A name may hold commas itself, as those of
+                a sweep's folders do.
 
         Raises:
             ValueError: there is no adapter of a name.
         """
         known = dict(self.slots)
+        parts = [[text] if text in known else text.split(",") for text in texts]
+        names = [name.strip() for name in chain(*parts) if name.strip()]
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"there is no adapter {unknown[0]!r}; there are {', '.join(known)}")
         return [*dict.fromkeys(names)] or [*known]

@@ -185,8 +185,10 @@ def test_a_name_that_the_terminal_lacks_is_replaced(base: Path, tmp_path: Path) 
 
 def test_no_control_character_reaches_the_terminal() -> None:
     out = io.StringIO()
-    SafeStream(out).write("a\x1b[2Jb\x00c\x9bd\te\nf\rg")
-    assert out.getvalue() == "a\\x1b[2Jb\\x00c\\x9bd\te\nf\rg"
+    safe = SafeStream(out)
+    for text in ("a\x1b[2Jb\x00c\x9bd\te\nf\rg", "\r 50%|bar|\r", "\r", ""):
+        safe.write(text)
+    assert out.getvalue() == "a\\x1b[2Jb\\x00c\\x9bd\te\nf\\x0dg\r 50%|bar|\r\r"
 
 
 def test_an_endless_error_is_cut(vitft: Run) -> None:

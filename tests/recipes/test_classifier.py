@@ -128,6 +128,16 @@ def test_answers_are_printed_and_written_in_every_format(
     assert "threshold=2.0 is not in" in vitft("predict", *flags, "--threshold=2", code=2).stderr
 
 
+def test_a_name_with_line_breaks_stays_in_its_line(
+    base: Path, red: Path, tmp_path: Path, vitft: Run
+) -> None:
+    odd = Path(shutil.copy(red, tmp_path / "a\nb\rc\td.png"))
+    (line,) = vitft("predict", "--base", base, odd, "--top=1").stdout.splitlines()
+    assert line.startswith(f"{tmp_path}/a\\nb\\rc\\td.png  ")
+    (told,) = json.loads(vitft("predict", "--base", base, odd, "--json").stdout)
+    assert told["image"] == str(odd)
+
+
 def test_a_broken_picture_costs_only_itself(
     base: Path, folder: Path, tmp_path: Path, vitft: Run
 ) -> None:

@@ -4,7 +4,8 @@ import errno
 import os
 from typing import Any, TextIO
 
-ESCAPED = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if c not in b"\n\r\t"}
+ESCAPED = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if c not in b"\n\t"}
+BREAKS = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 READER_GONE = (errno.EPIPE, errno.EIO)  # of a closed pipe, and of a terminal that is lost
 
@@ -25,7 +26,8 @@ class SafeStream:
     def write(self, text: str) -> int:
         """Write text, and return how many characters were written."""
         try:
-            return self.stream.write(text.translate(ESCAPED))
+            inner = text.strip("\r")  # a progress bar returns to the line's start, a name may not
+            return self.stream.write(text.replace(inner, inner.translate(ESCAPED), 1))
         except OSError as error:
             self._drop(error)
             return len(text)
