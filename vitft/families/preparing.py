@@ -47,17 +47,17 @@ def preparation(source: Source, family: str, image_size: int, n_channels: int) -
     """
     pretrained = source.config.get("pretrained_cfg") or {}
     clip = source.open_clip.get("preprocess_cfg") or {}
+    entries = _entries(source)
     if "architecture" in source.config:
         mean, std, framing = pretrained.get("mean"), pretrained.get("std"), _of_timm(pretrained)
-    elif source.preprocessing:
-        entries = _entries(source)
+    elif entries:
         mean, std, framing = entries["image_mean"], entries["image_std"], _of_transformers(entries)
     else:
         mean, std, framing = clip.get("mean"), clip.get("std"), _of_open_clip(clip)
     usual = _usual(source, family)
     mean, std = (_of_channels(x or y, n_channels) for x, y in zip((mean, std), usual, strict=True))
-    if source.preprocessing and "architecture" not in source.config:
-        mean, std = _rescaled(source.preprocessing, mean, std)
+    if entries:
+        mean, std = _rescaled(entries, mean, std)
     return {"image_size": image_size, "mean": mean, "std": std} | asdict(framing)
 
 
@@ -66,11 +66,10 @@ def prepared_side(source: Source) -> int | None:
 
     It need not be that of the model's position embedding: DINOv2 has one for 518 pixels, and 224.
     """
-    if "architecture" in source.config or not source.preprocessing:
-        return None
     entries = _entries(source)
-    size = entries["crop_size" if entries.get("do_center_crop") else "size"]
-    return _side("size", size) if entries.get("do_resize", True) else None
+    if not entries or not entries.get("do_resize", True):
+        return None
+    return _side("size", entries["crop_size" if entries.get("do_center_crop") else "size"])
 
 
 def _of_timm(pretrained: Mapping[str, Any]) -> Framing:
@@ -158,14 +157,17 @@ def _kernel(by: int | str | None) -> str:
 
 
 def _entries(source: Source) -> dict[str, Any]:
-    """Return the entries of a processor, with its class's where the file lacks them.
+    """Return the entries of transformers' image processor; {} where the source has none.
 
-    Sizes become dictionaries: files that transformers wrote before 2023 have numbers.
+    Those of its class stand in for what the file lacks. Sizes become dictionaries:
+    files that transformers wrote before 2023 have numbers.
 
     Raises:
         ValueError: the processor is not covered.
     """
     written = source.preprocessing
+    if not written or "architecture" in source.config:  # timm reads its pretrained_cfg only
+        return {}
     name = written.get("image_processor_type") or written.get("feature_extractor_type")
     kind = KINDS.get(str(source.config.get("model_type")))
     usual = kind.processor if kind else "CLIP"
