@@ -15,10 +15,13 @@ from torch import Tensor
 
 import adapters
 from tests.shared import TINY, long, some
+from vitft.devices.shares import Rows
 from vitft.model.config import ViTConfig
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.augment import Augmentation
 from vitft.pictures.images import Images
+from vitft.training.forward import Pass, prepare
+from vitft.training.gradients import loss_and_totals
 from vitft.training.plan import Plan
 from vitft.training.run import Run
 from vitft.training.step import Step
@@ -113,6 +116,29 @@ def test_a_mixed_batch_of_a_bank_waits_for_nothing(tmp_path: Path) -> None:
     bank = adapters.Bank(base, folders).to(AWAY)
     ids = torch.zeros(8, dtype=torch.long, device=AWAY)
     assert bank(torch.zeros(8, 3, 8, 8, device=AWAY), ids).device == AWAY
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "checkpoint_blocks"), [(AUGMENTATIONS[0], False), (AUGMENTATIONS[1], True)]
+)
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # torch's tracing does it
+@long
+def test_a_step_is_compiled_without_graph_breaks(
+    augmentation: Augmentation, checkpoint_blocks: bool, tmp_path: Path
+) -> None:
+    pixels, labels = torch.zeros(8, 3, 8, 8, dtype=torch.uint8), torch.arange(8) % 2
+    images = Images(pixels.__getitem__, labels)
+    options = {"augmentation": augmentation, "checkpoint_blocks": checkpoint_blocks}
+    plan = Plan(epochs=1, batch_size=8, lr=0.1, weight_decay=0.0, **options)  # type: ignore[arg-type]
+    run = Run(adapters.inject(tiny(), adapters.LoRAConfig()), images, images, plan, tmp_path)
+
+    def losses(pixels: Tensor, labels: Tensor) -> Tensor:
+        x, targets = prepare(run, pixels, labels, Rows(8), stage=0)
+        return loss_and_totals(run, Pass(run, 0)(x), targets)[0]
+
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(losses)(pixels, labels)
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 
 def test_what_waits_is_seen(tmp_path: Path) -> None:
