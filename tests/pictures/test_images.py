@@ -55,11 +55,34 @@ def test_a_broken_image_of_a_streamed_set_ends_its_workers(tmp_path: Path) -> No
     assert caught.value.__context__ is None
 
 
+def test_workers_stay_for_the_next_pass_and_end_with_the_set() -> None:
+    images, parts = numbered([0] * 40), torch.arange(40).split(2)
+    before = {*multiprocessing.active_children()}
+    workers = []
+    for k in (1, 3, 7):
+        order = [part * k % 40 for part in parts[k:]]  # other batches in each pass
+        found = [batch[:, 0, 0, 0].tolist() for batch, _ in images.batches(order, CPU)]
+        assert found == [part.tolist() for part in order]
+        workers.append({*multiprocessing.active_children()} - before)
+    assert workers[0]
+    assert workers[0] == workers[1] == workers[2]
+    one, other = images.batches(parts, CPU), images.batches(parts[::-1], CPU)
+    for i, (ours, theirs) in enumerate(zip(one, other, strict=True)):  # side by side
+        assert torch.equal(ours[0][:, 0, 0, 0], parts[i])
+        assert torch.equal(theirs[0][:, 0, 0, 0], parts[19 - i])
+    broken = images.batches(parts, CPU)
+    next(broken)
+    broken.close()
+    assert len([*images.batches(parts, CPU)]) == 20
+    del images, broken, one, other
+    assert {*multiprocessing.active_children()} == before
+
+
 def test_a_streamed_set_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("vitft.pictures.images.DataLoader.__iter__", fail)
+    monkeypatch.setattr("vitft.pictures.stream.DataLoader.__iter__", fail)
     with pytest.raises(ValueError, match="Too many open files"):
         next(numbered([0, 1]).batches(torch.arange(2).split(1), CPU))
 

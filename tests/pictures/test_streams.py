@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitft.pictures import images as module
+from vitft.pictures import stream as module
 from vitft.pictures.images import Images
 
 CPU = torch.device("cpu")
@@ -102,12 +102,12 @@ class Loader:
 
     def __init__(self, source: Any, **options: Any) -> None:
         type(self).made = options
-        self.source, self.order = source, sum(options["batch_sampler"], [])
+        self.source = source
 
     def __iter__(self) -> Any:
         if self.fails:
             raise self.fails
-        pairs = [self.source[i] for i in self.order]
+        pairs = [self.source[i] for i in sum(self.made["batch_sampler"], [])]
         assert len(self.source) == 4
         yield torch.stack([image for image, _ in pairs]), torch.stack([n for _, n in pairs])
 
@@ -136,6 +136,7 @@ def test_a_stream_is_read_by_a_few_workers_that_leave_stops_and_random_numbers_a
         "num_workers": n_workers,
         "pin_memory": False,
         "prefetch_factor": 4,
+        "persistent_workers": True,
         "worker_init_fn": module._leave_signals,
     }
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from vitft.devices.memory import max_set_bytes
-from vitft.devices.processes import add_up, merged, n_on_machine
+from vitft.devices.processes import add_up, merged
 from vitft.devices.shares import own_slice
+from vitft.pictures.stream import Stream
 
 
 def listed(errors: Sequence[Exception]) -> str:
@@ -42,24 +41,6 @@ class _Chosen:
 
     def __call__(self, i: int) -> Tensor:
         return self.decode(self.indices[i])
-
-
-@dataclass(frozen=True)
-class _Decoded(Dataset[tuple[Tensor, Tensor]]):
-    decode: Callable[[int], Tensor]
-    labels: Tensor
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        return self.decode(i), self.labels[i]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-def _leave_signals(_: int) -> None:
-    """Ignore signals in a worker: the main process saves its state, then ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 class Images:
@@ -95,6 +76,7 @@ class Images:
         self.names = list(names) or [str(i) for i in range(len(labels))]
         self.held: Tensor | None = None
         self.stage = 0
+        self._idle: dict[bool, list[Stream]] = {False: [], True: []}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -236,24 +218,7 @@ class Images:
                 yield self.held[chosen].to(device), labels.to(device)
             return
         pin = device.type == "cuda"
-        n_workers = max(1, min(8, (os.cpu_count() or 1) // n_on_machine()))
-        source = _Decoded(self.decode, self.labels.cpu())
-        loader = DataLoader(
-            source,
-            batch_sampler=[chosen.tolist() for chosen in indices],
-            num_workers=n_workers,
-            pin_memory=pin,
-            prefetch_factor=4,
-            worker_init_fn=_leave_signals,
-            generator=torch.Generator(),  # not the global one, whose state a run saves and restores
-        )
-        failure = None
-        try:
-            for images, labels in loader:
-                yield images.to(device, non_blocking=pin), labels.to(device, non_blocking=pin)
-        except (ValueError, OSError) as error:  # from a worker, with its traceback as the message
-            last = str(error).strip().rpartition("\n")[2]
-            failure = last.removeprefix(f"{type(error).__name__}: ")
-            error.with_traceback(None)  # the traceback keeps the loader and its workers alive
-        if failure is not None:
-            raise ValueError(failure)
+        idle = self._idle[pin]
+        stream = idle.pop() if idle else Stream(self.decode, self.labels, pin=pin)
+        yield from stream.batches(indices, device)
+        idle.append(stream)  # for the next pass; one that breaks off ends its workers
