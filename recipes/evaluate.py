@@ -13,6 +13,7 @@ from recipes.shared.splits import on_device, open_data
 from vitft.command import options as cli
 from vitft.command.options import option
 from vitft.data.listing import ImageSet
+from vitft.devices.processes import joined
 from vitft.evaluation.evaluate import evaluate
 from vitft.evaluation.task import TASKS
 from vitft.model.vit import VisionTransformer
@@ -85,6 +86,12 @@ def run(options: EvaluateOptions) -> None:
         ValueError, OSError: a file is missing or broken, an option is out of its range, or the
             classes do not fit the model.
     """
+    with joined():
+        _run(options)
+
+
+def _run(options: EvaluateOptions) -> None:
+    """Evaluate the model, in a process that has joined the others."""
     device = pick_device(options.device)
     if options.batch_size is not None and options.batch_size < 1:
         raise ValueError(f"batch_size={options.batch_size} is not positive")

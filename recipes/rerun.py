@@ -95,6 +95,7 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
         "devices": [before.device, after["device"]],
         "n_processes": [before.n_processes, after["n_processes"]],
         "n_together": before.n_together,
+        "planned_epochs": was.get("planned", []),
         "images_differ": differs["images"] or differs["contents"],
         "base_differs": len(bases) > 1 or differs["base"],
         "out": str(out),
@@ -120,7 +121,7 @@ def _summary(folder: Path) -> Before:
 
 
 def _belongs(folder: Path, kind: type[Any]) -> dict[str, list[Any]]:
-    """Return what a run's state says of its images, and of its base; {} without a state."""
+    """Return what a run's state says of its images, base and epochs; {} without a state."""
     state: dict[str, Any] = {}
     with suppress(OSError, ValueError):  # only the reason of a difference is then not known
         state = read_metadata(folder / STATE)
@@ -128,7 +129,7 @@ def _belongs(folder: Path, kind: type[Any]) -> dict[str, list[Any]]:
     if not isinstance(found, list):
         return {}
     n = len(found) - (kind is FinetuneOptions)  # the last is the base's fingerprint
-    known = {"images": found[:n], "base": found[n:]}
+    known = {"images": found[:n], "base": found[n:], "planned": state.get("planned", [])}
     return known if contents is None else known | {"contents": contents}
 
 
@@ -175,6 +176,11 @@ def run(options: RerunOptions) -> None:
         click.echo(f"other devices   {found['devices'][0]} then, {found['devices'][1]} now")
     if (others := found["n_together"] - 1) > 0:
         click.echo(f"other adapters  {others} trained in the same pass then, none now")
+    if len(planned := found["planned_epochs"]) > 1:
+        click.echo(
+            f"other epochs    {', then '.join(map(str, planned))} were planned then, by "
+            "--resume, and with them other learning rates"
+        )
     then, now = found["n_processes"]
     if then not in (None, now):
         click.echo(f"other processes {then} then, {now} now; torchrun starts as many")

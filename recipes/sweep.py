@@ -84,12 +84,9 @@ def sweep(options: SweepBase) -> dict[str, Any]:
             for chosen, member, config, plan in made
         ]
         say(f"{len(members)} runs by {options.adapter} on {members[0].splits}, on {device}")
-        if options.overwrite:  # the result of an earlier sweep, whose runs are now removed
-            for name in (SWEEP, "report.html"):
-                Path(options.out, name).unlink(missing_ok=True)
-        for member in members:
-            start_run(member.options, member.folder)
-        for chunk in chunks(base, members, options.together):
+        first, *others = chunks(base, members, options.together)
+        train_together(base, first, begin=partial(_begin, options, members))
+        for chunk in others:
             train_together(base, chunk)
         return _conclude(options, members)
 
@@ -110,6 +107,19 @@ def _check_folders(options: SweepBase, made: Sequence[CommonOptions]) -> None:
         check_base(options.base, folder)
     for member in made:
         check_run(member)
+
+
+def _begin(options: SweepBase, members: Sequence[Member]) -> None:
+    """Make the folders ready for training; with --overwrite the earlier sweep's result is removed.
+
+    Raises:
+        OSError: a folder cannot be written to.
+    """
+    if options.overwrite:
+        for name in (SWEEP, "report.html"):
+            Path(options.out, name).unlink(missing_ok=True)
+    for member in members:
+        start_run(member.options, member.folder)
 
 
 def _resumed(member: CommonOptions) -> CommonOptions:
@@ -149,7 +159,7 @@ def _conclude(options: SweepBase, members: Sequence[Member]) -> dict[str, Any]:
 def _finish(member: Member) -> dict[str, Any]:
     """Measure a member on the test split, log the figures, and return its summary."""
     run, options, folder = member.run, member.options, member.folder
-    with logged(options, folder, run) as logs:
+    with logged(options, folder, run, is_new=False) as logs:
         summary = finish(run, member.splits, options, folder, member.facts)
         logs.end(summary)
     return summary

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recipes.shared.options import TrainOptions
-from recipes.shared.runs import LOG, OUTPUTS, saved_options
+from recipes.shared.runs import LOG, OUTPUTS, earlier_logs, saved_options
 from vitft.command.telling import complain
 from vitft.devices.processes import is_first
 from vitft.devices.shares import Rows
@@ -38,24 +38,31 @@ class Logs:
         self.loggers: dict[str, Logger] = {}
         self.records: dict[str, dict[str, Any]] = {}
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: Run, *, is_new: bool) -> None:
         """Open the loggers, and log what they do not have yet.
 
         Args:
             run: a new run, or one restored from its state.
+            is_new: which of both. A new run replaces the logs of an earlier one in its folder, once
+                its own are open.
 
         Raises:
             ValueError: a logger cannot be opened, or log.json is broken.
         """
-        if not is_first() or not self.options.log:
+        if not is_first():
             return
-        self.records = self._read()
+        earlier = earlier_logs(self.folder) if is_new else []
+        self.records = self._read() if self.options.log and not is_new else {}
         for name in dict.fromkeys(self.options.log):
             try:
                 logger = LOGGERS[name](self.folder, self.records.get(name, {}), run.epoch)
             except Exception as error:  # whatever the network or the package says
                 raise ValueError(f"--log {name} cannot begin: {_line(error)}") from error
             self.loggers[name], self.records[name] = logger, logger.record
+        for path in earlier:
+            path.unlink(missing_ok=True)
+        if not self.loggers:
+            return
         new = [name for name, logger in self.loggers.items() if logger.is_new]
         picture = augmented(run) if new else torch.empty(0)
         for name in new:
@@ -115,15 +122,15 @@ class Logs:
 
 
 @contextmanager
-def logged(options: TrainOptions, folder: Path, run: Run) -> Iterator[Logs]:
-    """Open the loggers of a run, and close them however the run ends.
+def logged(options: TrainOptions, folder: Path, run: Run, *, is_new: bool) -> Iterator[Logs]:
+    """Open the loggers of a run, as `Logs.begin` says, and close them however the run ends.
 
     Raises:
         ValueError: a logger cannot be opened, or log.json is broken.
     """
     logs, how = Logs(options, folder), "failed"
     try:
-        logs.begin(run)
+        logs.begin(run, is_new=is_new)
         yield logs
         how = "finished"
     except KeyboardInterrupt:

@@ -129,14 +129,16 @@ def start_run(options: TrainOptions, folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove the files of an earlier run."""
-    logs = (folder / LOG, *folder.glob(EVENTS)) if _is_run(folder) else ()
+    """Remove the files of an earlier run, but for its logs."""
     for name in OUTPUTS:  # the state first, so that it is never resumed with other options
         (folder / name).unlink(missing_ok=True)
     if is_ours(folder):
         (folder / CARD).unlink(missing_ok=True)
-    for path in logs:
-        path.unlink(missing_ok=True)
+
+
+def earlier_logs(folder: Path) -> list[Path]:
+    """Return the files of an earlier run's logs."""
+    return [folder / LOG, *folder.glob(EVENTS)] if _is_run(folder) else []
 
 
 def _is_run(folder: Path) -> bool:

@@ -3,6 +3,8 @@
 import platform
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +21,48 @@ from vitft.command.telling import complain
 from vitft.devices.memory import peak_bytes
 from vitft.devices.processes import is_first, n_processes
 from vitft.evaluation.evaluate import Evaluation, evaluate
-from vitft.files import write_json
+from vitft.files import read_json, write_json
 from vitft.model.checkpoint import load_model
 from vitft.model.vit import VisionTransformer
+from vitft.records import part_of
 from vitft.training.run import Run
 from vitft.version import __version__
+
+# entries of summary.json that finishing a finished run again, elsewhere perhaps, must not change
+COMPUTED = (
+    "device",
+    "n_processes",
+    "n_together",
+    "float32_products",
+    "peak_memory_mb",
+    "feature_seconds",
+    "versions",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ended:
+    """The fields of summary.json that tell whether a run was finished."""
+
+    file: str = "model.safetensors"
+    epochs_done: int | None = None
+    stopped: str | None = None
+
+
+def summary_before(run: Run, folder: Path) -> dict[str, Any]:
+    """Return the summary of a run that was finished when it was restored; {} of any other run."""
+    with suppress(OSError, ValueError):
+        found = read_json(folder / "summary.json")
+        ended = part_of(_Ended, found, "summary.json")
+        is_whole = ended.stopped is None and (folder / ended.file).is_file()
+        if run.is_done() and is_whole and ended.epochs_done == run.epoch:
+            return dict(found)
+    return {}
+
+
+def as_computed(before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the summary of a finished run says of how it was computed, which stays so."""
+    return {name: before[name] for name in COMPUTED if name in before}
 
 
 def finish(
@@ -99,13 +138,13 @@ def summarise(
         "n_test": len(splits.test),
         "notes": [*splits.notes],
         "seed": options.seed,
-        **facts,
         "versions": {
             "python": platform.python_version(),
             "vitft": __version__,
             "torch": torch.__version__,
             "torchvision": version("torchvision"),
         },
+        **facts,
     }
     if is_first():
         write_json(folder / "summary.json", summary)

@@ -13,7 +13,7 @@ from recipes.shared.options import TrainOptions, pick_compile
 from recipes.shared.report import make_report
 from recipes.shared.runs import saved_options, start_run
 from recipes.shared.splits import Splits
-from recipes.shared.summary import finish, summarise
+from recipes.shared.summary import as_computed, finish, summarise, summary_before
 from vitft.devices.processes import barrier, is_first, n_processes
 from vitft.devices.spread import shard
 from vitft.evaluation.evaluate import evaluate
@@ -22,6 +22,7 @@ from vitft.evaluation.task import SeveralLabels, SingleLabel, balanced
 from vitft.model.vit import VisionTransformer
 from vitft.pictures.images import Images
 from vitft.report.findings import FILE
+from vitft.training.loop import check_runs
 from vitft.training.loop import train as train_runs
 from vitft.training.plan import Plan
 from vitft.training.run import Run
@@ -100,11 +101,13 @@ def train(
     run = Run(model, splits.train, splits.validation, plan, folder, belongs, given)
     if options.resume:
         restore(run)
-    barrier()
-    if is_first():  # every process has checked everything, so an earlier run may be removed now
-        start_run(options, folder)
+    check_runs([run])
     explain(run)
-    with logged(options, folder, run) as logs:
+    computed = as_computed(summary_before(run, folder)) if options.resume else {}
+    barrier()
+    with logged(options, folder, run, is_new=not options.resume) as logs:
+        if is_first():  # every process has checked everything, so an earlier run may be removed
+            start_run(options, folder)
         try:
             train_runs(run)
         except KeyboardInterrupt:
@@ -119,7 +122,7 @@ def train(
                 f"the state is saved in {folder}; the same command with --resume goes on{usable}"
             ) from None
         calibrate(run, options)
-        summary = finish(run, splits, options, folder, save(run))
+        summary = finish(run, splits, options, folder, save(run) | computed)
         logs.end(summary)
     return run, summary
 

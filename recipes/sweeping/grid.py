@@ -72,9 +72,10 @@ def combinations(options: SweepBase) -> list[tuple[dict[str, Any], CommonOptions
     for name in ("seeds", "together"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name}={getattr(options, name)} is not positive")
-    if options.compile or options.checkpoint_blocks:
-        name = "--compile" if options.compile else "--checkpoint-blocks"
-        raise ValueError(f"a sweep computes its adapters in one pass; leave out {name}")
+    for name in ("compile", "checkpoint_blocks", "auto_batch"):
+        if getattr(options, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"a sweep computes its adapters in one pass; leave out {flag}")
     values = {
         name: [_number(name, text) for text in getattr(options, name)]
         for name in GRID

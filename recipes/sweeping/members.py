@@ -1,9 +1,10 @@
 """The options of a sweep's runs in; their adapters, trained together in chunks and saved, out."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from recipes.shared.finetuning import CommonOptions
 from recipes.shared.logs import logged
 from recipes.shared.runs import saved_options
 from recipes.shared.splits import Splits, say
-from recipes.shared.summary import summarise
+from recipes.shared.summary import as_computed, summarise, summary_before
 from recipes.shared.training import calibrate, weighted
 from vitft.command.telling import complain
 from vitft.model.vit import VisionTransformer
 from vitft.optimizers.updates import NotFinite
-from vitft.training.loop import train
+from vitft.training.loop import check_runs, train
 from vitft.training.plan import Plan
 from vitft.training.run import Run
 from vitft.training.saving import restore
@@ -38,6 +39,7 @@ class Member:
     failed: str = ""  # the reason, if it failed
     facts: dict[str, Any] = field(default_factory=dict)  # what summary.json says of its files
     summary: dict[str, Any] = field(default_factory=dict)  # as in summary.json
+    before: dict[str, Any] = field(default_factory=dict)  # the same of a run finished before
 
 
 def make_member(
@@ -70,9 +72,11 @@ def make_member(
     plan = weighted(plan, options, images.train, len(base.classes))
     folder, given = Path(options.out), saved_options(options)
     run = Run(model, images.train, images.validation, plan, folder, [fingerprint], given)
+    member = Member(options, chosen, folder, images, run)
     if options.resume:
         restore(run)
-    return Member(options, chosen, folder, images, run)
+        member.before = summary_before(run, folder)
+    return member
 
 
 def chunks(base: VisionTransformer, members: Sequence[Member], n: int) -> list[list[Member]]:
@@ -106,11 +110,24 @@ def _by_progress(members: Sequence[Member]) -> list[list[Member]]:
     return [*groups.values()]
 
 
-def train_together(base: VisionTransformer, members: Sequence[Member]) -> None:
-    """Train members together, from their states if they have any, and save and log them."""
+def train_together(
+    base: VisionTransformer, members: Sequence[Member], begin: Callable[[], None] = lambda: None
+) -> None:
+    """Train members together, from their states if they have any, and save and log them.
+
+    Args:
+        base: the frozen base.
+        members: of a chunk.
+        begin: called once nothing is left that could be refused.
+    """
+    check_runs([member.run for member in members], partial(adapters.together, base))
     explain(members[0].run)
     with ExitStack() as held:
-        logs = [held.enter_context(logged(m.options, m.folder, m.run)) for m in members]
+        logs = [
+            held.enter_context(logged(m.options, m.folder, m.run, is_new=not m.options.resume))
+            for m in members
+        ]
+        begin()
         _train(base, members)
         for member, log in zip(members, logs, strict=True):
             if member.failed:
@@ -126,7 +143,7 @@ def _train(base: VisionTransformer, members: Sequence[Member]) -> None:
         KeyboardInterrupt: stopped, with the states saved.
     """
     try:
-        failed = train([m.run for m in members], lambda models: adapters.together(base, models))
+        failed = train([m.run for m in members], partial(adapters.together, base))
     except NotFinite as error:
         failed = {member.run: str(error) for member in members}
     except KeyboardInterrupt:
@@ -141,7 +158,7 @@ def _train(base: VisionTransformer, members: Sequence[Member]) -> None:
         else:
             calibrate(member.run, member.options)
             member.facts = save_trained(member.run, member.options, member.folder)
-            member.facts["n_together"] = len(members)
-            member.summary = summarise(
+            member.facts |= {"n_together": len(members)} | as_computed(member.before)
+            member.summary = member.before or summarise(
                 member.run, member.splits, member.options, member.folder, member.facts
             )

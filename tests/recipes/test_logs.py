@@ -192,8 +192,12 @@ def test_another_run_in_its_place_starts_a_new_log(tmp_path: Path) -> None:
     start_run(OPTIONS, tmp_path)
     (tmp_path / "log.json").write_text('{"tensorboard": {"epoch": 7}}')
     (tmp_path / "events.out.tfevents.7").write_bytes(b"")
-    start_run(OPTIONS, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    nobody, run = replace(OPTIONS, log=("nobody",)), new_run(tmp_path)
+    with pytest.raises(ValueError, match="begin"), logged(nobody, tmp_path, run, is_new=True):
+        pass
+    assert len([*tmp_path.iterdir()]) == 3  # nothing is removed before the new log has begun
+    with logged(replace(OPTIONS, log=()), tmp_path, run, is_new=True):
+        assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 @pytest.mark.usefixtures("draws")
@@ -232,8 +236,11 @@ def test_wandb_asks_nobody_for_a_key(
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setattr("wandb.login", lambda *, prompt: prompt)
     given = ["--base", base, "--data", folder, "--out", tmp_path, "--epochs=1", *FLAGS]
-    told = vitft("finetune", *given, "--log=wandb", code=2).stderr
+    vitft("finetune", *given)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    told = vitft("finetune", *given, "--log=wandb", "--overwrite", code=2).stderr
     assert "Error: --log wandb cannot begin: there is no key; set WANDB_API_KEY" in told
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def new_run(folder: Path, channels: int = 3, how: Augmentation | None = None) -> training.Run:
@@ -276,7 +283,10 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def test_a_log_is_closed_however_the_run_ends(
     how: str, error: type[BaseException] | None, told: list[object], tmp_path: Path
 ) -> None:
-    with suppress(KeyboardInterrupt, OSError), logged(OPTIONS, tmp_path, new_run(tmp_path)):
+    with (
+        suppress(KeyboardInterrupt, OSError),
+        logged(OPTIONS, tmp_path, new_run(tmp_path), is_new=False),
+    ):
         if error is not None:
             raise error
     assert told == ["lora", "training_images", how]
@@ -286,7 +296,7 @@ def test_a_logger_that_fails_is_told_and_left_out(
     told: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = new_run(tmp_path)
-    with verbosity(quiet=True, verbose=False), logged(OPTIONS, tmp_path, run) as logs:
+    with verbosity(quiet=True, verbose=False), logged(OPTIONS, tmp_path, run, is_new=False) as logs:
         (listen,) = run.listeners
         listen({"epoch": 1, "lr": 0.1})
         listen({"epoch": 2, "lr": 0.1})
@@ -300,13 +310,17 @@ def test_a_logger_that_fails_is_told_and_left_out(
 def test_what_is_known_of_an_earlier_log_may_be_broken(tmp_path: Path) -> None:
     (tmp_path / "log.json").write_text("[1")
     broken = r"log.json is broken .*; remove it to begin new logs"
-    with pytest.raises(ValueError, match=broken), logged(OPTIONS, tmp_path, new_run(tmp_path)):
+    with (
+        pytest.raises(ValueError, match=broken),
+        logged(OPTIONS, tmp_path, new_run(tmp_path), is_new=False),
+    ):
         pass
 
 
 def test_only_the_first_process_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recipes.shared.logs.is_first", lambda: False)
-    with logged(replace(OPTIONS, log=("tensorboard",)), tmp_path, new_run(tmp_path)) as logs:
+    options, run = replace(OPTIONS, log=("tensorboard",)), new_run(tmp_path)
+    with logged(options, tmp_path, run, is_new=True) as logs:
         logs.epoch({"epoch": 1, "lr": 0.1})
     assert not [*tmp_path.iterdir()]
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipes.shared.finetuning import FinetuneOptions
+from recipes.shared.summary import COMPUTED
 from recipes.sweeping.grid import SweepOptions, combinations
 from recipes.sweeping.plans import share
 from tests.shared import Run, long, slow
@@ -54,8 +55,22 @@ def test_a_plan_trains_what_the_sweep_would(
         program, *arguments = shlex.split(line)
         assert program == "vitft"
         vitft(*arguments)
+    found = [*(tmp_path / "out").glob("*/summary.json")]
+    for path in found:  # as if each had been computed elsewhere
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"device": "far", "seconds": 9}))
+    before = {path: json.loads(path.read_text()) for path in found}
     vitft("sweep", *common, "--resume")
     assert_same_sweep(tmp_path / "out", whole)
+    (best,) = json.loads((tmp_path / "out" / "sweep.json").read_text())["best"]["folders"]
+    for path, was in before.items():
+        now = json.loads(path.read_text())
+        if path.parent == Path(best):  # it is tested again
+            assert {key: now[key] for key in COMPUTED if key in was} == {
+                key: was[key] for key in COMPUTED if key in was
+            }
+            assert now["test_accuracy"] == was["test_accuracy"] is not None
+        else:
+            assert now == was
 
 
 def test_a_plan_names_any_folder(vitft: Run, tmp_path: Path) -> None:

@@ -61,6 +61,19 @@ def test_what_differs_is_told(vitft: Run, folder: Path, tmp_path: Path) -> None:
     assert "holds a run already" in vitft("rerun", out, "--out", tmp_path / "third", code=2).stderr
 
 
+def test_other_epochs_that_were_planned_first_are_told(
+    vitft: Run, folder: Path, tmp_path: Path
+) -> None:
+    flags = ["--data", folder, "--out", tmp_path / "run", *FLAGS, *TINY_FLAGS]
+    vitft("pretrain", *flags, "--epochs=1")
+    assert "other epochs" not in vitft("rerun", tmp_path / "run").stdout
+    vitft("pretrain", *flags, "--epochs=3", "--resume")
+    vitft("pretrain", *flags, "--epochs=3", "--resume")  # changes nothing
+    told = vitft("rerun", tmp_path / "run", "--overwrite").stdout
+    assert "not the same" in told
+    assert "other epochs    1, then 3 were planned then, by --resume, and with them other" in told
+
+
 def test_another_base_in_its_place_is_told(
     vitft: Run, folder: Path, base: Path, tmp_path: Path
 ) -> None:

@@ -189,9 +189,9 @@ def test_a_stopped_sweep_goes_on_as_if_it_had_not(
     assert "--resume goes on" in stopped.stderr
     together, plain_train = [], recipes.sweep.train_together
 
-    def noted(base: VisionTransformer, members: Sequence[Member]) -> None:
+    def noted(base: VisionTransformer, members: Sequence[Member], **begin: Any) -> None:
         together.append([member.folder.name for member in members])
-        plain_train(base, members)
+        plain_train(base, members, **begin)
 
     monkeypatch.setattr(recipes.sweep, "train_together", noted)
     sweep(vitft, folder, base, tmp_path / "cut", *flags, "--resume")
@@ -211,6 +211,7 @@ def test_a_stopped_sweep_goes_on_as_if_it_had_not(
         (["--val-fraction=0"], "a sweep picks by validation; leave out --val-fraction 0"),
         (["--lr=1e-3,0.001"], "--lr has a value twice: [0.001, 0.001]"),
         (["--compile"], "a sweep computes its adapters in one pass; leave out --compile"),
+        (["--auto-batch"], "a sweep computes its adapters in one pass; leave out --auto-batch"),
         (["--from=x"], "a sweep starts new adapters; leave out --from"),
         (["--adapter=boft"], "unknown adapter 'boft'; choose from lora"),
         (["--width=3"], "--width means nothing to --adapter lora"),
@@ -311,7 +312,7 @@ def test_a_sweep_that_replaces_another_removes_its_result_first(
 
     (tmp_path / "sweep.json").write_text("{}")
     (tmp_path / "report.html").touch()
-    monkeypatch.setattr("recipes.sweep.train_together", stop)
+    monkeypatch.setattr("recipes.sweeping.members._train", stop)
     sweep(vitft, folder, base, tmp_path, "--rank=2,3", "--overwrite", code=130)
     assert not [*tmp_path.glob("*.*")]
 

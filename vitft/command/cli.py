@@ -19,12 +19,9 @@ from vitft.command.streams import SafeStream
 from vitft.training.stop import stop_at_once
 from vitft.version import __version__
 
-DISTRIBUTED = {
-    "pretrain",
-    "finetune",
-    "rerun",
-}  # commands that torchrun may start in several processes
-TRAINING = DISTRIBUTED | {"sweep"}  # commands that go on when their terminal is lost
+TRAINING = {"pretrain", "finetune", "rerun", "sweep"}  # go on when their terminal is lost
+# commands that torchrun may start in several processes
+DISTRIBUTED = {"pretrain", "finetune", "rerun", "evaluate"}
 MAX_LINE = 2000  # characters of an error message
 # Words in the errors that a process gets when another one has ended.
 LOST_PROCESS = ("closed by peer", "reset by peer", "timed out", "NCCL", "connectFullMesh")
@@ -53,6 +50,8 @@ class LazyGroup(click.Group):
             return command_from_help(name) if name in COMMANDS else None
         if name not in COMMANDS:
             raise click.UsageError(f"no command {name!r}; choose from {', '.join(COMMANDS)}")
+        if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+            _check_distributed(name)
         _check_packages()
         with stop_at_once():
             command: click.Command = importlib.import_module(f"recipes.{name}").command
@@ -111,7 +110,8 @@ def main() -> NoReturn:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     code = 0
     try:
-        cli(sys.argv[1:] or ["--help"], standalone_mode=False)
+        # colour: click must not drop a name's control characters, which SafeStream escapes
+        cli(sys.argv[1:] or ["--help"], standalone_mode=False, color=True)
     except BaseException as error:
         sys.stderr = errors
         code = _status(error)
@@ -132,7 +132,8 @@ def _status(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, (KeyboardInterrupt, click.Abort)):  # of which click makes an Abort
         if is_first:
-            click.echo(f"Stopped: {error.__cause__ or text or 'interrupted'}", err=True)
+            reason = str(error.__cause__ or "") or text
+            click.echo(f"Stopped: {reason or 'interrupted'}", err=True)
         return 130
     if isinstance(error, click.ClickException):
         text = error.format_message()
@@ -143,10 +144,7 @@ def _status(error: BaseException) -> int:
         from vitft.devices.memory import is_out_of_memory
 
         if is_out_of_memory(error):
-            text = (
-                "out of memory; try half the --batch-size, or --accumulate 2 or --auto-batch for "
-                f"the same result, --checkpoint-blocks or a smaller --image-size ({text[:100]})"
-            )
+            text = f"out of memory{_less_memory()} ({text[:100]})"
         elif _is_distributed() and (not is_first or any(words in text for words in LOST_PROCESS)):
             text = "another process of this run has ended; --resume continues from what was saved"
         else:
@@ -160,6 +158,17 @@ def _status(error: BaseException) -> int:
     return 2
 
 
+def _less_memory() -> str:
+    """Return how the command can do with less memory, as the end of a sentence."""
+    half, same = "; try half the --batch-size", "--accumulate 2 for the same result"
+    if "sweep" in sys.argv[1:3]:
+        return f"{half}, {same}, or a smaller --together or --image-size"
+    if not TRAINING.isdisjoint(sys.argv[1:3]):
+        same = same if _is_distributed() else same.replace("2", "2 or --auto-batch")
+        return f"{half}, {same}, --checkpoint-blocks or a smaller --image-size"
+    return half if "evaluate" in sys.argv[1:3] else ""
+
+
 def _is_distributed() -> bool:
     """Return whether torchrun started this process to train one model together with others."""
     return "RANK" in os.environ and not DISTRIBUTED.isdisjoint(sys.argv[1:3])
@@ -169,6 +178,19 @@ def _is_first_to_fail() -> bool:
     """Return whether no other process of this run has failed, and said why, before this one."""
     processes = sys.modules.get("vitft.devices.processes")  # which most commands never import
     return processes is None or processes.first_to_fail()
+
+
+def _check_distributed(name: str) -> None:
+    """Check that a command may run in several processes, as torchrun has started it.
+
+    Raises:
+        UsageError: it may not; told by the first process alone.
+    """
+    if name not in DISTRIBUTED:
+        if os.environ.get("RANK", "0") != "0":
+            raise SystemExit(2)
+        hint = "; --only 1/N shares its runs out" if name == "sweep" else ""
+        raise click.UsageError(f"{name} is one process; start it without torchrun{hint}")
 
 
 def _check_packages() -> None:

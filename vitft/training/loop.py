@@ -73,7 +73,7 @@ class Loop:
         self.runs, self.join = [*runs], join
         self.failed: dict[Run, str] = {}
         self.saved = time.perf_counter()
-        _check_alike(self.runs, join)
+        check_runs(self.runs, join)
 
     def run(self) -> None:
         """Train every run to its end."""
@@ -255,8 +255,8 @@ def _left_as_they_were(runs: Sequence[Run]) -> Iterator[None]:
             model.resize(size)
 
 
-def _check_alike(runs: Sequence[Run], join: Join | None) -> None:
-    """Check that runs can take their steps together.
+def check_runs(runs: Sequence[Run], join: Join | None = None) -> None:
+    """Check that one run, or several together, can take their steps.
 
     Raises:
         ValueError: they cannot.

@@ -42,6 +42,7 @@ class Run:
         seconds: spent on the present epoch's steps, without validation and saving.
         skipped: steps of the present epoch that were not taken, since the gradient was not finite.
         feature_seconds: spent before the steps, on features and the linear probe.
+        planned: the numbers of epochs that were asked for, one after another; each has other rates.
         history: a row for each finished epoch, as in metrics.jsonl.
         best: the best epoch so far.
         average: moving average of the weights, which is validated in place of them if there is one.
@@ -81,6 +82,7 @@ class Run:
         self.belongs = [*model.classes, train.digest(), validation.digest(), *belongs]
         self.contents = [train.contents, validation.contents]
         self.epoch, self.step, self.seconds, self.feature_seconds = 0, 0, 0.0, 0.0
+        self.planned = [plan.epochs]
         self.history: list[dict[str, Any]] = []
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.best, self.average = Best(), Average(self.trainable, plan.ema)

@@ -35,6 +35,7 @@ class Progress:
     skipped: Count = 0
     options: dict[str, Any] = field(default_factory=dict)
     contents: list[str] | None = None
+    planned: list[Count] = field(default_factory=list)
     save: str | None = None  # name that all runs saved together have in common; see `save`
 
 
@@ -61,6 +62,7 @@ def save(run: Run, name: str | None = None) -> None:
         totals=(*run.totals.tolist(),),
         belongs=run.belongs,
         contents=run.contents,
+        planned=run.planned,
         best=run.best.row,
         frozen=run.frozen,
         skipped=run.skipped,
@@ -104,6 +106,7 @@ def restore(run: Run) -> None:
     run.best.weights, run.average.values = kept["best"], kept["average"]
     run.totals.copy_(torch.tensor(found.totals) * is_first())
     run.epoch, run.step, run.seconds = found.epoch, found.step, found.seconds
+    run.planned = found.planned + run.planned * (found.planned[-1:] != run.planned)
     run.history, run.best.row = found.history, found.best
     run.frozen, run.skipped = found.frozen, found.skipped
     run.updates.steps.restart(run.step)
