@@ -108,7 +108,8 @@ def befallen(n: int, seconds: float, seed: int) -> Iterator[dict[str, Any]]:
         commands = jobs(folder)
         for what, trial in KILLS.items():
             for command, job in commands.items():
-                yield row(f"{command}, {what}", Counter(trial(job, folder, n, rng)))
+                times = job.n_events if what == "killed at events" else n  # at each of them
+                yield row(f"{command}, {what}", Counter(trial(job, folder, times, rng)))
         yield row("serve, killed as it loads", Counter(serve_kills(commands, folder, n, rng)))
         for what, trial in MISHAPS.items():
             ends = Counter[str]()

@@ -25,17 +25,14 @@ def at_events(
     *,
     act: Callable[[Job, Path], Act],
     on: bool = False,
-    every: bool = False,
 ) -> Iterator[str]:
-    """Let something happen at n events of a job; yield how it ends.
+    """Let something happen at each event of a job, or at n of them; yield how it ends.
 
     Args:
         act: tells for a job and its place what happens.
-        on: whether it happens at all later events, too.
-        every: at each event instead, whatever n.
+        on: whether it happens at every later event, too.
     """
-    n = job.n_events if every else min(n, job.n_events)
-    for number in rng.sample(range(1, job.n_events + 1), n):
+    for number in rng.sample(range(1, job.n_events + 1), min(n, job.n_events)):
         with place_in(folder) as place:
             events = Events(place, act(job, place), number, on)
             yield job.verdict(place, job.begin(place, events.watch).end())
@@ -51,7 +48,7 @@ def at_moments(job: Job, folder: Path, n: int, rng: random.Random) -> Iterator[s
 
 KILLS: dict[str, Trial] = {
     "killed at moments": at_moments,
-    "killed at every event": partial(at_events, act=lambda job, place: die, every=True),
+    "killed at events": partial(at_events, act=lambda job, place: die),
     "SIGTERM at events": partial(at_events, act=lambda job, place: stop),
 }
 
