@@ -1,5 +1,7 @@
 import multiprocessing
 import os
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +78,22 @@ def test_workers_stay_for_the_next_pass_and_end_with_the_set() -> None:
     assert len([*images.batches(parts, CPU)]) == 20
     del images, broken, one, other
     assert {*multiprocessing.active_children()} == before
+
+
+def test_a_program_ends_while_its_sets_have_workers() -> None:
+    program = """if True:
+        import torch
+        from vitft.pictures.images import Images
+        images = Images(lambda i: torch.zeros(3, 2, 2).byte(), torch.zeros(40).long())
+        parts, cpu = torch.arange(40).split(2), torch.device("cpu")
+        print(len([*images.batches(parts, cpu)]))
+        begun = images.batches(parts, cpu)
+        next(begun)
+        raise KeyboardInterrupt
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert done.stdout == b"20\n"
+    assert done.stderr.endswith(b"KeyboardInterrupt\n")
 
 
 def test_a_streamed_set_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,11 @@
 """A function that decodes image i in; batches out, which worker processes have decoded."""
 
+import atexit
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -30,6 +32,16 @@ def _leave_signals(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+_STREAMS: "WeakSet[Stream]" = WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End all workers before Python does it at its exit, by a signal that they ignore."""
+    for stream in [*_STREAMS]:
+        stream.end()
+
+
 class Stream:
     """Batches from workers that stay for the next pass, since starting them may take seconds.
 
@@ -52,6 +64,14 @@ class Stream:
             worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # not the global one, whose state a run saves and restores
         )
+        self.passing: Iterator[tuple[Tensor, Tensor]] | None = None
+        _STREAMS.add(self)
+
+    def end(self) -> None:
+        """End the workers."""
+        if hasattr(self.passing, "__del__"):
+            self.passing.__del__()  # what DataLoader itself ends them by
+        self.passing = None
 
     def batches(
         self, indices: Sequence[Tensor], device: torch.device
@@ -66,7 +86,8 @@ class Stream:
         self.order[:] = [chosen.tolist() for chosen in indices]
         failure = None
         try:
-            for images, labels in self.loader:
+            self.passing = iter(self.loader)  # the same for every pass, as its workers are
+            for images, labels in self.passing:
                 yield (
                     images.to(device, non_blocking=self.pin),
                     labels.to(device, non_blocking=self.pin),
@@ -76,5 +97,5 @@ class Stream:
             failure = last.removeprefix(f"{type(error).__name__}: ")
             error.with_traceback(None)  # a traceback keeps the workers alive
         if failure is not None:
-            del self.loader
+            self.end()
             raise ValueError(failure)
