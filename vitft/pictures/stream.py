@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -64,7 +65,7 @@ class Stream:
             worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # not the global one, whose state a run saves and restores
         )
-        self.passing: Iterator[tuple[Tensor, Tensor]] | None = None
+        self.passing: Any = None  # the loader's iterator
         _STREAMS.add(self)
 
     def end(self) -> None:
