@@ -5,8 +5,7 @@
 
 import json
 import shlex
-from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +55,15 @@ class Before:
     stopped: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """The fields of a state that are needed; an older vitft lacked all but the first."""
+
+    belongs: list[str]
+    contents: list[str] | None = None
+    planned: list[int] = field(default_factory=list)
+
+
 def rerun(options: RerunOptions) -> dict[str, Any]:
     """Repeat a run; return the results of both, and the largest difference of their weights.
 
@@ -82,7 +90,7 @@ def rerun(options: RerunOptions) -> dict[str, Any]:
         after = train_adapter(FinetuneOptions(**given)).summary
     adapted = (folder, Path(out)) if before.file == TENSORS else ()
     bases = {read_adapter(place).fingerprint for place in adapted}
-    was, now = (_belongs(place, kind) for place in (folder, Path(out)))
+    was, now = (_stated(place, kind) for place in (folder, Path(out)))
     differs = {
         key: key in was and was[key] != now.get(key) for key in ("images", "contents", "base")
     }
@@ -120,17 +128,19 @@ def _summary(folder: Path) -> Before:
     return found
 
 
-def _belongs(folder: Path, kind: type[Any]) -> dict[str, list[Any]]:
+def _stated(folder: Path, kind: type[Any]) -> dict[str, list[Any]]:
     """Return what a run's state says of its images, base and epochs; {} without a state."""
-    state: dict[str, Any] = {}
-    with suppress(OSError, ValueError):  # only the reason of a difference is then not known
-        state = read_metadata(folder / STATE)
-    found, contents = state.get("belongs"), state.get("contents")
-    if not isinstance(found, list):
+    try:
+        state = part_of(Stated, read_metadata(folder / STATE), STATE)
+    except (OSError, ValueError):  # only the reason of a difference is then not known
         return {}
-    n = len(found) - (kind is FinetuneOptions)  # the last is the base's fingerprint
-    known = {"images": found[:n], "base": found[n:], "planned": state.get("planned", [])}
-    return known if contents is None else known | {"contents": contents}
+    n = len(state.belongs) - (kind is FinetuneOptions)  # the last is the base's fingerprint
+    known: dict[str, list[Any]] = {
+        "images": state.belongs[:n],
+        "base": state.belongs[n:],
+        "planned": state.planned,
+    }
+    return known if state.contents is None else known | {"contents": state.contents}
 
 
 def _compared(first: Path, second: Path) -> dict[str, Any]:

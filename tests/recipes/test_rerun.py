@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.shared import TINY_FLAGS, Run, long, paint, some
 from vitft import load_model, save_model
+from vitft.files import read_tensors, write_tensors
 
 pytestmark = long
 FLAGS = ["--epochs=2", "--batch-size=16", "--flip", "--mixup=0.3", "--seed=5"]
@@ -72,6 +73,16 @@ def test_other_epochs_that_were_planned_first_are_told(
     told = vitft("rerun", tmp_path / "run", "--overwrite").stdout
     assert "not the same" in told
     assert "other epochs    1, then 3 were planned then, by --resume, and with them other" in told
+
+
+@pytest.mark.parametrize("change", [{"planned": 5}, {"belongs": {}}, {"contents": [1]}])
+def test_a_state_that_says_odd_things_gives_no_reasons(
+    change: dict[str, object], vitft: Run, run: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(run, tmp_path / "run"))
+    tensors, progress = read_tensors(out / "state.safetensors")
+    write_tensors(out / "state.safetensors", tensors, progress | change)
+    assert "other" not in vitft("rerun", out).stdout
 
 
 def test_another_base_in_its_place_is_told(

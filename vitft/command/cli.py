@@ -163,7 +163,7 @@ def _less_memory() -> str:
     half, same = "; try half the --batch-size", "--accumulate 2 for the same result"
     if "sweep" in sys.argv[1:3]:
         return f"{half}, {same}, or a smaller --together or --image-size"
-    if not TRAINING.isdisjoint(sys.argv[1:3]):
+    if not {"pretrain", "finetune"}.isdisjoint(sys.argv[1:3]):
         same = same if _is_distributed() else same.replace("2", "2 or --auto-batch")
         return f"{half}, {same}, --checkpoint-blocks or a smaller --image-size"
     return half if "evaluate" in sys.argv[1:3] else ""
