@@ -158,7 +158,7 @@ def _train(base: VisionTransformer, members: Sequence[Member]) -> None:
         else:
             calibrate(member.run, member.options)
             member.facts = save_trained(member.run, member.options, member.folder)
-            member.facts |= {"n_together": len(members)} | as_computed(member.before)
+            member.facts |= as_computed(member.before or {"n_together": len(members)})
             member.summary = member.before or summarise(
                 member.run, member.splits, member.options, member.folder, member.facts
             )
